@@ -1,0 +1,1 @@
+//! A base model as it lies on disk.
