@@ -1,0 +1,159 @@
+//! `Bytes`: a cheap handle on owned memory or on a range of a mapped file. The only place that maps files.
+//!
+//! Inputs are mapped read-only and never written. A mapping keeps its file open, so that ranges can be copied inside
+//! the kernel, and remembers size and modification time, so that a change under our feet is noticed before a result
+//! is committed.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+use crate::error::{Error, Result};
+
+/// A file mapped for reading.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    file: File,
+    map: Option<Mmap>, // none for an empty file, which cannot be mapped
+    len: usize,
+    modified: Option<SystemTime>,
+}
+
+impl MappedFile {
+    /// Maps the regular file at `path` (links are followed).
+    pub fn open(path: &Path) -> Result<Arc<MappedFile>> {
+        let fail = |e: std::io::Error| Error::io("cannot open", e).in_file(path);
+        // Ask before opening: opening a FIFO would wait for a writer.
+        let about = std::fs::metadata(path).map_err(fail)?;
+        if !about.is_file() {
+            let found = if about.is_dir() { "a folder" } else { "not a regular file" };
+            return Err(Error::unsupported(format!("{found}, expected a file")).in_file(path));
+        }
+        let file = File::open(path).map_err(fail)?;
+        let about = file.metadata().map_err(fail)?;
+        let len = usize::try_from(about.len())
+            .map_err(|_| Error::unsupported("too large to map on this system").in_file(path))?;
+        // SAFETY: the mapping is read-only and private to this type. Another process may still truncate or rewrite
+        // the file: truncation ends in SIGBUS and a rewrite changes what is read. No invariant of ours rests on the
+        // bytes staying equal between two reads, and `unchanged` refuses to commit a result after either.
+        let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(fail)?) };
+        let modified = about.modified().ok();
+        Ok(Arc::new(MappedFile { path: path.to_path_buf(), file, map, len, modified }))
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file, for copies inside the kernel.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// All bytes of the file.
+    pub fn as_slice(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+
+    /// An error if size or modification time differ from those at opening.
+    pub fn unchanged(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|e| Error::io("cannot check", e).in_file(&self.path))?;
+        let same = now.len() == self.len as u64 && now.modified().ok() == self.modified;
+        if same {
+            return Ok(());
+        }
+        Err(Error::new(crate::error::Kind::Io, "changed while it was being read").in_file(&self.path))
+    }
+
+    /// Tells the kernel that `range` is not needed for now, so that it stops counting as resident memory of this
+    /// process. It can still be read again.
+    fn release(&self, range: Range<usize>) {
+        const PAGE: usize = 4096;
+        let Some(map) = &self.map else { return };
+        // Whole pages only: a neighbour may be reading the rest of the first and last one.
+        let start = range.start.next_multiple_of(PAGE);
+        let end = range.end / PAGE * PAGE;
+        if start < end {
+            // SAFETY: on a shared read-only file mapping, DONTNEED drops page-table entries only; the next access
+            // reads the same bytes from the page cache again.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Owner {
+    Memory(Arc<[u8]>),
+    File(Arc<MappedFile>),
+}
+
+/// A range of bytes; cloning copies the handle, not the bytes.
+#[derive(Clone, Debug)]
+pub struct Bytes {
+    owner: Owner,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// The range of a mapped file, or an error where it reaches past the end.
+    pub fn mapped(file: &Arc<MappedFile>, range: Range<usize>) -> Result<Bytes> {
+        if range.start > range.end || range.end > file.len {
+            return Err(Error::malformed(format!("bytes {range:?} lie outside the file of {} bytes", file.len))
+                .in_file(file.path()));
+        }
+        Ok(Bytes { owner: Owner::File(Arc::clone(file)), range })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        let all = match &self.owner {
+            Owner::Memory(bytes) => bytes,
+            Owner::File(file) => file.as_slice(),
+        };
+        &all[self.range.clone()]
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// True where there are none.
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// A part of these bytes; `range` counts from their start.
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
+        assert!(range.start <= range.end && range.end <= self.len(), "slice outside of its bytes");
+        Bytes { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end }
+    }
+
+    /// The mapped file and the offset these bytes start at, where they come from one.
+    pub fn origin(&self) -> Option<(&Arc<MappedFile>, u64)> {
+        match &self.owner {
+            Owner::Memory(_) => None,
+            Owner::File(file) => Some((file, self.range.start as u64)),
+        }
+    }
+
+    /// Lets the pages of `range` (counted from the start of these bytes) leave resident memory.
+    pub fn release(&self, range: Range<usize>) {
+        if let Owner::File(file) = &self.owner {
+            file.release(self.range.start + range.start..self.range.start + range.end);
+        }
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Bytes { owner: Owner::Memory(bytes.into()), range }
+    }
+}

@@ -1,0 +1,124 @@
+//! Conversions between stored element types and f32. This is where rounding is defined: to nearest, ties to even,
+//! once. Values beyond the largest finite number become infinite for f16 and bf16, as IEEE 754 has it.
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use crate::error::{Error, Result};
+
+/// Widens the little-endian elements in `bytes` into `out`; exact for every type but f64, which is rounded once.
+pub fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
+    match dtype {
+        Dtype::F32 => each(bytes, out, |b: [u8; 4]| f32::from_le_bytes(b)),
+        Dtype::BF16 => each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
+        Dtype::F16 => each(bytes, out, |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
+        Dtype::F64 => each(bytes, out, |b: [u8; 8]| f64::from_le_bytes(b) as f32),
+        Dtype::F8_E4M3 => each(bytes, out, |[b]: [u8; 1]| e4m3(b)),
+        Dtype::F8_E5M2 => each(bytes, out, |[b]: [u8; 1]| f16::from_bits(u16::from(b) << 8).to_f32()),
+        other => Err(Error::unsupported(format!("dtype {other} holds no numbers to compute with"))),
+    }
+}
+
+/// Widens into f64; exact for every type.
+pub fn widen_f64(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
+    if dtype == Dtype::F64 {
+        let (words, _) = bytes.as_chunks::<8>();
+        return Ok(words.iter().map(|b| f64::from_le_bytes(*b)).collect());
+    }
+    let mut out = vec![0f32; bytes.len() * 8 / dtype.bitsize()];
+    widen(dtype, bytes, &mut out)?;
+    Ok(out.into_iter().map(f64::from).collect())
+}
+
+/// Rounds `values` into little-endian elements of `dtype`: to nearest even, once.
+pub fn narrow(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<()> {
+    match dtype {
+        Dtype::F32 => back(values, out, f32::to_le_bytes),
+        Dtype::BF16 => back(values, out, |v| bf16::from_f32(v).to_le_bytes()),
+        Dtype::F16 => back(values, out, |v| f16::from_f32(v).to_le_bytes()),
+        Dtype::F64 => back(values, out, |v| f64::from(v).to_le_bytes()),
+        other => Err(Error::unsupported(format!("cannot round to dtype {other}"))),
+    }
+}
+
+/// Integer elements as i64, for index tensors.
+pub fn integers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
+    Ok(match dtype {
+        Dtype::U8 => bytes.iter().map(|&b| i64::from(b)).collect(),
+        Dtype::I32 => bytes.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
+        Dtype::U32 => bytes.as_chunks::<4>().0.iter().map(|b| i64::from(u32::from_le_bytes(*b))).collect(),
+        Dtype::I16 => bytes.as_chunks::<2>().0.iter().map(|b| i64::from(i16::from_le_bytes(*b))).collect(),
+        Dtype::U16 => bytes.as_chunks::<2>().0.iter().map(|b| i64::from(u16::from_le_bytes(*b))).collect(),
+        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        other => return Err(Error::mismatch(format!("dtype {other}, expected integers"))),
+    })
+}
+
+fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f32) -> Result<()> {
+    let (words, rest) = bytes.as_chunks::<N>();
+    if words.len() != out.len() || !rest.is_empty() {
+        return Err(Error::mismatch(format!("{} bytes for {} elements of {N} bytes", bytes.len(), out.len())));
+    }
+    for (o, w) in out.iter_mut().zip(words) {
+        *o = f(*w);
+    }
+    Ok(())
+}
+
+fn back<const N: usize>(values: &[f32], out: &mut [u8], f: impl Fn(f32) -> [u8; N]) -> Result<()> {
+    let (words, rest) = out.as_chunks_mut::<N>();
+    if words.len() != values.len() || !rest.is_empty() {
+        return Err(Error::mismatch(format!("{} elements of {N} bytes for {} bytes", values.len(), rest.len())));
+    }
+    for (w, v) in words.iter_mut().zip(values) {
+        *w = f(*v);
+    }
+    Ok(())
+}
+
+/// The 8-bit float with four exponent bits (bias 7) and no infinities; 0x7f and 0xff are NaN.
+fn e4m3(byte: u8) -> f32 {
+    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    match (exponent, byte & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => sign * mantissa / 8.0 * 2f32.powi(-6),
+        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixteen_bit_types_survive_the_round_trip() {
+        let stored: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        for dtype in [Dtype::BF16, Dtype::F16] {
+            let (mut wide, mut again) = (vec![0f32; 65536], vec![0u8; 131_072]);
+            widen(dtype, &stored, &mut wide).unwrap();
+            narrow(dtype, &wide, &mut again).unwrap();
+            for (i, value) in wide.iter().enumerate() {
+                assert!(value.is_nan() || stored[2 * i..2 * i + 2] == again[2 * i..2 * i + 2], "{dtype} {i:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_even() {
+        let mut out = [0u8; 2];
+        for (value, bits) in [(1.003_906_25f32, 0x3f80u16), (1.011_718_75, 0x3f82)] {
+            narrow(Dtype::BF16, &[value], &mut out).unwrap();
+            assert_eq!(u16::from_le_bytes(out), bits, "{value}");
+        }
+    }
+
+    #[test]
+    fn eight_bit_values_from_the_format_table() {
+        // OCP 8-bit floating point specification, table 2: largest, smallest normal, smallest subnormal.
+        assert_eq!((e4m3(0x7e), e4m3(0x08), e4m3(0x01)), (448.0, 2f32.powi(-6), 2f32.powi(-9)));
+        let mut out = [0f32];
+        widen(Dtype::F8_E5M2, &[0x7b], &mut out).unwrap();
+        assert_eq!(out, [57344.0]);
+    }
+}

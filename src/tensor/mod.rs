@@ -1,0 +1,77 @@
+//! What a tensor is: an element type, a shape and bytes that may lie in a mapped file. No files are opened here and
+//! nothing is known of adapters.
+
+pub mod bytes;
+pub mod cast;
+pub mod dtype;
+pub mod shape;
+
+use indexmap::IndexMap;
+use ndarray::Array2;
+
+pub use bytes::{Bytes, MappedFile};
+pub use dtype::Dtype;
+pub use shape::{Rows, Shape};
+
+use crate::error::{Error, Result};
+
+/// A named-nowhere block of numbers; cloning copies a handle.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents, outermost first, row-major.
+    pub shape: Shape,
+    /// Little-endian elements without gaps.
+    pub bytes: Bytes,
+}
+
+/// Tensors under their keys, in the order of the file they came from.
+pub type StateDict = IndexMap<String, Tensor>;
+
+impl Tensor {
+    /// A tensor over `bytes`, whose number has to fit shape and dtype.
+    pub fn new(dtype: Dtype, shape: Shape, bytes: Bytes) -> Result<Tensor> {
+        let expected = dtype::byte_len(dtype, shape.elements()?)?;
+        if bytes.len() != expected {
+            return Err(Error::malformed(format!("{dtype} {shape} takes {expected} bytes, found {}", bytes.len())));
+        }
+        Ok(Tensor { dtype, shape, bytes })
+    }
+
+    /// A tensor of `dtype` rounded from f32 values in row-major order.
+    pub fn from_f32(dtype: Dtype, shape: impl Into<Vec<usize>>, values: &[f32]) -> Result<Tensor> {
+        let mut bytes = vec![0; dtype::byte_len(dtype, values.len())?];
+        cast::narrow(dtype, values, &mut bytes)?;
+        Tensor::new(dtype, Shape::new(shape), bytes.into())
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.dims().iter().product() // checked when the tensor was made
+    }
+
+    /// All elements as f32.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        let mut out = vec![0f32; self.elements()];
+        cast::widen(self.dtype, self.bytes.as_slice(), &mut out)?;
+        Ok(out)
+    }
+
+    /// The tensor as the f32 matrix of [`Shape::matrix`].
+    pub fn to_matrix(&self) -> Result<Array2<f32>> {
+        let values = self.to_f32()?;
+        Array2::from_shape_vec(self.shape.matrix(), values)
+            .map_err(|e| Error::malformed(format!("shape {}: {e}", self.shape)))
+    }
+
+    /// All elements as i64; an error where they are not integers.
+    pub fn to_integers(&self) -> Result<Vec<i64>> {
+        cast::integers(self.dtype, self.bytes.as_slice())
+    }
+
+    /// The same bytes under another shape of as many elements.
+    pub fn reshaped(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
+        Tensor::new(self.dtype, Shape::new(shape), self.bytes.clone())
+    }
+}
