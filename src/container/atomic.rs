@@ -1,0 +1,350 @@
+//! Outputs that appear whole or not at all.
+//!
+//! A result is built under a temporary name beside its final one and takes its name by a single rename, after
+//! everything in it is on disk. A temporary entry is locked while its run is alive, so that the next run can tell a
+//! dead one apart and remove it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{CWD, RenameFlags};
+use rustix::io::Errno;
+
+use crate::error::{Context, Error, Kind, Result};
+
+const MARK: &str = ".lora-tool.";
+
+/// What an output will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One file.
+    File,
+    /// A folder of files.
+    Folder,
+}
+
+/// An output on its way. Dropping it without [`commit`](Pending::commit) removes every trace.
+#[derive(Debug)]
+pub struct Pending {
+    form: Form,
+    temporary: PathBuf,
+    destination: PathBuf,
+    replace: bool,
+    sync: bool,
+    committed: bool,
+    lock: Option<File>,
+}
+
+impl Pending {
+    /// Prepares an output at `destination`. Without `replace` an existing one is refused, except for an empty
+    /// folder. Left-overs of runs that were killed are removed.
+    pub fn new(destination: &Path, form: Form, replace: bool, sync: bool) -> Result<Pending> {
+        let (parent, name) = split(destination)?;
+        if !parent.is_dir() {
+            return Err(Error::missing("the folder it should go into does not exist").in_file(destination));
+        }
+        refuse_existing(destination, form, replace)?;
+        remove_dead(&parent, &name);
+        let temporary = parent.join(temporary_name(&name));
+        let fail = |e: std::io::Error| Error::io("cannot create the output beside it", e).in_file(destination);
+        let lock = match form {
+            Form::Folder => {
+                fs::create_dir(&temporary).map_err(fail)?;
+                File::open(&temporary).ok() // a folder can be locked through a read-only handle
+            }
+            // The file itself is made by its writer; the lock follows in `hold`.
+            Form::File => None,
+        };
+        if let Some(lock) = &lock {
+            let _ = lock.try_lock();
+        }
+        let destination = parent.join(&name);
+        Ok(Pending { form, temporary, destination, replace, sync, committed: false, lock })
+    }
+
+    /// Where to build: the file itself, or the folder to put files into (which exists already).
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Where the result will be.
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// Whether files have to be on disk before the rename.
+    pub fn sync(&self) -> bool {
+        self.sync
+    }
+
+    /// Marks a temporary file, which its writer has created by now, as belonging to a live run.
+    pub fn hold(&mut self) {
+        if self.lock.is_none() {
+            self.lock = File::open(&self.temporary).ok();
+            if let Some(lock) = &self.lock {
+                let _ = lock.try_lock();
+            }
+        }
+    }
+
+    /// Gives the output its name. Every file in it has to be written and synced.
+    pub fn commit(mut self) -> Result<()> {
+        let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(&self.destination);
+        if self.form == Form::Folder && self.sync {
+            sync_folders(&self.temporary).map_err(|e| fail("cannot bring to disk", e))?;
+        }
+        let existing = self.destination.symlink_metadata().is_ok();
+        match (self.form, existing) {
+            (Form::File, true) if self.replace => {
+                fs::rename(&self.temporary, &self.destination).map_err(|e| fail("cannot replace", e))?;
+            }
+            (Form::Folder, true) => self.exchange()?,
+            _ => self.rename_onto_nothing()?,
+        }
+        self.committed = true;
+        if self.sync
+            && let Some(parent) = self.destination.parent()
+        {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            File::open(parent).and_then(|f| f.sync_all()).map_err(|e| fail("cannot bring the name to disk", e))?;
+        }
+        Ok(())
+    }
+
+    fn rename_onto_nothing(&self) -> Result<()> {
+        let step = rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::NOREPLACE);
+        match step {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(Error::new(Kind::Exists, "appeared while the output was being made")
+                .in_file(&self.destination)
+                .hint("another run may have written it; use --force to replace it")),
+            // File systems without the flag: the existence was checked, a race remains.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(&self.temporary, &self.destination)
+                .map_err(|e| Error::io("cannot give the output its name", e).in_file(&self.destination)),
+            Err(e) => Err(Error::io("cannot give the output its name", e).in_file(&self.destination)),
+        }
+    }
+
+    /// Puts the new folder in the place of the old one in one step, then removes the old one.
+    fn exchange(&self) -> Result<()> {
+        let fail = |e: std::io::Error| Error::io("cannot replace", e).in_file(&self.destination);
+        let empty = fs::read_dir(&self.destination).map_err(fail)?.next().is_none();
+        if empty {
+            return fs::rename(&self.temporary, &self.destination).map_err(fail);
+        }
+        if !self.replace {
+            return Err(exists(&self.destination));
+        }
+        rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::EXCHANGE)
+            .map_err(|e| fail(e.into()))?;
+        // The old folder now has the temporary name. Failing to remove it does not undo the result.
+        let _ = fs::remove_dir_all(&self.temporary);
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.committed {
+            remove_entry(&self.temporary);
+        }
+    }
+}
+
+/// Creates a file inside an output that is being built, writes `bytes` and brings them to disk.
+pub fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
+    let write = || {
+        let mut file = File::options().write(true).create_new(true).open(path)?;
+        file.write_all(bytes)?;
+        if sync { file.sync_all() } else { Ok(()) }
+    };
+    write().map_err(|e| Error::io("cannot write", e)).in_file(path)
+}
+
+/// Copies a side file into an output that is being built.
+pub fn copy_whole(from: &Path, to: &Path, sync: bool) -> Result<()> {
+    let copy = || {
+        let mut source = File::open(from)?;
+        let mut file = File::options().write(true).create_new(true).open(to)?;
+        std::io::copy(&mut source, &mut file)?; // copy_file_range inside
+        if sync { file.sync_all() } else { Ok(()) }
+    };
+    copy().map_err(|e| Error::io(&format!("cannot copy to {}", to.display()), e)).in_file(from)
+}
+
+/// Refuses an output that is one of the inputs, lies inside one, or would replace a folder that holds one.
+pub fn refuse_input(destination: &Path, inputs: &[&Path]) -> Result<()> {
+    let (parent, name) = split(destination)?;
+    let Ok(parent) = parent.canonicalize() else { return Ok(()) }; // a missing parent is reported by `new`
+    let there = parent.join(name);
+    let target = there.canonicalize().unwrap_or(there);
+    for input in inputs {
+        let Ok(source) = input.canonicalize() else { continue };
+        let same_file = match (target.metadata(), source.metadata()) {
+            (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
+            _ => false,
+        };
+        let inside = source.is_dir() && target.starts_with(&source);
+        let around = source.starts_with(&target);
+        if same_file || inside || around {
+            let what = format!("the output is, lies in or would replace the input {}", input.display());
+            return Err(Error::new(Kind::Exists, what)
+                .in_file(destination)
+                .hint("inputs are never changed; write to another place"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to begin where `needed` bytes do not fit beside `destination`.
+pub fn require_room(destination: &Path, needed: u64) -> Result<()> {
+    let (parent, _) = split(destination)?;
+    let Ok(about) = rustix::fs::statvfs(&parent) else { return Ok(()) };
+    let free = about.f_bavail.saturating_mul(about.f_frsize);
+    if needed > free {
+        let what = format!("no space: the output takes {needed} bytes, {free} are free");
+        return Err(Error::new(Kind::Io, what).in_file(destination).hint("free some space or choose another disk"));
+    }
+    Ok(())
+}
+
+fn split(destination: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
+    let name = destination
+        .file_name()
+        .ok_or_else(|| Error::new(Kind::Usage, "not a name an output can have").in_file(destination))?;
+    let parent = match destination.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    Ok((parent, name.to_os_string()))
+}
+
+fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<()> {
+    let Ok(about) = destination.symlink_metadata() else { return Ok(()) };
+    match form {
+        Form::Folder if !about.is_dir() => {
+            Err(Error::new(Kind::Exists, "a file of this name exists, the output is a folder").in_file(destination))
+        }
+        Form::File if about.is_dir() => {
+            Err(Error::new(Kind::Exists, "a folder of this name exists, the output is a file").in_file(destination))
+        }
+        _ if replace => Ok(()),
+        Form::Folder if fs::read_dir(destination).is_ok_and(|mut d| d.next().is_none()) => Ok(()),
+        _ => Err(exists(destination)),
+    }
+}
+
+fn exists(destination: &Path) -> Error {
+    Error::new(Kind::Exists, "exists already").in_file(destination).hint("--force replaces it")
+}
+
+/// `.name.lora-tool.<pid>.<n>`, with the name cut so that the whole stays within what file systems allow.
+fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let tail = format!("{MARK}{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let kept = name.as_bytes().len().min(250 - tail.len());
+    let mut out = b".".to_vec();
+    out.extend_from_slice(&name.as_bytes()[..kept]);
+    out.extend_from_slice(tail.as_bytes());
+    std::ffi::OsString::from_vec(out)
+}
+
+/// Removes temporary entries for this output whose run is no longer alive.
+fn remove_dead(parent: &Path, name: &std::ffi::OsStr) {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(entries) = fs::read_dir(parent) else { return };
+    let mut prefix = b".".to_vec();
+    prefix.extend_from_slice(&name.as_bytes()[..name.as_bytes().len().min(200)]);
+    for entry in entries.flatten() {
+        let file_name = entry.file_name();
+        let bytes = file_name.as_bytes();
+        let ours = bytes.starts_with(&prefix) && bytes.windows(MARK.len()).any(|w| w == MARK.as_bytes());
+        if ours && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
+            remove_entry(&entry.path());
+        }
+    }
+}
+
+fn remove_entry(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+fn sync_folders(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_folders(&entry.path())?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("lora-tool-atomic-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut out: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        out.sort();
+        out
+    }
+
+    #[test]
+    fn a_dropped_output_leaves_nothing() {
+        let folder = scratch("drop");
+        let pending = Pending::new(&folder.join("out"), Form::Folder, false, true).unwrap();
+        write_whole(&pending.path().join("a"), b"x", true).unwrap();
+        assert_eq!(names(&folder).len(), 1);
+        drop(pending);
+        assert!(names(&folder).is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole_and_only_when_asked() {
+        let folder = scratch("replace");
+        let out = folder.join("out");
+        fs::create_dir(&out).unwrap();
+        write_whole(&out.join("old"), b"x", false).unwrap();
+        assert_eq!(Pending::new(&out, Form::Folder, false, true).unwrap_err().kind(), Kind::Exists);
+        let pending = Pending::new(&out, Form::Folder, true, true).unwrap();
+        write_whole(&pending.path().join("new"), b"y", true).unwrap();
+        pending.commit().unwrap();
+        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+    }
+
+    #[test]
+    fn left_overs_of_dead_runs_go_and_those_of_live_ones_stay() {
+        let folder = scratch("dead");
+        fs::write(folder.join(".out.lora-tool.1.0"), b"dead").unwrap();
+        let alive = Pending::new(&folder.join("out"), Form::Folder, false, true).unwrap();
+        let second = Pending::new(&folder.join("out"), Form::Folder, false, true).unwrap();
+        assert_eq!(names(&folder).len(), 2, "both live ones, not the dead one");
+        second.commit().unwrap();
+        assert_eq!(alive.commit().map_err(|e| e.kind()), Ok(()), "an empty folder counts as absent");
+    }
+
+    #[test]
+    fn an_input_is_never_an_output() {
+        let folder = scratch("alias");
+        let input = folder.join("model");
+        fs::create_dir(&input).unwrap();
+        std::os::unix::fs::symlink(&input, folder.join("link")).unwrap();
+        for output in ["model", "link", "model/inside"] {
+            assert!(refuse_input(&folder.join(output), &[&input]).is_err(), "{output}");
+        }
+        assert!(refuse_input(&folder, &[&input]).is_err(), "the folder around it");
+        assert!(refuse_input(&folder.join("other"), &[&input]).is_ok());
+    }
+}

@@ -1,0 +1,10 @@
+//! Files and the tensors in them. A container has no idea what an adapter is.
+
+pub mod atomic;
+pub mod json;
+pub mod safetensors;
+pub mod sharded;
+pub mod torch;
+
+pub use safetensors::{Entry, FileMetadata, Manifest, SafetensorsFile, SafetensorsWriter};
+pub use sharded::{Shard, Sharded};

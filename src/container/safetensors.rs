@@ -1,0 +1,395 @@
+//! safetensors files: mapped reading and header-first writing.
+//!
+//! Format: <https://github.com/huggingface/safetensors>, README. Eight bytes with the length of a JSON header, the
+//! header, then the tensors without gaps. The `safetensors` crate defines the entries and checks the whole; what it
+//! lets pass (a key that stands twice) and what it reports without a name is checked here first.
+//!
+//! The writer is our own because an output may be larger than memory, is written by several threads at once, and has
+//! to come out the same byte for byte each time: its metadata is ordered.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use rustix::fs::{Advice, FallocateFlags};
+use rustix::io::Errno;
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+
+use crate::error::{Context, Error, Kind, Result, printable};
+use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
+
+/// Largest header that is read or written: the reference implementation's own limit.
+pub const MAX_HEADER_BYTES: usize = 100_000_000;
+/// Most tensors in one file.
+pub const MAX_TENSORS: usize = 1_000_000;
+/// Most dimensions of one tensor.
+pub const MAX_DIMS: usize = 8;
+
+/// Header metadata in file order.
+pub type FileMetadata = IndexMap<String, String>;
+
+/// A file opened for reading. Nothing but its header has been touched.
+#[derive(Clone, Debug)]
+pub struct SafetensorsFile {
+    /// The mapped file.
+    pub file: Arc<MappedFile>,
+    /// The eight length bytes and the header, as they stand in the file.
+    pub head: Bytes,
+    /// Tensors in the order of their data.
+    pub tensors: StateDict,
+    /// `__metadata__`, empty where there is none.
+    pub metadata: FileMetadata,
+}
+
+impl SafetensorsFile {
+    /// Maps the file and reads its header.
+    pub fn open(path: &Path) -> Result<SafetensorsFile> {
+        let file = MappedFile::open(path)?;
+        Self::parse(file).in_file(path)
+    }
+
+    fn parse(file: Arc<MappedFile>) -> Result<SafetensorsFile> {
+        let all = file.as_slice();
+        let Some((length, rest)) = all.split_first_chunk::<8>() else {
+            return Err(not_safetensors(all, format!("{} bytes, too short for a safetensors file", all.len())));
+        };
+        let length = u64::from_le_bytes(*length);
+        let header = usize::try_from(length).ok().and_then(|n| rest.get(..n)).ok_or_else(|| {
+            let what = format!("header of {length} bytes does not fit into the file of {} bytes", all.len());
+            not_safetensors(all, what)
+        })?;
+        if header.len() > MAX_HEADER_BYTES {
+            return Err(Error::new(Kind::Limit, format!("header of {length} bytes, at most {MAX_HEADER_BYTES}")));
+        }
+        let (entries, metadata) = parse_header(header)?;
+        let data_start = 8 + header.len();
+        check_entries(&entries, all.len() - data_start)?;
+
+        let mut tensors = StateDict::with_capacity(entries.len());
+        for (name, info) in &entries {
+            let (from, to) = info.data_offsets;
+            let bytes = Bytes::mapped(&file, data_start + from..data_start + to)?;
+            let tensor = Tensor::new(info.dtype, Shape::new(info.shape.clone()), bytes).at_key(name)?;
+            tensors.insert(name.clone(), tensor);
+        }
+        // The crate's own verdict on the whole, as a second opinion.
+        let hashed = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect::<HashMap<_, _>>());
+        Metadata::new(hashed, entries).map_err(|e| Error::malformed(e.to_string()))?;
+        let head = Bytes::mapped(&file, 0..data_start)?;
+        Ok(SafetensorsFile { file, head, tensors, metadata })
+    }
+
+    /// What this file holds, for writing another of the same form.
+    pub fn manifest(&self) -> Manifest {
+        let entries = self
+            .tensors
+            .iter()
+            .map(|(name, t)| Entry { name: name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+            .collect();
+        Manifest { entries, metadata: self.metadata.clone() }
+    }
+}
+
+/// Says what a file is that does not begin like safetensors.
+fn not_safetensors(all: &[u8], what: String) -> Error {
+    let head = &all[..all.len().min(64)];
+    let (kind, hint) = if head.starts_with(b"version https://git-lfs") {
+        ("a Git LFS pointer, not the file itself", "fetch the real file with `git lfs pull`")
+    } else if head.starts_with(b"PK\x03\x04") {
+        ("a zip archive, perhaps a PyTorch .bin file", "give it the ending .bin if it is one")
+    } else if head.starts_with(b"GGUF") {
+        ("a GGUF file", "this command reads safetensors")
+    } else if head.starts_with(b"<") {
+        ("an HTML page", "the download probably failed; fetch the file again")
+    } else if head.starts_with(b"{") {
+        ("JSON text", "the download probably failed; fetch the file again")
+    } else if head.starts_with(b"\x80") {
+        ("a Python pickle", "give it the ending .bin if it is a PyTorch file")
+    } else {
+        return Error::malformed(what).hint("the download may have been cut short; compare the size with its source");
+    };
+    Error::malformed(format!("{kind}; expected safetensors")).hint(hint)
+}
+
+/// Checks each entry by itself, so that the message can name it; the crate checks the same things without names.
+fn check_entries(entries: &[(String, TensorInfo)], data_len: usize) -> Result<()> {
+    let mut expected_start = 0;
+    for (name, info) in entries {
+        let shape = Shape::new(info.shape.clone());
+        let (from, to) = info.data_offsets;
+        if shape.rank() > MAX_DIMS {
+            let what = format!("{} dimensions, at most {MAX_DIMS}", shape.rank());
+            return Err(Error::new(Kind::Limit, what).at_key(name));
+        }
+        let takes = shape.elements().and_then(|n| dtype::byte_len(info.dtype, n)).at_key(name)?;
+        if from > to || to > data_len {
+            let what = format!("data_offsets [{from}, {to}] lie outside the {data_len} bytes of data");
+            let hint = "the download may have been cut short; compare the size with its source";
+            return Err(Error::malformed(what).at_key(name).hint(hint));
+        }
+        if to - from != takes {
+            let what = format!("{} {shape} takes {takes} bytes, data_offsets give {}", info.dtype, to - from);
+            return Err(Error::malformed(what).at_key(name));
+        }
+        if from != expected_start {
+            let what = format!("data starts at {from}, expected {expected_start}: tensors overlap or leave a hole");
+            return Err(Error::malformed(what).at_key(name));
+        }
+        expected_start = to;
+    }
+    if expected_start != data_len {
+        let what = format!("{data_len} bytes of data, the header accounts for {expected_start}");
+        return Err(Error::malformed(what));
+    }
+    Ok(())
+}
+
+/// Entries sorted by where their data lies, and the metadata in file order.
+fn parse_header(header: &[u8]) -> Result<(Vec<(String, TensorInfo)>, FileMetadata)> {
+    let bad = |e: serde_json::Error| Error::malformed(format!("header: {}", printable(&e.to_string())));
+    let text = std::str::from_utf8(header)
+        .map_err(|e| Error::malformed(format!("header is not UTF-8 at byte {}", e.valid_up_to())))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let (mut entries, metadata) = HeaderSeed.deserialize(&mut json).map_err(bad)?;
+    json.end().map_err(bad)?;
+    // Stable: tensors without bytes keep the header's order among those that start where they do.
+    entries.sort_by_key(|(_, info)| info.data_offsets);
+    Ok((entries, metadata))
+}
+
+struct HeaderSeed;
+
+impl<'de> DeserializeSeed<'de> for HeaderSeed {
+    type Value = (Vec<(String, TensorInfo)>, FileMetadata);
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for HeaderSeed {
+    type Value = (Vec<(String, TensorInfo)>, FileMetadata);
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object of tensors")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Self::Value, M::Error> {
+        let mut entries: IndexMap<String, TensorInfo> = IndexMap::new();
+        let mut metadata: Option<FileMetadata> = None;
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                if metadata.is_some() {
+                    return Err(M::Error::custom("`__metadata__` stands twice"));
+                }
+                metadata = Some(map.next_value_seed(StringsSeed)?);
+                continue;
+            }
+            let info: TensorInfo = map.next_value().map_err(|e| M::Error::custom(format!("tensor `{name}`: {e}")))?;
+            if entries.len() == MAX_TENSORS {
+                return Err(M::Error::custom(format!("more than {MAX_TENSORS} tensors")));
+            }
+            if entries.contains_key(&name) {
+                return Err(M::Error::custom(format!("tensor `{name}` stands twice")));
+            }
+            entries.insert(name, info);
+        }
+        Ok((entries.into_iter().collect(), metadata.unwrap_or_default()))
+    }
+}
+
+/// A JSON object of strings in which no key stands twice.
+struct StringsSeed;
+
+impl<'de> DeserializeSeed<'de> for StringsSeed {
+    type Value = FileMetadata;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<FileMetadata, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for StringsSeed {
+    type Value = FileMetadata;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("`__metadata__` as an object of strings")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<FileMetadata, E> {
+        Ok(FileMetadata::new()) // `null`, which the reference reader takes as well
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<FileMetadata, M::Error> {
+        let mut out = FileMetadata::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let value: String =
+                map.next_value().map_err(|e| M::Error::custom(format!("`__metadata__`: `{key}`: {e}")))?;
+            if out.insert(key.clone(), value).is_some() {
+                return Err(M::Error::custom(format!("`__metadata__`: `{key}` stands twice")));
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// One tensor of a file to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Key.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents.
+    pub shape: Shape,
+}
+
+impl Entry {
+    /// Bytes of data.
+    pub fn len(&self) -> Result<usize> {
+        dtype::byte_len(self.dtype, self.shape.elements()?).at_key(&self.name)
+    }
+}
+
+/// What a file to be written holds: tensors in the order of their data, and metadata in the order it is printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Tensors.
+    pub entries: Vec<Entry>,
+    /// `__metadata__`; left out of the file where empty.
+    pub metadata: FileMetadata,
+}
+
+impl Manifest {
+    /// The length bytes and the header, padded with spaces so that the data starts at a multiple of eight.
+    pub fn head(&self) -> Result<Vec<u8>> {
+        let mut header = serde_json::Map::new();
+        if !self.metadata.is_empty() {
+            header.insert("__metadata__".into(), serde_json::json!(self.metadata));
+        }
+        let mut start = 0usize;
+        for entry in &self.entries {
+            let end = start
+                .checked_add(entry.len()?)
+                .ok_or_else(|| Error::new(Kind::Limit, "the file would be too large").at_key(&entry.name))?;
+            let info = serde_json::json!({
+                "dtype": entry.dtype, "shape": entry.shape.dims(), "data_offsets": [start, end],
+            });
+            if header.insert(entry.name.clone(), info).is_some() {
+                return Err(Error::malformed("two tensors of this name in one file").at_key(&entry.name));
+            }
+            start = end;
+        }
+        let mut text = serde_json::to_vec(&header).map_err(|e| Error::malformed(e.to_string()))?;
+        text.resize(text.len().next_multiple_of(8), b' ');
+        if text.len() > MAX_HEADER_BYTES {
+            return Err(Error::new(Kind::Limit, format!("header of {} bytes, at most {MAX_HEADER_BYTES}", text.len())));
+        }
+        let mut head = (text.len() as u64).to_le_bytes().to_vec();
+        head.append(&mut text);
+        Ok(head)
+    }
+}
+
+/// A file being written: the header is on disk, tensors land at their offsets in any order and from any thread.
+#[derive(Debug)]
+pub struct SafetensorsWriter {
+    path: PathBuf,
+    file: File,
+    ranges: Vec<Range<u64>>,
+}
+
+impl SafetensorsWriter {
+    /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
+    /// the same, so that nothing of its form is lost.
+    pub fn create(path: &Path, manifest: &Manifest, head: &[u8]) -> Result<SafetensorsWriter> {
+        let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
+        let mut at = head.len() as u64;
+        let mut ranges = Vec::with_capacity(manifest.entries.len());
+        for entry in &manifest.entries {
+            let end = at + entry.len()? as u64;
+            ranges.push(at..end);
+            at = end;
+        }
+        let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
+        // Room for the whole file now, so that a full disk is found before the work. Not all file systems can.
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at.max(1)) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+            Err(e) => return Err(fail("cannot make room", e.into())),
+        }
+        file.set_len(at).map_err(|e| fail("cannot set the size", e))?;
+        file.write_all_at(head, 0).map_err(|e| fail("cannot write", e))?;
+        Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges })
+    }
+
+    /// Writes `bytes` of tensor number `index`, `offset` bytes after its start.
+    pub fn put(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let at = self.place(index, offset, bytes.len());
+        self.file.write_all_at(bytes, at).map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
+        self.start_writeback(at, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Copies `source` to the same place [`put`](Self::put) would write it, inside the kernel where that works.
+    pub fn copy(&self, index: usize, offset: u64, source: &Bytes) -> Result<()> {
+        let at = self.place(index, offset, source.len());
+        let done = match source.origin() {
+            Some((file, from)) => self.copy_in_kernel(file, from, at, source.len())?,
+            None => 0,
+        };
+        if done < source.len() {
+            self.file
+                .write_all_at(&source.as_slice()[done..], at + done as u64)
+                .map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
+            source.release(done..source.len());
+        }
+        self.start_writeback(at, source.len() as u64);
+        Ok(())
+    }
+
+    /// Bytes that `copy_file_range` took over; fewer than `len` where the file systems cannot do it.
+    fn copy_in_kernel(&self, from: &MappedFile, mut off_in: u64, mut off_out: u64, len: usize) -> Result<usize> {
+        let mut done = 0;
+        while done < len {
+            let step =
+                rustix::fs::copy_file_range(from.file(), Some(&mut off_in), &self.file, Some(&mut off_out), len - done);
+            match step {
+                Ok(0) => break, // the input ended early: the write below reports it
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BADF) => break,
+                Err(e) => return Err(Error::io("cannot copy into it", e).in_file(&self.path)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn place(&self, index: usize, offset: u64, len: usize) -> u64 {
+        let range = &self.ranges[index];
+        let at = range.start + offset;
+        assert!(at + len as u64 <= range.end, "write outside of its tensor");
+        at
+    }
+
+    /// Lets the disk begin while we compute, so that the final fsync finds little left to do. The advice starts
+    /// writing back dirty pages of the range without waiting; an error here has no consequence, fsync reports it.
+    fn start_writeback(&self, at: u64, len: u64) {
+        if let Some(len) = std::num::NonZeroU64::new(len) {
+            let _ = rustix::fs::fadvise(&self.file, at, Some(len), Advice::DontNeed);
+        }
+    }
+
+    /// Makes the file durable.
+    pub fn finish(self, sync: bool) -> Result<()> {
+        if sync {
+            self.file.sync_all().map_err(|e| Error::io("cannot bring to disk", e).in_file(&self.path))?;
+        }
+        Ok(())
+    }
+}
