@@ -1,0 +1,100 @@
+//! DoRA: `m · V / ‖V‖` with `V = W + s·B·A`, the norm over everything but the magnitude's axis (Liu et al.,
+//! <https://arxiv.org/abs/2402.09353>). The magnitude belongs to the target and may follow any additive delta.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use ndarray::{Array1, ArrayViewMut2, Axis};
+
+use super::{Act, Action, Before};
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::tensor::{Rows, Tensor};
+
+/// Rows read at a time when column norms are gathered.
+const SURVEY_BYTES: usize = 4 << 20;
+
+/// An additive action followed by a magnitude.
+pub struct Dora {
+    inner: Box<dyn Act>,
+    magnitude: Array1<f32>,
+    columns: bool,
+    norms: OnceLock<Array1<f64>>,
+}
+
+/// Puts `magnitude` behind `action`. With `columns` it runs along the columns of the stored weight, as for embeddings
+/// and weights stored `[in, out]`; else along its rows.
+pub fn with_magnitude(
+    action: Action,
+    magnitude: &Tensor,
+    columns: bool,
+    (rows, cols): (usize, usize),
+) -> Result<Action> {
+    let values = magnitude.to_f32()?;
+    let expected = if columns { cols } else { rows };
+    if values.len() != expected {
+        return Err(Error::mismatch(format!("magnitude {} for a weight with {expected} outputs", magnitude.shape)));
+    }
+    let inner: Box<dyn Act> = match action {
+        Action::LowRank(factors) => Box::new(factors),
+        Action::Act(act) => act,
+    };
+    let magnitude = Array1::from_vec(values);
+    Ok(Action::Act(Box::new(Dora { inner, magnitude, columns, norms: OnceLock::new() })))
+}
+
+impl Dora {
+    /// Norms of the columns of V, gathered once over all rows.
+    fn column_norms(&self, kernels: &dyn Kernels, before: &dyn Before) -> Result<&Array1<f64>> {
+        if let Some(norms) = self.norms.get() {
+            return Ok(norms);
+        }
+        let (rows, cols) = before.matrix();
+        let step = (SURVEY_BYTES / (4 * cols.max(1))).max(1);
+        let mut sums = Array1::<f64>::zeros(cols);
+        for start in (0..rows).step_by(step) {
+            let range = start..(start + step).min(rows);
+            let mut tile = before.rows(kernels, range.clone())?;
+            self.inner.act(kernels, range, tile.view_mut(), before)?;
+            for row in tile.rows() {
+                sums.zip_mut_with(&row, |s, &v| *s += f64::from(v) * f64::from(v));
+            }
+        }
+        // Two threads may both come here first; they compute the same numbers.
+        Ok(self.norms.get_or_init(|| sums.mapv(f64::sqrt)))
+    }
+}
+
+impl Act for Dora {
+    fn rows(&self) -> Rows {
+        self.inner.rows()
+    }
+
+    fn footprint(&self, rows: usize, cols: usize) -> u64 {
+        self.inner.footprint(rows, cols) + if self.columns { 3 * SURVEY_BYTES as u64 } else { 0 }
+    }
+
+    fn act(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        mut w: ArrayViewMut2<f32>,
+        before: &dyn Before,
+    ) -> Result<()> {
+        self.inner.act(kernels, rows.clone(), w.view_mut(), before)?;
+        if self.columns {
+            let norms = self.column_norms(kernels, before)?;
+            let factors: Array1<f32> =
+                self.magnitude.iter().zip(norms).map(|(&m, &n)| (f64::from(m) / n) as f32).collect();
+            for mut row in w.axis_iter_mut(Axis(0)) {
+                row *= &factors;
+            }
+        } else {
+            for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
+                let norm = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+                row *= (f64::from(self.magnitude[i]) / norm) as f32;
+            }
+        }
+        Ok(())
+    }
+}

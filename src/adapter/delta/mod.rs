@@ -1,0 +1,193 @@
+//! One file per delta kind: what it stores, its invariants, and how it acts on a weight.
+//!
+//! A kind is data ([`Delta`]) until it meets a weight. [`Delta::prepare`] then checks that the two fit and turns it
+//! into an [`Action`]: either a low-rank term, which the fused merge step adds straight to stored elements, or an
+//! [`Act`] that changes rows of the weight in f32. Every formula is stated in the orientation `W: [out, in]`.
+
+pub mod dora;
+pub mod full;
+pub mod low_rank;
+pub mod opaque;
+pub mod rescale;
+pub mod token_rows;
+
+use std::ops::Range;
+
+use ndarray::{Array2, ArrayViewMut2};
+
+pub use full::Full;
+pub use low_rank::{Experts, Factors, LowRank, Packing};
+pub use opaque::Opaque;
+pub use rescale::Rescale;
+pub use token_rows::TokenRows;
+
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::tensor::{Rows, Shape, Tensor};
+
+/// The change to one weight. The enum is closed: a new kind makes the compiler list every question it must answer.
+#[derive(Clone, Debug)]
+pub enum Delta {
+    /// LoRA and everything that is exactly a product of two factors.
+    LowRank(LowRank),
+    /// A whole tensor, in place of the old one or added to it.
+    Full(Full),
+    /// Some rows of an embedding, replaced.
+    TokenRows(TokenRows),
+    /// IA³: rows or columns multiplied.
+    Rescale(Rescale),
+    /// A kind that is understood as far as its name; it can be inspected and carried, not computed.
+    Opaque(Opaque),
+}
+
+/// The weight a delta meets, in the delta's own orientation.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// `[out, in]`, `[out, in, kernel …]`, or `[n]` for a bias.
+    pub shape: &'a Shape,
+    /// For a bias: the weight of the same module, where a kind needs it.
+    pub companion: Option<&'a Tensor>,
+}
+
+impl Site<'_> {
+    /// Rows and columns of the weight as a matrix.
+    pub fn matrix(&self) -> (usize, usize) {
+        self.shape.matrix()
+    }
+
+    /// An error unless the delta's matrix is that of the weight.
+    pub fn expect(&self, rows: usize, cols: usize) -> Result<()> {
+        if self.matrix() == (rows, cols) {
+            return Ok(());
+        }
+        Err(Error::mismatch(format!("delta of [{rows}, {cols}] does not fit the base weight {}", self.shape))
+            .hint("is this the base model the adapter was trained on?"))
+    }
+}
+
+/// The weight as it is before an action, for kinds that need more of it than the rows at hand.
+pub trait Before: Sync {
+    /// Rows and columns.
+    fn matrix(&self) -> (usize, usize);
+    /// Some rows, in f32.
+    fn rows(&self, kernels: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>>;
+}
+
+/// A change of rows of a weight that is more than adding a product.
+pub trait Act: Send + Sync {
+    /// Which rows can be changed without the others.
+    fn rows(&self) -> Rows {
+        Rows::Any
+    }
+
+    /// Bytes of workspace for `rows` rows of `cols` columns, beside the rows themselves.
+    fn footprint(&self, rows: usize, cols: usize) -> u64 {
+        4 * (rows * cols) as u64
+    }
+
+    /// Changes `w`, which holds the rows `rows` of the weight, in place.
+    fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>, before: &dyn Before) -> Result<()>;
+}
+
+/// A delta made ready for one weight.
+pub enum Action {
+    /// `W += scale · b · a`.
+    LowRank(Factors),
+    /// Anything else.
+    Act(Box<dyn Act>),
+}
+
+impl Action {
+    /// The same action on the transposed weight.
+    #[must_use]
+    pub fn transposed(self) -> Action {
+        match self {
+            Action::LowRank(f) => Action::LowRank(f.transposed()),
+            Action::Act(inner) => Action::Act(Box::new(Transposed(inner))),
+        }
+    }
+
+    /// Which rows can be changed without the others.
+    pub fn rows(&self) -> Rows {
+        match self {
+            Action::LowRank(_) => Rows::Any,
+            Action::Act(act) => act.rows(),
+        }
+    }
+}
+
+impl Act for Factors {
+    fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        self.add_to(kernels, rows, w)
+    }
+}
+
+impl Delta {
+    /// The name people use for the kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Delta::LowRank(d) => d.kind(),
+            Delta::Full(d) => d.kind(),
+            Delta::TokenRows(_) => "token rows",
+            Delta::Rescale(_) => "IA3",
+            Delta::Opaque(d) => d.kind,
+        }
+    }
+
+    /// Its tensors with the words for their roles.
+    pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
+        match self {
+            Delta::LowRank(d) => d.tensors(),
+            Delta::Full(d) => vec![("weight", &d.tensor)],
+            Delta::TokenRows(d) => vec![("rows", &d.rows)],
+            Delta::Rescale(d) => vec![("l", &d.factors)],
+            Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
+        }
+    }
+
+    /// Checks that the delta fits the weight and makes it ready.
+    pub fn prepare(&self, site: &Site) -> Result<Action> {
+        match self {
+            Delta::LowRank(d) => d.prepare(site),
+            Delta::Full(d) => d.prepare(site),
+            Delta::TokenRows(d) => d.prepare(site),
+            Delta::Rescale(d) => d.prepare(site),
+            Delta::Opaque(d) => d.prepare(),
+        }
+    }
+}
+
+/// An action on `[out, in]` applied to a weight stored `[in, out]`. It needs the whole weight: what is a row to the
+/// action is a column of the file.
+struct Transposed(Box<dyn Act>);
+
+impl Act for Transposed {
+    fn rows(&self) -> Rows {
+        Rows::Whole
+    }
+
+    fn footprint(&self, rows: usize, cols: usize) -> u64 {
+        8 * (rows * cols) as u64 + self.0.footprint(cols, rows)
+    }
+
+    fn act(&self, kernels: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        let mut upright = w.t().as_standard_layout().into_owned();
+        let before = InMemory(upright.clone());
+        let rows = upright.nrows();
+        self.0.act(kernels, 0..rows, upright.view_mut(), &before)?;
+        w.assign(&upright.t());
+        Ok(())
+    }
+}
+
+/// A weight that is in memory already.
+pub struct InMemory(pub Array2<f32>);
+
+impl Before for InMemory {
+    fn matrix(&self) -> (usize, usize) {
+        self.0.dim()
+    }
+    fn rows(&self, _: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>> {
+        Ok(self.0.slice(ndarray::s![rows, ..]).to_owned())
+    }
+}

@@ -1,0 +1,78 @@
+//! IA³: `W ∘ l`, each row or each column times a number (Liu et al., <https://arxiv.org/abs/2205.05638>).
+
+use std::ops::Range;
+
+use ndarray::{Array1, ArrayViewMut2, Axis};
+
+use super::{Act, Action, Before, Site};
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::tensor::Tensor;
+
+/// A factor for every row (output) or every column (input) of a weight.
+#[derive(Clone, Debug)]
+pub struct Rescale {
+    /// As many numbers as the axis has, in any shape.
+    pub factors: Tensor,
+    /// Which axis they run along.
+    pub axis: Along,
+}
+
+/// The axis that factors run along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Along {
+    /// One for each output.
+    Rows,
+    /// One for each input; a convolution's inputs span its kernel.
+    Cols,
+}
+
+struct Ready {
+    factors: Array1<f32>,
+    axis: Along,
+}
+
+impl Rescale {
+    /// The number of factors has to be that of the axis.
+    pub fn prepare(&self, site: &Site) -> Result<Action> {
+        let (rows, cols) = site.matrix();
+        let values = self.factors.to_f32()?;
+        let inputs = site.shape.dims().get(1).copied().unwrap_or(1);
+        let expected = if self.axis == Along::Rows { rows } else { inputs };
+        if values.len() != expected {
+            return Err(Error::mismatch(format!(
+                "{} factors {} for the base weight {}, expected {expected}",
+                values.len(),
+                self.factors.shape,
+                site.shape
+            )));
+        }
+        let factors = match self.axis {
+            Along::Rows => Array1::from_vec(values),
+            // Columns of the flattened weight: every input repeats over the kernel.
+            Along::Cols => {
+                let kernel = cols / inputs.max(1);
+                values.iter().flat_map(|&v| std::iter::repeat_n(v, kernel)).collect()
+            }
+        };
+        Ok(Action::Act(Box::new(Ready { factors, axis: self.axis })))
+    }
+}
+
+impl Act for Ready {
+    fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        match self.axis {
+            Along::Rows => {
+                for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
+                    row *= self.factors[i];
+                }
+            }
+            Along::Cols => {
+                for mut row in w.axis_iter_mut(Axis(0)) {
+                    row *= &self.factors;
+                }
+            }
+        }
+        Ok(())
+    }
+}

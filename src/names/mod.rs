@@ -1,0 +1,17 @@
+//! What modules and tensors are called: the names an adapter uses, and where they lie in a base checkpoint.
+//!
+//! An adapter is written with the names a model has in memory, in the version of transformers that trained it. The
+//! checkpoint on disk may spell them otherwise: `model.layers...` for `model.language_model.layers...`, or one tensor
+//! for each expert where memory has one for all. [`Index`] holds the names of a checkpoint and finds its way between
+//! the two; the tables it goes by are in `family`, one file for each group of model families.
+//!
+//! Strings and shapes only: this room opens no file and touches no number.
+
+mod index;
+mod outline;
+mod path;
+mod place;
+
+pub use index::Index;
+pub use path::ModulePath;
+pub use place::{Found, How, Piece, Region};
