@@ -1,0 +1,195 @@
+//! Out of core: the only place where model-sized data moves.
+//!
+//! [`run`] cuts every job of a plan into pieces of a fixed size and deals them to the threads. The size depends on
+//! nothing but the job, and sums over pieces are taken in order, so neither bytes nor report depend on the number of
+//! threads. Reading is mapping: a piece touches its input when its turn comes and lets the pages go afterwards.
+
+pub mod budget;
+pub mod plan;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+pub use budget::{Budget, Limits};
+pub use plan::{Job, Make, Plan, PlannedFile, Produce};
+
+use crate::container::SafetensorsWriter;
+use crate::error::{Context, Error, Kind, Result};
+use crate::kernels::{Kernels, Moved};
+use crate::tensor::Rows;
+
+/// Output bytes of one computed piece. Small enough that input, output and workspace stay in cache near the core,
+/// large enough that a write is worth its call.
+const TILE_BYTES: usize = 2 << 20;
+/// Bytes of one copied piece.
+const COPY_BYTES: usize = 8 << 20;
+
+/// Told how a run gets on.
+pub trait Progress: Sync {
+    /// `bytes` more of the output are written.
+    fn advance(&self, bytes: u64);
+    /// The number of a signal that asks the run to end, or zero.
+    fn stop(&self) -> i32 {
+        0
+    }
+}
+
+/// Progress that nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unwatched;
+
+impl Progress for Unwatched {
+    fn advance(&self, _bytes: u64) {}
+}
+
+/// Where the files of a plan go.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// A plan of one file, written to this path.
+    File(&'a Path),
+    /// A folder, which exists.
+    Folder(&'a Path),
+}
+
+/// What each job did, in the shape of the plan: `[file][job]`; none for copies.
+pub type Outcomes = Vec<Vec<Option<Moved>>>;
+
+struct Piece {
+    file: usize,
+    job: usize,
+    rows: Range<usize>, // of a computed tensor; bytes of a copied one
+}
+
+/// Writes every file of `plan` and, with `sync`, brings them to disk.
+pub fn run(
+    plan: &Plan,
+    place: Place,
+    kernels: &dyn Kernels,
+    limits: Limits,
+    sync: bool,
+    progress: &dyn Progress,
+) -> Result<Outcomes> {
+    let writers = plan.files.iter().map(|file| create(file, place)).collect::<Result<Vec<_>>>()?;
+    let pieces = pieces(plan)?;
+    let results: Vec<Mutex<Option<Moved>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
+    let budget = Budget::new(limits.memory);
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let first_error: Mutex<Option<Error>> = Mutex::new(None);
+
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = pieces.get(number) else { break };
+            let signal = progress.stop();
+            let step = if signal == 0 {
+                run_piece(plan, piece, &writers[piece.file], kernels, &budget, progress)
+            } else {
+                Err(Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}")))
+            };
+            match step {
+                Ok(moved) => *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved,
+                Err(e) => {
+                    failed.store(true, Ordering::Relaxed);
+                    first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                }
+            }
+        }
+    };
+    let threads = limits.threads.max(1);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::new(Kind::Io, format!("cannot start {threads} threads: {e}")))?;
+    pool.broadcast(|_| work());
+
+    if let Some(e) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(e);
+    }
+    let mut outcomes: Outcomes = plan.files.iter().map(|f| vec![None; f.jobs.len()]).collect();
+    for (piece, result) in pieces.iter().zip(results) {
+        if let Some(moved) = result.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            outcomes[piece.file][piece.job].get_or_insert_with(Moved::default).add(&moved);
+        }
+    }
+    for writer in writers {
+        writer.finish(sync)?;
+    }
+    Ok(outcomes)
+}
+
+fn create(file: &PlannedFile, place: Place) -> Result<SafetensorsWriter> {
+    let manifest = file.manifest();
+    let own_head;
+    let head = match &file.head {
+        Some(head) => head.as_slice(),
+        None => {
+            own_head = manifest.head().at_key(&file.name)?;
+            &own_head
+        }
+    };
+    match place {
+        Place::File(path) => SafetensorsWriter::create(path, &manifest, head),
+        Place::Folder(folder) => SafetensorsWriter::create(&folder.join(&file.name), &manifest, head),
+    }
+}
+
+/// All pieces, in the order of the files' bytes.
+fn pieces(plan: &Plan) -> Result<Vec<Piece>> {
+    let mut out = Vec::new();
+    for (file, planned) in plan.files.iter().enumerate() {
+        for (job, Job { entry, make }) in planned.jobs.iter().enumerate() {
+            let (units, step) = match make {
+                Make::Copy(tensor) => (tensor.bytes.len(), COPY_BYTES),
+                Make::Compute(produce) => {
+                    let (rows, _) = produce.matrix();
+                    let row_bytes = entry.len()?.checked_div(rows).unwrap_or(0).max(1);
+                    (rows, tile_rows(produce.rows(), rows, row_bytes))
+                }
+            };
+            let starts = (0..units).step_by(step.max(1));
+            out.extend(starts.map(|start| Piece { file, job, rows: start..(start + step).min(units) }));
+        }
+    }
+    Ok(out)
+}
+
+fn tile_rows(rule: Rows, rows: usize, row_bytes: usize) -> usize {
+    let wanted = (TILE_BYTES / row_bytes).max(1);
+    match rule {
+        Rows::Any => wanted,
+        Rows::Multiple(n) => wanted.next_multiple_of(n.max(1)),
+        Rows::Whole => rows,
+    }
+}
+
+fn run_piece(
+    plan: &Plan,
+    piece: &Piece,
+    writer: &SafetensorsWriter,
+    kernels: &dyn Kernels,
+    budget: &Budget,
+    progress: &dyn Progress,
+) -> Result<Option<Moved>> {
+    let job = &plan.files[piece.file].jobs[piece.job];
+    match &job.make {
+        Make::Copy(tensor) => {
+            let part = tensor.bytes.slice(piece.rows.clone());
+            writer.copy(piece.job, piece.rows.start as u64, &part)?;
+            progress.advance(part.len() as u64);
+            Ok(None)
+        }
+        Make::Compute(produce) => {
+            let (rows, _) = produce.matrix();
+            let row_bytes = job.entry.len()? / rows;
+            let bytes = piece.rows.len() * row_bytes;
+            let _ticket = budget.admit(produce.footprint(piece.rows.len()) + bytes as u64);
+            let mut out = vec![0u8; bytes];
+            let moved = produce.produce(kernels, piece.rows.clone(), &mut out).at_key(&job.entry.name)?;
+            writer.put(piece.job, (piece.rows.start * row_bytes) as u64, &out)?;
+            progress.advance(bytes as u64);
+            Ok(Some(moved))
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What model-sized output looks like before it exists: one job per tensor, no job waiting for another.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::container::{Entry, FileMetadata, Manifest};
+use crate::error::Result;
+use crate::kernels::{Kernels, Moved};
+use crate::tensor::{Bytes, Rows, Tensor};
+
+/// Everything one run writes: the files, each with its jobs in the order of their data.
+pub struct Plan {
+    /// Files of tensors.
+    pub files: Vec<PlannedFile>,
+}
+
+/// One file of a plan.
+pub struct PlannedFile {
+    /// Name inside the output folder; for a single-file output it is not used.
+    pub name: String,
+    /// Header metadata.
+    pub metadata: FileMetadata,
+    /// The head of an input file, used as it stands where this file has the very same form.
+    pub head: Option<Bytes>,
+    /// One job per tensor.
+    pub jobs: Vec<Job>,
+}
+
+/// One output tensor and how it is made.
+pub struct Job {
+    /// Key, dtype and shape.
+    pub entry: Entry,
+    /// Where its bytes come from.
+    pub make: Make,
+}
+
+/// The two ways a tensor comes about.
+#[derive(Clone)]
+pub enum Make {
+    /// Byte for byte; never passes through arithmetic.
+    Copy(Tensor),
+    /// Computed, some rows at a time.
+    Compute(Arc<dyn Produce>),
+}
+
+/// A computed tensor, seen as a matrix whose rows lie one after the other.
+pub trait Produce: Send + Sync {
+    /// Rows and columns.
+    fn matrix(&self) -> (usize, usize);
+
+    /// Which rows can be made by themselves.
+    fn rows(&self) -> Rows;
+
+    /// Memory that making `rows` rows takes, beside the output bytes.
+    fn footprint(&self, rows: usize) -> u64;
+
+    /// Writes the bytes of `rows` into `out` and says what moved.
+    fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved>;
+}
+
+impl PlannedFile {
+    /// What the file's header will say.
+    pub fn manifest(&self) -> Manifest {
+        Manifest { entries: self.jobs.iter().map(|j| j.entry.clone()).collect(), metadata: self.metadata.clone() }
+    }
+
+    /// Bytes of tensor data.
+    pub fn data_bytes(&self) -> Result<u64> {
+        self.jobs.iter().try_fold(0u64, |sum, job| Ok(sum + job.entry.len()? as u64))
+    }
+}
+
+impl Plan {
+    /// Bytes of tensor data in all files.
+    pub fn data_bytes(&self) -> Result<u64> {
+        self.files.iter().try_fold(0, |sum, file| Ok(sum + file.data_bytes()?))
+    }
+}
