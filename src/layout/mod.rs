@@ -1,0 +1,102 @@
+//! Layouts: how each ecosystem stores an adapter. One file (or folder, for the largest) per layout.
+//!
+//! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
+
+pub mod peft;
+pub mod source;
+
+use std::path::Path;
+
+pub use source::Source;
+
+use crate::adapter::{Adapter, Note};
+use crate::error::{Context, Error, Result};
+
+/// How sure a layout is that a source is its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not mine.
+    No,
+    /// Mine, with a score to compare with other layouts' and the reason in words.
+    Likely {
+        /// 1 to 100.
+        score: u8,
+        /// "because …", without the word.
+        because: String,
+    },
+}
+
+/// One way to store an adapter.
+pub trait Layout: Sync {
+    /// The word after `--from` and `--to`.
+    fn name(&self) -> &'static str;
+    /// One line for `lora-tool layouts`.
+    fn about(&self) -> &'static str;
+    /// Looks at the source; opens nothing further.
+    fn detect(&self, source: &Source) -> Verdict;
+    /// Reads the adapter. Every tensor is used or named in a note or an error.
+    fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)>;
+}
+
+/// All layouts.
+pub const LAYOUTS: &[&dyn Layout] = &[&peft::Peft];
+
+/// An adapter and how it was recognised.
+#[derive(Debug)]
+pub struct Opened {
+    /// What it does.
+    pub adapter: Adapter,
+    /// What reading it brought up.
+    pub notes: Vec<Note>,
+    /// Name of its layout.
+    pub layout: &'static str,
+    /// Why it was taken for that.
+    pub because: String,
+    /// The files themselves.
+    pub source: Source,
+}
+
+/// Opens an adapter file or folder. `from` names the layout; without it the content decides.
+pub fn open(path: &Path, from: Option<&str>) -> Result<Opened> {
+    let source = Source::open(path)?;
+    open_source(source, from).in_file(path)
+}
+
+fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
+    let (layout, because) = match from {
+        Some(name) => {
+            let layout = LAYOUTS.iter().find(|l| l.name() == name).ok_or_else(|| {
+                let known: Vec<_> = LAYOUTS.iter().map(|l| l.name()).collect();
+                Error::unrecognised(format!("no layout named `{name}`; known: {}", known.join(", ")))
+            })?;
+            (*layout, "named on the command line".to_string())
+        }
+        None => detect(&source)?,
+    };
+    let (adapter, notes) = layout.read(&source)?;
+    Ok(Opened { adapter, notes, layout: layout.name(), because, source })
+}
+
+/// The layout with the best claim; two claims of nearly the same weight are an error that lists both.
+pub fn detect(source: &Source) -> Result<(&'static dyn Layout, String)> {
+    let mut claims: Vec<(u8, &'static dyn Layout, String)> = LAYOUTS
+        .iter()
+        .filter_map(|layout| match layout.detect(source) {
+            Verdict::No => None,
+            Verdict::Likely { score, because } => Some((score, *layout, because)),
+        })
+        .collect();
+    claims.sort_by_key(|(score, ..)| std::cmp::Reverse(*score));
+    if let [(first, a, _), (second, b, _), ..] = claims.as_slice()
+        && first - second < 10
+    {
+        return Err(
+            Error::unrecognised(format!("could be {} or {}", a.name(), b.name())).hint("--from names the layout")
+        );
+    }
+    claims.into_iter().next().map(|(_, layout, because)| (layout, because)).ok_or_else(|| {
+        let sample: Vec<_> = source.tensors.keys().take(3).map(|k| format!("`{k}`")).collect();
+        Error::unrecognised(format!("not an adapter of a known layout; first keys: {}", sample.join(", ")))
+            .hint("an adapter file needs its config beside it; `lora-tool layouts` lists what can be read")
+    })
+}

@@ -1,0 +1,290 @@
+//! `adapter_config.json`: the fields that change the mathematics, typed; the rest known by name.
+
+use regex::Regex;
+use serde_json::{Map, Value};
+
+use crate::adapter::{Note, Scale, ScaleRule};
+use crate::container::json::field;
+use crate::error::{Context, Error, Kind, Result};
+use crate::tensor::Shape;
+
+/// Largest pattern that is compiled, and the memory it may take compiled.
+const MAX_PATTERN_BYTES: usize = 4096;
+const MAX_COMPILED_BYTES: usize = 1 << 20;
+const MAX_NESTING: u32 = 50;
+const MAX_RANK: u64 = 65_536;
+
+/// Fields of every tuner that select modules, describe the run, or have no effect on a saved adapter.
+const COMMON_FIELDS: &[&str] = &[
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "exclude_modules",
+    "inference_mode",
+    "init_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "target_modules",
+    "target_parameters",
+    "task_type",
+    "trainable_token_indices",
+];
+
+/// The config of one adapter.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which tuner wrote it.
+    pub peft_type: String,
+    raw: Map<String, Value>,
+}
+
+/// One entry of `rank_pattern` or `alpha_pattern`.
+struct Pattern {
+    text: String,
+    regex: Regex,
+    value: f64,
+}
+
+/// Ranks and alphas by module.
+pub struct Patterns {
+    ranks: Vec<Pattern>,
+    alphas: Vec<Pattern>,
+    /// Rank where no pattern matches.
+    pub rank: usize,
+    /// Alpha where no pattern matches.
+    pub alpha: f64,
+    rule: ScaleRule,
+}
+
+impl Config {
+    /// Takes the raw object; only `peft_type` has to be there.
+    pub fn read(raw: Map<String, Value>) -> Result<Config> {
+        let peft_type: Option<String> = field(&raw, "peft_type", "the name of a tuner")?;
+        let peft_type = peft_type.ok_or_else(|| Error::missing("no peft_type").at_key("peft_type"))?;
+        Ok(Config { peft_type, raw })
+    }
+
+    /// A field as it stands, none where absent or null.
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.raw.get(name).filter(|v| !v.is_null())
+    }
+
+    /// A boolean, false where absent.
+    pub fn flag(&self, name: &str) -> Result<bool> {
+        Ok(field(&self.raw, name, "true or false")?.unwrap_or(false))
+    }
+
+    /// A boolean with another default.
+    pub fn flag_or(&self, name: &str, default: bool) -> Result<bool> {
+        Ok(field(&self.raw, name, "true or false")?.unwrap_or(default))
+    }
+
+    /// A finite number.
+    pub fn number(&self, name: &str) -> Result<Option<f64>> {
+        let value: Option<f64> = field(&self.raw, name, "a number")?;
+        match value {
+            Some(v) if !v.is_finite() => Err(Error::malformed(format!("{v}, expected a finite number")).at_key(name)),
+            other => Ok(other),
+        }
+    }
+
+    /// A whole number.
+    pub fn integer(&self, name: &str) -> Result<Option<usize>> {
+        field(&self.raw, name, "a whole number")
+    }
+
+    /// A rank: a whole number from one up to a limit no adapter reaches.
+    pub fn rank(&self, name: &str, default: usize) -> Result<usize> {
+        let rank: Option<u64> = field(&self.raw, name, "a whole number above zero")?;
+        let rank = rank.unwrap_or(default as u64);
+        check_rank(rank).at_key(name)
+    }
+
+    /// Text.
+    pub fn text(&self, name: &str) -> Result<Option<String>> {
+        field(&self.raw, name, "text")
+    }
+
+    /// One name or a list of names.
+    pub fn names(&self, name: &str) -> Result<Vec<String>> {
+        match self.value(name) {
+            None => Ok(Vec::new()),
+            Some(Value::String(one)) => Ok(vec![one.clone()]),
+            Some(_) => Ok(field(&self.raw, name, "a name or a list of names")?.unwrap_or_default()),
+        }
+    }
+
+    /// Version of PEFT as (major, minor, patch), where the file says it.
+    pub fn version(&self) -> Option<(u32, u32, u32)> {
+        let text = self.value("peft_version")?.as_str()?;
+        let mut numbers = text.split(['.', '@', '+']).map(|p| p.parse::<u32>().ok());
+        Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+    }
+
+    /// Adds a note for each field that neither every tuner nor this one has, unless it says nothing.
+    pub fn report_unknown(&self, known: &[&str], notes: &mut Vec<Note>) {
+        for (name, value) in &self.raw {
+            let says_nothing = match value {
+                Value::Null | Value::Bool(false) => true,
+                Value::Array(v) => v.is_empty(),
+                Value::Object(v) => v.is_empty(),
+                _ => false,
+            };
+            if !says_nothing && !COMMON_FIELDS.contains(&name.as_str()) && !known.contains(&name.as_str()) {
+                let mut shown = value.to_string();
+                shown.truncate(shown.floor_char_boundary(60));
+                notes.push(Note::lossy(name, format!("unknown field of the config, ignored: {shown}")));
+            }
+        }
+    }
+
+    /// Rank and alpha patterns. `alpha_name` and the defaults are the tuner's own.
+    pub fn patterns(&self, alpha_name: &str, default: usize) -> Result<Patterns> {
+        let rule = if self.flag("use_rslora")? { ScaleRule::AlphaOverRootRank } else { ScaleRule::AlphaOverRank };
+        Ok(Patterns {
+            ranks: self.compile("rank_pattern")?,
+            alphas: self.compile("alpha_pattern")?,
+            rank: self.rank("r", default)?,
+            alpha: self.number(alpha_name)?.unwrap_or(default as f64),
+            rule,
+        })
+    }
+
+    fn compile(&self, name: &str) -> Result<Vec<Pattern>> {
+        let map = match self.value(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Object(map)) => map,
+            Some(_) => return Err(Error::malformed("expected an object of patterns").at_key(name)),
+        };
+        map.iter()
+            .map(|(text, value)| {
+                let value = value.as_f64().filter(|v| v.is_finite());
+                let value =
+                    value.ok_or_else(|| Error::malformed("expected a number").at_key(format!("{name}.{text}")))?;
+                Ok(Pattern { text: text.clone(), regex: compile(text).at_key(name)?, value })
+            })
+            .collect()
+    }
+}
+
+/// PEFT's own rule since 0.15: the key is a regular expression that has to match the end of the module path, from
+/// its start or from after a dot.
+fn compile(text: &str) -> Result<Regex> {
+    let shown: String = text.chars().take(60).collect();
+    if text.len() > MAX_PATTERN_BYTES {
+        return Err(Error::new(Kind::Limit, format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len())));
+    }
+    regex::RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{text})$"))
+        .size_limit(MAX_COMPILED_BYTES)
+        .nest_limit(MAX_NESTING)
+        .build()
+        .map_err(|e| {
+            let look = ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|l| text.contains(l));
+            let why = match e {
+                regex::Error::CompiledTooBig(_) => "too large once compiled".to_string(),
+                _ if look => "look-around is not evaluated".to_string(),
+                other => other.to_string().lines().last().unwrap_or("not a regular expression").to_string(),
+            };
+            Error::unsupported(format!("pattern `{shown}`: {why}"))
+                .hint("full module paths as keys work everywhere; edit a copy of the config")
+        })
+}
+
+fn check_rank(rank: u64) -> Result<usize> {
+    if rank == 0 || rank > MAX_RANK {
+        return Err(Error::new(Kind::Limit, format!("rank {rank}, expected 1 to {MAX_RANK}")));
+    }
+    Ok(rank as usize)
+}
+
+impl Patterns {
+    fn find<'p>(patterns: &'p [Pattern], path: &str) -> Option<&'p Pattern> {
+        patterns.iter().find(|p| p.regex.is_match(path))
+    }
+
+    /// Rank of the module at `path`: the first pattern in file order that matches, else the default.
+    pub fn rank_at(&self, path: &str) -> Result<usize> {
+        match Self::find(&self.ranks, path) {
+            None => Ok(self.rank),
+            Some(p) if p.value.fract() == 0.0 && p.value >= 0.0 => {
+                check_rank(p.value as u64).at_key(format!("rank_pattern.{}", p.text))
+            }
+            Some(p) => Err(Error::malformed(format!("rank {}, expected a whole number", p.value))
+                .at_key(format!("rank_pattern.{}", p.text))),
+        }
+    }
+
+    /// Scale of the module at `path`. Alpha is looked up independently of the rank.
+    pub fn scale_at(&self, path: &str) -> Scale {
+        let alpha = Self::find(&self.alphas, path).map_or(self.alpha, |p| p.value);
+        Scale { alpha, rule: self.rule }
+    }
+
+    /// Rank of the module, which has to be that of its factors.
+    pub fn checked_rank(&self, path: &str, stored: usize, shape: &Shape) -> Result<usize> {
+        let rank = self.rank_at(path)?;
+        if rank == stored {
+            return Ok(rank);
+        }
+        Err(Error::mismatch(format!("the config gives rank {rank}, the tensor {shape} has {stored}"))
+            .hint("the config may belong to another adapter"))
+    }
+
+    /// Notes on patterns that match none of these paths: PEFT ignores them in silence.
+    pub fn report_idle<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone, notes: &mut Vec<Note>) {
+        for (name, patterns) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
+            for p in patterns {
+                if !paths.clone().any(|path| p.regex.is_match(path)) {
+                    notes.push(Note::info(format!("{name}.{}", p.text), "matches no module of this adapter"));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::json::parse_object;
+
+    fn config(text: &str) -> Config {
+        Config::read(parse_object(text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn patterns_match_as_in_peft() {
+        // Each row was evaluated with `re.match(r"(.*\.)?(" + key + r")$", path)` of Python.
+        for (key, path, expected) in [
+            ("q_proj", "model.layers.0.self_attn.q_proj", true),
+            ("q_proj", "q_proj", true),
+            ("proj", "model.q_proj", false),
+            (r"model.layers\.[01].*", "model.layers.1.mlp", true),
+            ("^model.layers.0.q", "model.layers.0.q", true),
+            ("^layers.0.q", "model.layers.0.q", false),
+            ("q_proj.0", "a.q_projX0", true),
+        ] {
+            assert_eq!(compile(key).unwrap().is_match(path), expected, "{key} on {path}");
+        }
+    }
+
+    #[test]
+    fn the_first_match_in_file_order_wins() {
+        let c = config(
+            r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {"b.q": 2, "q": 3}, "alpha_pattern": {"q": 1.5}}"#,
+        );
+        let p = c.patterns("lora_alpha", 8).unwrap();
+        assert_eq!((p.rank_at("a.b.q").unwrap(), p.rank_at("a.q").unwrap(), p.rank_at("a.k").unwrap()), (2, 3, 4));
+        assert_eq!((p.scale_at("a.q").alpha, p.scale_at("a.k").alpha), (1.5, 8.0));
+    }
+
+    #[test]
+    fn hostile_patterns_are_refused_at_once() {
+        for text in ["(((a{1,100}){1,100}){1,100})", "(?!x)y", "(", &"(".repeat(5000)] {
+            assert!(compile(text).is_err(), "{}", &text[..text.len().min(20)]);
+        }
+    }
+}

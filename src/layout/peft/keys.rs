@@ -1,0 +1,215 @@
+//! PEFT's keys: taking them apart into module path and role.
+//!
+//! `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` is module `model.layers.0.self_attn.q_proj`, role
+//! `lora_A.weight`. Wrappers of training frameworks, a left-over adapter name and doubled prefixes are removed here
+//! and nowhere else.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::names::ModulePath;
+use crate::tensor::{StateDict, Tensor};
+
+/// Components that training frameworks put into a path and that no model has.
+const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// A role's first component and what may follow it (`""`: nothing). An adapter name may stand between the two.
+pub type Role = (&'static str, &'static [&'static str]);
+
+/// Roles that any tuner's file may have.
+const COMMON_ROLES: &[Role] = &[("trainable_tokens_delta", &[""])];
+
+/// One tensor of a module.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The key as it stands in the file.
+    pub key: String,
+    /// Its values.
+    pub tensor: Tensor,
+}
+
+/// Where a tensor belongs: the module, and how many `base_layer` levels lie between it and the role.
+pub type Place = (ModulePath, usize);
+
+/// The tensors of one module by role.
+pub type Parts = BTreeMap<String, Part>;
+
+/// All tensors of a file, sorted by where they belong.
+#[derive(Clone, Debug, Default)]
+pub struct Modules {
+    /// Tensors with one of the tuner's roles.
+    pub tuned: BTreeMap<Place, Parts>,
+    /// Tensors of `base_model.<name>` itself, shared by all modules.
+    pub shared: Parts,
+    /// Tensors without a role: whole parameters that were saved along, by their in-memory name.
+    pub saved: BTreeMap<String, Part>,
+}
+
+/// True for keys that can only be PEFT's LoRA.
+pub fn is_lora_key(key: &str) -> bool {
+    key.ends_with(".lora_A.weight") || key.ends_with(".lora_B.weight") || key.contains(".lora_embedding_")
+}
+
+impl Modules {
+    /// Takes every key apart. Two keys that mean the same are an error.
+    pub fn sort(tensors: &StateDict, roles: &[Role]) -> Result<Modules> {
+        let mut out = Modules::default();
+        for (key, tensor) in tensors {
+            let part = Part { key: key.clone(), tensor: tensor.clone() };
+            let previous = match take_apart(key, roles)? {
+                Found::Role { place, role } => out.tuned.entry(place).or_default().insert(role, part),
+                Found::Shared { role } => out.shared.insert(role, part),
+                Found::Saved { name } => out.saved.insert(name, part),
+            };
+            if let Some(previous) = previous {
+                return Err(Error::malformed(format!("means the same as `{}`", previous.key)).at_key(key));
+            }
+        }
+        Ok(out)
+    }
+
+    /// An error that names the first tensor nobody took.
+    pub fn require_empty(&self, peft_type: &str) -> Result<()> {
+        let tuned = self.tuned.values().flat_map(BTreeMap::values);
+        let left: Vec<_> = tuned.chain(self.shared.values()).chain(self.saved.values()).collect();
+        let Some(first) = left.first() else { return Ok(()) };
+        let more = if left.len() > 1 { format!(" ({} tensors in all)", left.len()) } else { String::new() };
+        let shape = &first.tensor.shape;
+        Err(Error::unrecognised(format!("a tensor {shape} that {peft_type} has no use for here{more}"))
+            .at_key(&first.key))
+    }
+}
+
+enum Found {
+    Role { place: Place, role: String },
+    Shared { role: String },
+    Saved { name: String },
+}
+
+fn take_apart(key: &str, roles: &[Role]) -> Result<Found> {
+    let mut parts: Vec<&str> = key.split('.').filter(|c| !WRAPPERS.contains(c)).collect();
+    let prefixed = parts.first() == Some(&"base_model");
+    loop {
+        match parts.as_slice() {
+            ["base_model", "model", _, ..] => drop(parts.drain(..2)),
+            ["module", _, ..] => drop(parts.drain(..1)),
+            ["base_model", _, ..] => drop(parts.drain(..1)),
+            _ => break,
+        }
+    }
+    let marker = parts.iter().position(|c| roles.iter().chain(COMMON_ROLES).any(|(first, _)| first == c));
+    let Some(at) = marker else { return Ok(Found::Saved { name: saved_name(&parts) }) };
+    let role = role(&parts[at..], roles)
+        .ok_or_else(|| Error::unrecognised(format!("`{}` is followed by something unknown", parts[at])).at_key(key))?;
+    let mut path = parts[..at].to_vec();
+    if path.is_empty() {
+        if prefixed {
+            return Ok(Found::Shared { role });
+        }
+        return Err(Error::unrecognised("no module path before the role").at_key(key));
+    }
+    if role == "trainable_tokens_delta" && path.last() == Some(&"token_adapter") {
+        path.pop();
+    }
+    let mut depth = 0;
+    while path.last() == Some(&"base_layer") {
+        path.pop();
+        depth += 1;
+    }
+    Ok(Found::Role { place: (ModulePath::from(path.join(".").as_str()), depth), role })
+}
+
+/// The role without the adapter name.
+fn role(parts: &[&str], roles: &[Role]) -> Option<String> {
+    let (_, tails) = roles.iter().chain(COMMON_ROLES).find(|(first, _)| *first == parts[0])?;
+    let tail = parts[1..].join(".");
+    let shorter = parts.get(2..).unwrap_or(&[]).join(".");
+    let accepted = if tails.contains(&tail.as_str()) || tails.contains(&"*") {
+        tail
+    } else if parts.len() > 1 && tails.contains(&shorter.as_str()) {
+        shorter
+    } else if tail == "weight" && tails.contains(&"") {
+        String::new()
+    } else if parts.len() == 3 && shorter == "weight" && tails.contains(&"") {
+        String::new()
+    } else {
+        return None;
+    };
+    Some(if accepted.is_empty() { parts[0].to_string() } else { format!("{}.{accepted}", parts[0]) })
+}
+
+/// The in-memory name of a tensor saved whole: `modules_to_save.<name>` and `base_layer` are PEFT's own.
+fn saved_name(parts: &[&str]) -> String {
+    let mut out = Vec::with_capacity(parts.len());
+    let mut rest = parts.iter().copied().peekable();
+    while let Some(part) = rest.next() {
+        match part {
+            "modules_to_save" => {
+                // What follows is the adapter's name, unless that was left out and the parameter follows at once.
+                if rest.clone().count() > 1 {
+                    rest.next();
+                }
+            }
+            "base_layer" => {}
+            _ => out.push(part),
+        }
+    }
+    out.join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROLES: &[Role] = &[("lora_A", &["weight"]), ("lora_embedding_A", &[""]), ("lora_magnitude_vector", &[""])];
+
+    fn place_of(key: &str) -> (String, usize, String) {
+        match take_apart(key, ROLES).unwrap() {
+            Found::Role { place: (path, depth), role } => (path.to_string(), depth, role),
+            Found::Saved { name } => (name, 99, String::new()),
+            Found::Shared { role } => (String::new(), 0, role),
+        }
+    }
+
+    #[test]
+    fn every_spelling_means_the_same_module() {
+        let expected = ("model.layers.0.q_proj".to_string(), 0, "lora_A.weight".to_string());
+        for key in [
+            "base_model.model.model.layers.0.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.q_proj.lora_A.default.weight",
+            "base_model.model.model.layers.0.q_proj.lora_A.my_style.weight",
+            "base_model.model.base_model.model.model.layers.0.q_proj.lora_A.weight",
+            "_orig_mod.base_model.model.model.layers.0._checkpoint_wrapped_module.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.0.q_proj.lora_A.weight",
+            "model.layers.0.q_proj.lora_A.weight",
+        ] {
+            assert_eq!(place_of(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn nested_wrappers_are_counted() {
+        let (path, depth, _) = place_of("base_model.model.m.experts.base_layer.base_layer.lora_A.weight");
+        assert_eq!((path.as_str(), depth), ("m.experts", 2));
+    }
+
+    #[test]
+    fn a_role_may_carry_a_trailing_weight() {
+        for tail in ["", ".default", ".weight", ".default.weight"] {
+            let (_, _, role) = place_of(&format!("base_model.model.q.lora_magnitude_vector{tail}"));
+            assert_eq!(role, "lora_magnitude_vector", "{tail}");
+        }
+    }
+
+    #[test]
+    fn whole_parameters_lose_the_wrapper_of_their_module() {
+        for key in [
+            "base_model.model.lm_head.weight",
+            "base_model.model.lm_head.modules_to_save.default.weight",
+            "base_model.model.lm_head.modules_to_save.weight",
+            "base_model.model.lm_head.base_layer.weight",
+        ] {
+            assert_eq!(place_of(key).0, "lm_head.weight", "{key}");
+        }
+    }
+}

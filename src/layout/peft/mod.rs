@@ -1,0 +1,85 @@
+//! PEFT: `adapter_config.json` beside `adapter_model.safetensors` (or `.bin`).
+//!
+//! Defined by huggingface/peft, `src/peft/utils/save_and_load.py` and `src/peft/tuners/*`; written down in
+//! `docs/layouts/peft.md`. Keys are `base_model.model.<module path>.<role>`; what the roles mean is each tuner's own
+//! file in `tuner`.
+
+pub mod config;
+pub mod keys;
+pub mod saved;
+pub mod tuner;
+
+use crate::adapter::{Adapter, Note};
+use crate::error::{Context, Error, Result};
+use crate::layout::{Layout, Source, Verdict};
+
+use config::Config;
+use keys::Modules;
+
+/// The layout.
+pub struct Peft;
+
+/// What a tuner reads from: the modules' tensors, the config, and the adapter under construction.
+pub struct Reader<'a> {
+    /// `adapter_config.json`.
+    pub config: &'a Config,
+    /// Tensors by module; whatever a tuner leaves in here is an error.
+    pub modules: Modules,
+    /// What has been understood so far.
+    pub adapter: Adapter,
+    /// Remarks.
+    pub notes: Vec<Note>,
+}
+
+impl Layout for Peft {
+    fn name(&self) -> &'static str {
+        "peft"
+    }
+
+    fn about(&self) -> &'static str {
+        "Hugging Face PEFT: adapter_config.json with adapter_model.safetensors or .bin"
+    }
+
+    fn detect(&self, source: &Source) -> Verdict {
+        if let Some((_, config)) = &source.config {
+            if let Some(kind) = config.get("peft_type") {
+                return Verdict::Likely { score: 100, because: format!("adapter_config.json has peft_type {kind}") };
+            }
+            return Verdict::No;
+        }
+        let all = source.tensors.len();
+        let ours = source.tensors.keys().filter(|k| keys::is_lora_key(k)).count();
+        if ours == 0 {
+            return Verdict::No;
+        }
+        Verdict::Likely { score: 50, because: format!("{ours} of {all} keys end like PEFT's LoRA") }
+    }
+
+    fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {
+        let Some((config_path, raw)) = &source.config else {
+            return Err(Error::missing("no adapter_config.json beside the tensors, and alpha is only there")
+                .in_file(&source.tensor_file)
+                .hint("put the adapter's config into the same folder"));
+        };
+        let config = Config::read(raw.clone()).in_file(config_path)?;
+        let tuner = tuner::by_type(&config.peft_type).in_file(config_path)?;
+        let modules = Modules::sort(&source.tensors, tuner.roles).in_file(&source.tensor_file)?;
+        let adapter = Adapter { declared: config.peft_type.clone(), ..Adapter::default() };
+        let mut reader = Reader { config: &config, modules, adapter, notes: Vec::new() };
+        for value in &source.other_values {
+            reader.notes.push(Note::info(value, "not a tensor; left out"));
+        }
+        config.report_unknown(tuner.fields, &mut reader.notes);
+        saved::read_tokens(&mut reader).in_file(&source.tensor_file)?;
+        saved::read(&mut reader).in_file(&source.tensor_file)?;
+        (tuner.read)(&mut reader).in_file(&source.tensor_file)?;
+        reader.modules.require_empty(&config.peft_type).in_file(&source.tensor_file)?;
+        let mut adapter = reader.adapter;
+        for name in ["base_model_name_or_path", "revision", "task_type", "peft_version"] {
+            if let Some(text) = raw.get(name).and_then(|v| v.as_str()) {
+                adapter.about.insert(name.to_string(), text.to_string());
+            }
+        }
+        Ok((adapter, reader.notes))
+    }
+}

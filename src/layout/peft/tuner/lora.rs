@@ -1,0 +1,344 @@
+//! LoRA and its variants: rank and alpha patterns, rsLoRA, DoRA, biases, embeddings, stacks of experts
+//! (huggingface/peft, `src/peft/tuners/lora`).
+
+use ndarray::{Array2, s};
+
+use super::{Tuner, need, owned, require_taken, take, take_modules};
+use crate::adapter::delta::{Delta, Experts, Full, LowRank, Packing, full::Mode, low_rank::Facing};
+use crate::adapter::{Note, Scale, SiteKind};
+use crate::error::{Context, Error, Result};
+use crate::layout::peft::Reader;
+use crate::layout::peft::config::{Config, Patterns};
+use crate::layout::peft::keys::{Parts, Place};
+use crate::layout::peft::saved::target;
+use crate::tensor::Tensor;
+
+/// The tuner.
+pub static TUNER: Tuner = Tuner {
+    peft_type: "LORA",
+    roles: &[
+        ("lora_A", &["weight"]),
+        ("lora_B", &["weight", "bias"]),
+        ("lora_embedding_A", &[""]),
+        ("lora_embedding_B", &[""]),
+        ("lora_magnitude_vector", &[""]),
+        ("lora_diag", &[""]),
+        ("lora_velora_embed", &["*", ""]),
+        ("lora_monteclora_sampler", &["*", ""]),
+    ],
+    fields: &[
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+        "use_dora",
+        "fan_in_fan_out",
+        "lora_bias",
+        "init_lora_weights",
+        "layer_replication",
+        "alora_invocation_tokens",
+        "arrow_config",
+        "use_qalora",
+        "qalora_group_size",
+        "use_bdlora",
+        "kasa_config",
+        "velora_config",
+        "monteclora_config",
+        "megatron_config",
+        "megatron_core",
+        "ensure_weight_tying",
+        "lora_dropout",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "runtime_config",
+        "use_lora_fa",
+        "lora_B_layout",
+        "merge_weights",
+        "enable_lora",
+    ],
+    read,
+};
+
+/// Initialisations that took their first factors out of the base: the adapter is right only on what was left.
+const RESIDUAL_INITS: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
+
+fn read(reader: &mut Reader) -> Result<()> {
+    refuse_variants(reader.config)?;
+    reader.adapter.residual_base = residual_init(reader.config)?;
+    reader.adapter.ties_embeddings = reader.config.flag("ensure_weight_tying")?;
+    let patterns = reader.config.patterns("lora_alpha", 8)?;
+    let modules = take_modules(reader);
+    let mut paths = Vec::new();
+    for (place, parts) in modules {
+        paths.push(read_module(reader, &patterns, place, parts)?);
+    }
+    patterns.report_idle(paths.iter().map(String::as_str), &mut reader.notes);
+    Ok(())
+}
+
+fn refuse_variants(config: &Config) -> Result<()> {
+    for (field, why) in [
+        ("alora_invocation_tokens", "activated LoRA (aLoRA) cannot be merged: it acts only after certain tokens"),
+        ("arrow_config", "Arrow cannot be merged: it routes between adapters by the input"),
+        ("layer_replication", "layer_replication cannot be merged: the adapted model has more layers than the base"),
+        ("enable_lora", "the fused-projection form of PEFT before 0.3 is not read"),
+    ] {
+        if config.value(field).is_some() {
+            return Err(Error::unsupported(why).at_key(field));
+        }
+    }
+    Ok(())
+}
+
+fn residual_init(config: &Config) -> Result<Option<String>> {
+    let Some(init) = config.value("init_lora_weights").and_then(|v| v.as_str()) else { return Ok(None) };
+    let residual = RESIDUAL_INITS.iter().any(|name| init == *name || init.starts_with("pissa_niter"));
+    Ok(residual.then(|| init.to_string()))
+}
+
+/// Adds what one module's tensors say; returns the name its patterns were matched against.
+fn read_module(reader: &mut Reader, patterns: &Patterns, place: Place, mut parts: Parts) -> Result<String> {
+    let (path, depth) = &place;
+    if parts.contains_key("lora_embedding_A") || parts.contains_key("lora_embedding_B") {
+        let a = need(&mut parts, "lora_embedding_A")?;
+        let b = need(&mut parts, "lora_embedding_B")?;
+        let magnitude = magnitude(reader.config, &mut parts, path.as_str())?;
+        require_taken(&parts, TUNER.peft_type)?;
+        let delta = plain(patterns, path.as_str(), a, b)?;
+        let target = target(reader, path.as_str());
+        target.site = SiteKind::Embedding;
+        target.magnitude = magnitude;
+        target.weight.push(Delta::LowRank(delta));
+        return Ok(path.to_string());
+    }
+    drop_training_state(reader, &mut parts);
+    let key = parts.get("lora_A.weight").map(|p| p.key.clone()).unwrap_or_default();
+    let a = need(&mut parts, "lora_A.weight")?;
+    let b = need(&mut parts, "lora_B.weight")?;
+    for (half, tensor) in [("A", &a), ("B", &b)] {
+        if tensor.shape.rank() < 2 {
+            return Err(Error::malformed(format!(
+                "lora_{half} has shape {}, expected two dimensions or more",
+                tensor.shape
+            ))
+            .at_key(&key)
+            .hint("saved from a sharded model without gathering? save the adapter again from the trainer"));
+        }
+    }
+    if let Some(parameter) = parameter_name(reader.config, &place)? {
+        require_taken(&parts, TUNER.peft_type)?;
+        return read_parameter(reader, patterns, &place, &parameter, a, b).at_key(&key);
+    }
+    if *depth > 0 && !path.as_str().is_empty() {
+        return Err(
+            Error::unrecognised("a nested adapter, but target_parameters in the config does not name it").at_key(&key)
+        );
+    }
+    if parts.contains_key("lora_diag") {
+        return Err(Error::unsupported("KaSA cannot be merged here: it also truncates the base weight").at_key(&key));
+    }
+    read_layer(reader, patterns, path.as_str(), a, b, parts).at_key(&key)
+}
+
+fn read_layer(
+    reader: &mut Reader,
+    patterns: &Patterns,
+    path: &str,
+    a: Tensor,
+    b: Tensor,
+    mut parts: Parts,
+) -> Result<String> {
+    let magnitude = magnitude(reader.config, &mut parts, path)?;
+    let bias = take(&mut parts, "lora_B.bias")?;
+    require_taken(&parts, TUNER.peft_type)?;
+    let (a, b) = expand_variants(reader.config, path, a, b)?;
+    let mut delta = plain(patterns, path, a, b)?;
+    let mut path = path.to_string();
+    if let Some(outer) = path.strip_suffix(".base_layer.out_proj") {
+        // PEFT (0.21, src/peft/tuners/lora/layer.py, MultiheadAttention) adds this update twice, in the forward pass
+        // and when it merges. The adapter was trained with it, so we do the same.
+        path = format!("{outer}.out_proj");
+        delta.scale = Scale::direct(2.0 * delta.factor());
+        reader
+            .notes
+            .push(Note::info(&path, "PEFT applies the output projection of attention twice; so does this merge"));
+    }
+    let factor = delta.factor();
+    let fan_in_fan_out = reader.config.flag("fan_in_fan_out")?;
+    let lora_bias = reader.config.flag("lora_bias")?;
+    if let (Some(_), false) = (&bias, lora_bias) {
+        let text = "a bias of the adapter although lora_bias is false; taken as the whole difference of the bias";
+        reader.notes.push(Note::info(&path, text));
+    }
+    let target = target(reader, &path);
+    if fan_in_fan_out {
+        target.site = SiteKind::FanInFanOut;
+    }
+    target.magnitude = magnitude;
+    target.weight.push(Delta::LowRank(delta));
+    if let Some(tensor) = bias {
+        let mode = Mode::Add(if lora_bias { factor } else { 1.0 });
+        target.bias.push(Delta::Full(Full { tensor, mode }));
+    }
+    Ok(path)
+}
+
+/// Factors of one layer, with the rank the config gives checked against them.
+fn plain(patterns: &Patterns, path: &str, a: Tensor, b: Tensor) -> Result<LowRank> {
+    let stored = a.shape.dims().first().copied().unwrap_or(0);
+    patterns.checked_rank(path, stored, &a.shape)?;
+    let delta = LowRank { a, b, scale: patterns.scale_at(path), experts: None };
+    if delta.b.shape.dims().get(1) != Some(&stored) {
+        let what = format!("rank of A {} against rank of B {}", delta.a.shape, delta.b.shape);
+        return Err(Error::mismatch(what).at_key(path).hint("the two halves may come from different adapters"));
+    }
+    Ok(delta)
+}
+
+fn magnitude(config: &Config, parts: &mut Parts, path: &str) -> Result<Option<Tensor>> {
+    let magnitude = take(parts, "lora_magnitude_vector")?;
+    match (config.flag("use_dora")?, magnitude) {
+        (true, None) => Err(Error::missing("use_dora is set, but the file has no lora_magnitude_vector").at_key(path)),
+        (false, Some(_)) => Err(Error::mismatch("the file has a lora_magnitude_vector, but use_dora is not set")
+            .at_key(path)
+            .hint("PEFT would ignore the magnitude; set use_dora in a copy of the config if it is DoRA")),
+        (_, magnitude) => Ok(magnitude),
+    }
+}
+
+/// Tensors that only steer training.
+fn drop_training_state(reader: &mut Reader, parts: &mut Parts) {
+    let steering: Vec<String> = parts
+        .keys()
+        .filter(|role| role.starts_with("lora_velora_embed") || role.starts_with("lora_monteclora_sampler"))
+        .cloned()
+        .collect();
+    for role in steering {
+        if let Some(part) = parts.remove(&role) {
+            reader.notes.push(Note::info(&part.key, "only steers training; not part of the weight"));
+        }
+    }
+}
+
+/// QA-LoRA's pooled A and BD-LoRA's block-diagonal factors, written out as plain ones.
+fn expand_variants(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
+    if config.flag("use_qalora")? {
+        let group = config.integer("qalora_group_size")?.unwrap_or(16).max(1);
+        let pooled = a.to_matrix()?;
+        let inputs = pooled.ncols() * group;
+        // x is averaged over groups and multiplied by in/group: each input gets in/group² of its group's column.
+        let share = inputs as f32 / (group * group) as f32;
+        let a = Array2::from_shape_fn((pooled.nrows(), inputs), |(k, j)| share * pooled[[k, j / group]]);
+        return Ok((owned(&a)?, b));
+    }
+    let Some(blocks) = config.value("use_bdlora") else { return Ok((a, b)) };
+    let count = blocks.get("nblocks").and_then(serde_json::Value::as_u64).unwrap_or(1).max(1) as usize;
+    let listed = |name: &str| {
+        let names = blocks.get(name).and_then(|v| v.as_array()).into_iter().flatten().filter_map(|v| v.as_str());
+        names.into_iter().any(|n| path == n || path.ends_with(&format!(".{n}")))
+    };
+    let a = if listed("target_modules_bd_a") { owned(&block_diagonal(&a.to_matrix()?, count)?)? } else { a };
+    let b = if listed("target_modules_bd_b") { owned(&block_diagonal(&b.to_matrix()?, count)?)? } else { b };
+    Ok((a, b))
+}
+
+/// `count` equal bands of rows, moved side by side onto a diagonal.
+fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
+    let (rows, cols) = bands.dim();
+    if rows % count != 0 {
+        return Err(Error::mismatch(format!("{rows} rows do not fall into {count} blocks")));
+    }
+    let height = rows / count;
+    let mut out = Array2::zeros((rows, cols * count));
+    for i in 0..count {
+        let band = i * height..(i + 1) * height;
+        out.slice_mut(s![band.clone(), i * cols..(i + 1) * cols]).assign(&bands.slice(s![band, ..]));
+    }
+    Ok(out)
+}
+
+/// Order in which experts' modules of transformers register their parameters. PEFT wraps the first one innermost.
+const REGISTRATION: [&str; 8] =
+    ["weight", "bias", "gate_up_proj", "gate_up_proj_bias", "up_proj", "gate_proj", "down_proj", "down_proj_bias"];
+
+/// The parameter of a module that a nested pair of factors belongs to; none for an ordinary layer.
+fn parameter_name(config: &Config, (path, depth): &Place) -> Result<Option<String>> {
+    let mut candidates: Vec<String> = Vec::new();
+    for entry in config.names("target_parameters")? {
+        let (module, name) = entry.rsplit_once('.').unwrap_or(("", &entry));
+        let here = module.is_empty() || path.as_str() == module || path.as_str().ends_with(&format!(".{module}"));
+        if here && !candidates.iter().any(|c| c == name) {
+            candidates.push(name.to_string());
+        }
+    }
+    if candidates.is_empty() {
+        return Ok(None);
+    }
+    let order = |name: &String| REGISTRATION.iter().position(|r| r == name).unwrap_or(REGISTRATION.len());
+    candidates.sort_by_key(order);
+    // Depth 0 is the outermost wrapper: the parameter registered last.
+    let found = candidates.len().checked_sub(depth + 1).map(|i| candidates[i].clone());
+    found.map(Some).ok_or_else(|| {
+        Error::mismatch(format!("{} levels of nesting, target_parameters names {}", depth + 1, candidates.len()))
+            .at_key(path.as_str())
+    })
+}
+
+fn read_parameter(
+    reader: &mut Reader,
+    patterns: &Patterns,
+    (path, _): &Place,
+    parameter: &str,
+    a: Tensor,
+    b: Tensor,
+) -> Result<String> {
+    let full = format!("{path}.{parameter}");
+    let rank = patterns.rank_at(&full)?;
+    let rows = a.shape.dims()[0];
+    if rows % rank != 0 || b.shape.dims()[1] != rows {
+        let what = format!("A {} and B {} do not hold whole experts of rank {rank}", a.shape, b.shape);
+        return Err(Error::mismatch(what).hint("the config may belong to another adapter"));
+    }
+    let count = rows / rank;
+    let experts = Experts { count, packing: packing(reader)?, facing: facing(reader.config) };
+    let experts = (count > 1).then_some(experts);
+    let delta = LowRank { a, b, scale: patterns.scale_at(&full), experts };
+    let target = target(reader, &full);
+    target.site = SiteKind::Parameter;
+    target.weight.push(Delta::LowRank(delta));
+    Ok(full)
+}
+
+fn packing(reader: &mut Reader) -> Result<Packing> {
+    const FIELD: &str = "lora_B_layout";
+    match reader.config.text(FIELD)?.as_deref() {
+        Some("rank_major") => Ok(Packing::RankMajor),
+        Some("grouped_by_expert") => Ok(Packing::ByExpert),
+        Some(other) => {
+            Err(Error::unrecognised(format!("`{other}`, expected rank_major or grouped_by_expert")).at_key(FIELD))
+        }
+        None => {
+            let base = reader.config.text("base_model_name_or_path")?.unwrap_or_default();
+            let told = reader.notes.iter().any(|n| n.key == FIELD);
+            if base.to_ascii_lowercase().contains("unsloth") && !told {
+                let text = "the base is one of Unsloth's, whose older files order B's columns by expert; taken as \
+                            PEFT's order. Set lora_B_layout to grouped_by_expert in a copy of the config otherwise";
+                reader.notes.push(Note::lossy(FIELD, text));
+            }
+            Ok(Packing::RankMajor)
+        }
+    }
+}
+
+/// Which axis of a stack `[E, d1, d2]` A faces, by the version that wrote the file; shapes decide before this does.
+fn facing(config: &Config) -> Facing {
+    match config.version() {
+        None => Facing::Unknown,
+        Some(v) if v >= (0, 19, 1) => Facing::Input,
+        Some(v) if v >= (0, 19, 0) => Facing::FirstUnlessTransposed,
+        Some(_) => Facing::First,
+    }
+}

@@ -1,0 +1,91 @@
+//! What a layout is shown: the tensors of an adapter file and the config beside it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::container::{SafetensorsFile, json, torch};
+use crate::error::{Error, Result};
+use crate::tensor::{MappedFile, StateDict};
+
+/// Names of the config file beside an adapter.
+const CONFIG_NAME: &str = "adapter_config.json";
+/// Tensor files looked for in a folder, best first.
+const TENSOR_NAMES: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"];
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// An adapter's files, opened and not yet understood.
+#[derive(Debug)]
+pub struct Source {
+    /// The path as the user gave it.
+    pub path: PathBuf,
+    /// The file the tensors are in.
+    pub tensor_file: PathBuf,
+    /// The same, mapped.
+    pub file: Arc<MappedFile>,
+    /// Tensors by key.
+    pub tensors: StateDict,
+    /// Header metadata.
+    pub metadata: Vec<(String, String)>,
+    /// Keys of values in a pickled file that are no tensors.
+    pub other_values: Vec<String>,
+    /// The config file and what it says.
+    pub config: Option<(PathBuf, Map<String, Value>)>,
+}
+
+/// True for a folder that holds an adapter's config, or a file that has one beside it.
+pub fn looks_like_adapter(path: &Path) -> bool {
+    path.join(CONFIG_NAME).exists()
+}
+
+impl Source {
+    /// Opens a folder, or a tensor file with its config beside it.
+    pub fn open(path: &Path) -> Result<Source> {
+        let about = std::fs::metadata(path).map_err(|e| Error::io("cannot open", e).in_file(path))?;
+        let (folder, tensor_file) = if about.is_dir() {
+            (path.to_path_buf(), tensor_file_in(path)?)
+        } else {
+            (path.parent().map(Path::to_path_buf).unwrap_or_default(), path.to_path_buf())
+        };
+        let config_path = folder.join(CONFIG_NAME);
+        let config = match config_path.symlink_metadata() {
+            Ok(_) => {
+                let config = json::read_object(&config_path, MAX_CONFIG_BYTES)?;
+                Some((config_path, config))
+            }
+            Err(_) => None,
+        };
+        let file = MappedFile::open(&tensor_file)?;
+        let (tensors, metadata, other_values) = if torch::claims(file.as_slice()) {
+            let (tensors, rest) = torch::read_with_rest(&file).map_err(|e| e.in_file(&tensor_file))?;
+            (tensors, Vec::new(), rest)
+        } else {
+            let opened = SafetensorsFile::open(&tensor_file)?;
+            (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
+        };
+        if tensors.is_empty() {
+            return Err(Error::missing("no tensors in this adapter").in_file(&tensor_file));
+        }
+        Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, config })
+    }
+}
+
+fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
+    if let Some(found) = TENSOR_NAMES.iter().map(|n| folder.join(n)).find(|p| p.symlink_metadata().is_ok()) {
+        return Ok(found);
+    }
+    // PEFT puts an adapter that is not called `default` into a folder of its name.
+    let inner: Vec<_> = std::fs::read_dir(folder)
+        .map_err(|e| Error::io("cannot list", e).in_file(folder))?
+        .flatten()
+        .filter(|e| e.path().join(CONFIG_NAME).exists())
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    let error =
+        Error::missing(format!("no adapter here: none of {} in this folder", TENSOR_NAMES.join(", "))).in_file(folder);
+    Err(match inner.as_slice() {
+        [] => error,
+        names => error.hint(format!("adapters are in its folders: {}", names.join(", "))),
+    })
+}
