@@ -5,6 +5,7 @@
 
 pub mod delta;
 pub mod note;
+mod prepare;
 pub mod scale;
 
 use std::collections::BTreeMap;
@@ -59,6 +60,11 @@ pub enum SiteKind {
 }
 
 impl Target {
+    /// Whether the module path names a parameter by its own name.
+    pub fn is_parameter(&self) -> bool {
+        self.site == SiteKind::Parameter
+    }
+
     /// All tensors of the target with the words for their roles.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         let mut out: Vec<_> = self.weight.iter().chain(&self.bias).flat_map(Delta::tensors).collect();

@@ -1,8 +1,65 @@
-//! Words in, words out.
+//! Words in, words out: the command line. Only this room prints, reads the environment, or decides how a run ends.
+
+mod args;
+mod exit;
+mod inspect;
+mod merge;
+mod output;
+mod progress;
+mod registry;
+mod shell;
+mod signals;
+mod size;
 
 use std::process::ExitCode;
 
-/// Runs the command line.
+use clap::{Parser, Subcommand};
+
+use args::Verbosity;
+
+/// Reads, checks, applies, removes, makes, shrinks, converts and compares adapters (LoRA and its kin).
+#[derive(Debug, Parser)]
+#[command(name = "lora-tool", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    verbosity: Verbosity,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Apply adapters to a base model
+    Merge(merge::Args),
+    /// Show what is in adapters and base models
+    Inspect(inspect::Args),
+    /// List the adapter layouts this build reads
+    Layouts(registry::LayoutsArgs),
+    /// List the compute backends of this machine
+    Kernels(registry::KernelsArgs),
+    /// Print a completion script for a shell
+    Completions(shell::CompletionsArgs),
+    /// Write manual pages into a folder
+    Man(shell::ManArgs),
+}
+
+/// Runs the command line and says how it went.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return exit::usage(&e),
+    };
+    output::set_up(&cli.verbosity);
+    let (json, result) = match &cli.command {
+        Command::Merge(args) => (args.common.json, merge::run(args)),
+        Command::Inspect(args) => (args.json, inspect::run(args)),
+        Command::Layouts(args) => (args.json, registry::layouts(args)),
+        Command::Kernels(args) => (args.json, registry::kernels(args)),
+        Command::Completions(args) => (false, shell::completions(args)),
+        Command::Man(args) => (false, shell::man(args)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => exit::failed(&e, json),
+    }
 }

@@ -222,7 +222,8 @@ fn split(destination: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
     Ok((parent, name.to_os_string()))
 }
 
-fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<()> {
+/// Refuses what stands at `destination`, unless it may be replaced.
+pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<()> {
     let Ok(about) = destination.symlink_metadata() else { return Ok(()) };
     match form {
         Form::Folder if !about.is_dir() => {

@@ -18,6 +18,16 @@ pub enum Element {
 }
 
 impl Element {
+    /// The element type of a dtype, where the step works on it.
+    pub fn of(dtype: crate::tensor::Dtype) -> Option<Element> {
+        match dtype {
+            crate::tensor::Dtype::F32 => Some(Element::F32),
+            crate::tensor::Dtype::F16 => Some(Element::F16),
+            crate::tensor::Dtype::BF16 => Some(Element::BF16),
+            _ => None,
+        }
+    }
+
     /// Bytes of one element.
     pub fn bytes(self) -> usize {
         if self == Element::F32 { 4 } else { 2 }

@@ -1,1 +1,146 @@
-//! A base model as it lies on disk.
+//! A base model as it lies on disk: its tensors, its config, and the files beside them.
+
+pub mod conv1d;
+pub mod embedding;
+pub mod side;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+pub use embedding::Embeddings;
+pub use side::SideFiles;
+
+pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
+
+use crate::container::{FileMetadata, Shard, Sharded, json};
+use crate::error::{Context, Error, Result};
+use crate::names::Index;
+use crate::tensor::{Bytes, Tensor};
+
+/// The config beside a model.
+pub const CONFIG_NAME: &str = "config.json";
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// A base model, opened. Only headers and side files have been read.
+#[derive(Debug)]
+pub struct BaseModel {
+    /// The path as the user gave it.
+    pub path: PathBuf,
+    /// Whether it is a folder or a file by itself.
+    pub is_folder: bool,
+    /// Its tensors, file by file.
+    pub files: Sharded,
+    /// `config.json`, also for a file by itself where one lies beside it.
+    pub config: Option<Map<String, Value>>,
+    /// Names on disk and the way to them.
+    pub names: Index,
+}
+
+impl BaseModel {
+    /// Opens a file, or a folder with a file or shards.
+    pub fn open(path: &Path) -> Result<BaseModel> {
+        let about = std::fs::metadata(path).map_err(|e| Error::io("cannot open", e).in_file(path))?;
+        let is_folder = about.is_dir();
+        let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
+        let files = files.map_err(|e| hint_at_adapter(path, e))?;
+        let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
+        let config_path = folder.join(CONFIG_NAME);
+        let config =
+            if config_path.is_file() { Some(json::read_object(&config_path, MAX_CONFIG_BYTES)?) } else { None };
+        let shapes = files.tensors().map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
+        let names = Index::new(shapes, &model_types(config.as_ref()));
+        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, names })
+    }
+
+    /// A tensor by its key on disk, with the number of its file.
+    pub fn tensor(&self, key: &str) -> Option<(usize, &Tensor)> {
+        self.files.shards.iter().enumerate().find_map(|(i, s)| s.contents.tensors.get(key).map(|t| (i, t)))
+    }
+
+    /// The files, in order.
+    pub fn shards(&self) -> &[Shard] {
+        &self.files.shards
+    }
+
+    /// The head of a file as it stands.
+    pub fn head(&self, shard: usize) -> &Bytes {
+        &self.files.shards[shard].contents.head
+    }
+
+    /// The header metadata of a file.
+    pub fn metadata(&self, shard: usize) -> &FileMetadata {
+        &self.files.shards[shard].contents.metadata
+    }
+
+    /// The words of the config that say what model it is: `model_type` and `architectures`, inner configs included.
+    pub fn model_types(&self) -> Vec<String> {
+        model_types(self.config.as_ref())
+    }
+
+    /// How the weights are quantised, as the config names it.
+    pub fn quantisation(&self) -> Option<&str> {
+        let about = self.config.as_ref()?.get("quantization_config")?;
+        Some(about.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed scheme"))
+    }
+
+    /// The files beside the tensors that belong to the model, none for a file by itself.
+    pub fn side_files(&self) -> Result<SideFiles> {
+        if !self.is_folder {
+            return Ok(SideFiles::default());
+        }
+        side::list(&self.path, &self.files).in_file(&self.path)
+    }
+
+    /// Where input and output embeddings lie.
+    pub fn embeddings(&self) -> Embeddings {
+        embedding::find(self)
+    }
+
+    /// An error if any of its files changed since it was opened.
+    pub fn unchanged(&self) -> Result<()> {
+        self.files.shards.iter().try_for_each(|s| s.contents.file.unchanged())
+    }
+}
+
+/// The text of a config.
+pub fn config_text(config: Map<String, Value>) -> Result<Vec<u8>> {
+    json::text(&Value::Object(config))
+}
+
+/// An adapter given in the place of the base is a common slip.
+fn hint_at_adapter(path: &Path, error: Error) -> Error {
+    if path.join("adapter_config.json").exists() {
+        return Error::missing("this is an adapter; expected a base model")
+            .in_file(path)
+            .hint("the base comes first: lora-tool merge BASE ADAPTER -o OUT");
+    }
+    error
+}
+
+fn model_types(config: Option<&Map<String, Value>>) -> Vec<String> {
+    let mut out = Vec::new();
+    if let Some(config) = config {
+        gather_types(config, &mut out, 0);
+    }
+    out
+}
+
+fn gather_types(config: &Map<String, Value>, out: &mut Vec<String>, depth: usize) {
+    let mut add = |text: &str| {
+        if !out.iter().any(|t| t == text) {
+            out.push(text.to_string());
+        }
+    };
+    if let Some(text) = config.get("model_type").and_then(Value::as_str) {
+        add(text);
+    }
+    for name in config.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        add(name);
+    }
+    if depth < 4 {
+        for inner in config.iter().filter(|(k, _)| k.ends_with("_config")).filter_map(|(_, v)| v.as_object()) {
+            gather_types(inner, out, depth + 1);
+        }
+    }
+}

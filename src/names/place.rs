@@ -9,20 +9,22 @@ pub struct Region {
     pub expert: Option<usize>,
     /// A range along the first axis of what is left once the expert is taken. `None`: all of it.
     pub rows: Option<Range<usize>>,
+    /// A range along the axis after that. `None`: all of it.
+    pub cols: Option<Range<usize>>,
 }
 
 impl Region {
     /// The whole tensor.
-    pub const ALL: Region = Region { expert: None, rows: None };
+    pub const ALL: Region = Region { expert: None, rows: None, cols: None };
 
     /// A range along the first axis.
     pub fn rows(rows: Range<usize>) -> Region {
-        Region { expert: None, rows: Some(rows) }
+        Region { rows: Some(rows), ..Region::ALL }
     }
 
     /// The matrix of one expert.
     pub fn expert(expert: usize) -> Region {
-        Region { expert: Some(expert), rows: None }
+        Region { expert: Some(expert), ..Region::ALL }
     }
 
     /// Whether it is the whole tensor.

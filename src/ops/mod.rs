@@ -1,1 +1,3 @@
-//! What the tool can do.
+//! What the tool can do: functions from opened inputs to plans and answers. No files, no flags.
+
+pub mod merge;

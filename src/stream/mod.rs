@@ -5,6 +5,7 @@
 //! threads. Reading is mapping: a piece touches its input when its turn comes and lets the pages go afterwards.
 
 pub mod budget;
+pub mod output;
 pub mod plan;
 
 use std::ops::Range;
@@ -13,7 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 pub use budget::{Budget, Limits};
+pub use output::{IndexFile, Output, Writing};
 pub use plan::{Job, Make, Plan, PlannedFile, Produce};
+
+pub use crate::container::{Entry, FileMetadata};
 
 use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
@@ -86,7 +90,7 @@ pub fn run(
             let step = if signal == 0 {
                 run_piece(plan, piece, &writers[piece.file], kernels, &budget, progress)
             } else {
-                Err(Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}")))
+                Err(stopped(signal))
             };
             match step {
                 Ok(moved) => *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved,
@@ -117,6 +121,11 @@ pub fn run(
         writer.finish(sync)?;
     }
     Ok(outcomes)
+}
+
+/// The error of a run that a signal ended.
+fn stopped(signal: i32) -> Error {
+    Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}; nothing was written"))
 }
 
 fn create(file: &PlannedFile, place: Place) -> Result<SafetensorsWriter> {

@@ -41,6 +41,17 @@ pub fn narrow(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<()> {
     }
 }
 
+/// Rounds f64 values into little-endian elements of `dtype`: to nearest even, once.
+pub fn narrow_f64(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
+    match dtype {
+        Dtype::F64 => back(values, out, f64::to_le_bytes),
+        Dtype::F32 => back(values, out, |v| (v as f32).to_le_bytes()),
+        Dtype::BF16 => back(values, out, |v| bf16::from_f64(v).to_le_bytes()),
+        Dtype::F16 => back(values, out, |v| f16::from_f64(v).to_le_bytes()),
+        other => Err(Error::unsupported(format!("cannot round to dtype {other}"))),
+    }
+}
+
 /// Integer elements as i64, for index tensors.
 pub fn integers(dtype: Dtype, bytes: &[u8]) -> Result<Vec<i64>> {
     Ok(match dtype {
@@ -65,7 +76,7 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f3
     Ok(())
 }
 
-fn back<const N: usize>(values: &[f32], out: &mut [u8], f: impl Fn(f32) -> [u8; N]) -> Result<()> {
+fn back<T: Copy, const N: usize>(values: &[T], out: &mut [u8], f: impl Fn(T) -> [u8; N]) -> Result<()> {
     let (words, rest) = out.as_chunks_mut::<N>();
     if words.len() != values.len() || !rest.is_empty() {
         return Err(Error::mismatch(format!("{} elements of {N} bytes for {} bytes", values.len(), rest.len())));

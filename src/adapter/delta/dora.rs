@@ -35,10 +35,7 @@ pub fn with_magnitude(
     if values.len() != expected {
         return Err(Error::mismatch(format!("magnitude {} for a weight with {expected} outputs", magnitude.shape)));
     }
-    let inner: Box<dyn Act> = match action {
-        Action::LowRank(factors) => Box::new(factors),
-        Action::Act(act) => act,
-    };
+    let inner = action.into_act()?;
     let magnitude = Array1::from_vec(values);
     Ok(Action::Act(Box::new(Dora { inner, magnitude, columns, norms: OnceLock::new() })))
 }

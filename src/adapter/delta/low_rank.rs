@@ -12,7 +12,7 @@ use super::{Action, Site};
 use crate::adapter::scale::Scale;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
-use crate::tensor::Tensor;
+use crate::tensor::{Shape, Tensor};
 
 /// Two factors and a scale.
 #[derive(Clone, Debug)]
@@ -115,23 +115,49 @@ impl LowRank {
         Ok(Factors { a, b, scale: self.factor() })
     }
 
-    /// The factors of expert `e` of a stack, a: [r, in], b: [out, r].
-    pub fn expert_factors(&self, e: usize) -> Result<Factors> {
-        let Some(experts) = self.experts else { return self.factors() };
+    /// The factors of every expert of a stack, a: [r, in], b: [out, r].
+    pub fn expert_factors(&self) -> Result<Vec<Factors>> {
+        let Some(experts) = self.experts else { return Ok(vec![self.factors()?]) };
         let (a, b) = self.matrices()?;
         let rank = self.rank();
-        if a.nrows() != rank * experts.count || b.ncols() != a.nrows() || e >= experts.count {
+        if a.nrows() != rank * experts.count || b.ncols() != a.nrows() {
             return Err(Error::mismatch(format!(
                 "A {} and B {} do not hold {} experts of rank {rank}",
                 self.a.shape, self.b.shape, experts.count
             )));
         }
-        let b = match experts.packing {
-            Packing::RankMajor => b.slice(s![.., e..;experts.count]).to_owned(),
-            Packing::ByExpert => b.slice(s![.., e * rank..(e + 1) * rank]).to_owned(),
+        let expert = |e: usize| {
+            let b = match experts.packing {
+                Packing::RankMajor => b.slice(s![.., e..;experts.count]),
+                Packing::ByExpert => b.slice(s![.., e * rank..(e + 1) * rank]),
+            };
+            let b = b.as_standard_layout().into_owned();
+            Factors { a: a.slice(s![e * rank..(e + 1) * rank, ..]).to_owned(), b, scale: self.factor() }
         };
-        let b = b.as_standard_layout().into_owned();
-        Ok(Factors { a: a.slice(s![e * rank..(e + 1) * rank, ..]).to_owned(), b, scale: self.factor() })
+        Ok((0..experts.count).map(expert).collect())
+    }
+
+    /// For a parameter by its own name: a matrix, or a stack `[experts, d1, d2]`. With `transposed` the stored matrix
+    /// is the transpose of the product.
+    pub fn prepare_parameter(&self, stored: &Shape, transposed: bool) -> Result<Action> {
+        let (count, d1, d2) = match *stored.dims() {
+            [d1, d2] => (1, d1, d2),
+            [count, d1, d2] => (count, d1, d2),
+            _ => return Err(Error::mismatch(format!("base parameter {stored}, expected a matrix or a stack of them"))),
+        };
+        let mut all = self.expert_factors()?;
+        if all.len() != count {
+            let what = format!("factors for {} experts, the base parameter {stored} has {count}", all.len());
+            return Err(Error::mismatch(what).hint("is this the base model the adapter was trained on?"));
+        }
+        if transposed {
+            all = all.iter().map(Factors::transposed).collect();
+        }
+        let shape = Shape::new(vec![d1, d2]);
+        for factors in &all {
+            Site { shape: &shape, companion: None }.expect(factors.b.nrows(), factors.a.ncols())?;
+        }
+        Ok(if stored.rank() == 2 { Action::LowRank(all.remove(0)) } else { Action::Experts(all) })
     }
 
     /// Checks the shapes against the weight and widens the factors.
@@ -171,10 +197,12 @@ impl Factors {
         Factors { a: turn(&self.b), b: turn(&self.a), scale: self.scale }
     }
 
-    /// The factors of some rows of the product.
+    /// The factors of some rows and columns of the product.
     #[must_use]
-    pub fn rows(&self, rows: Range<usize>) -> Factors {
-        Factors { a: self.a.clone(), b: self.b.slice(s![rows, ..]).to_owned(), scale: self.scale }
+    pub fn part(&self, rows: Range<usize>, cols: Range<usize>) -> Factors {
+        let whole = cols == (0..self.a.ncols());
+        let a = if whole { self.a.clone() } else { self.a.slice(s![.., cols]).as_standard_layout().into_owned() };
+        Factors { a, b: self.b.slice(s![rows, ..]).to_owned(), scale: self.scale }
     }
 
     /// Adds rows of the product to `w` in the defined order of operations.

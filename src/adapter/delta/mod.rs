@@ -93,6 +93,8 @@ pub trait Act: Send + Sync {
 pub enum Action {
     /// `W += scale · b · a`.
     LowRank(Factors),
+    /// The same for a stack of matrices: one pair of factors an expert.
+    Experts(Vec<Factors>),
     /// Anything else.
     Act(Box<dyn Act>),
 }
@@ -103,6 +105,7 @@ impl Action {
     pub fn transposed(self) -> Action {
         match self {
             Action::LowRank(f) => Action::LowRank(f.transposed()),
+            Action::Experts(all) => Action::Experts(all.iter().map(Factors::transposed).collect()),
             Action::Act(inner) => Action::Act(Box::new(Transposed(inner))),
         }
     }
@@ -110,8 +113,19 @@ impl Action {
     /// Which rows can be changed without the others.
     pub fn rows(&self) -> Rows {
         match self {
-            Action::LowRank(_) => Rows::Any,
+            Action::LowRank(_) | Action::Experts(_) => Rows::Any,
             Action::Act(act) => act.rows(),
+        }
+    }
+
+    /// The action in its general form. A stack of experts has none: it is more than one matrix.
+    pub fn into_act(self) -> Result<Box<dyn Act>> {
+        match self {
+            Action::LowRank(factors) => Ok(Box::new(factors)),
+            Action::Act(act) => Ok(act),
+            Action::Experts(_) => {
+                Err(Error::unsupported("an update of a stack of experts beside another change of the same tensor"))
+            }
         }
     }
 }
@@ -143,6 +157,11 @@ impl Delta {
             Delta::Rescale(d) => vec![("l", &d.factors)],
             Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
         }
+    }
+
+    /// True for kinds that hold values of the tensor as it is stored, whichever way round that is.
+    pub fn acts_as_stored(&self) -> bool {
+        matches!(self, Delta::Full(_) | Delta::TokenRows(_))
     }
 
     /// Checks that the delta fits the weight and makes it ready.

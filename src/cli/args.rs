@@ -1,0 +1,125 @@
+//! Flags that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ColorChoice, ValueEnum};
+
+use super::size;
+use crate::error::{Error, Kind, Result};
+use crate::kernels::{self, Kernels};
+use crate::stream::Limits;
+use crate::tensor::{Dtype, dtype};
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Verbosity {
+    /// Say more: every changed tensor, every note
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub verbose: bool,
+    /// Say nothing but errors and the answer
+    #[arg(short, long, global = true, conflicts_with = "verbose", help_heading = "Output")]
+    pub quiet: bool,
+    /// When to use colour
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    pub color: ColorChoice,
+}
+
+/// Flags of commands that write a model.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Print the answer as one JSON document
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Show what would be done and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace an existing output
+    #[arg(long)]
+    pub force: bool,
+    /// Treat every lossy note as an error
+    #[arg(long)]
+    pub strict: bool,
+    /// Do not wait for the disk: faster, and not safe against a power cut
+    #[arg(long)]
+    pub no_sync: bool,
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    pub threads: Option<u16>,
+    /// Working memory
+    #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse, help_heading = "Machine")]
+    pub memory: u64,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
+    pub device: String,
+}
+
+impl Common {
+    /// Threads and memory.
+    pub fn limits(&self) -> Limits {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Limits { threads: self.threads.map_or_else(cores, usize::from), memory: self.memory }
+    }
+
+    /// The backend of `--device`.
+    pub fn kernels(&self) -> Result<Box<dyn Kernels>> {
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(kernels::choose()),
+            d if d == "cuda" || d.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok()) => {
+                Err(Error::unsupported(format!("--device {d}: this build has no CUDA backend"))
+                    .hint("use --device cpu"))
+            }
+            d => Err(Error::new(Kind::Usage, format!("--device {d}: expected auto, cpu, cuda or cuda:N"))),
+        }
+    }
+}
+
+/// Types that `--dtype` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputDtype {
+    /// The type each tensor has in the base
+    Keep,
+    /// IEEE 754 single precision
+    F32,
+    /// IEEE 754 half precision
+    F16,
+    /// bfloat16
+    Bf16,
+    /// IEEE 754 double precision
+    F64,
+}
+
+impl OutputDtype {
+    /// The type; none for `keep`.
+    pub fn get(self) -> Option<Dtype> {
+        let word = match self {
+            OutputDtype::Keep => return None,
+            OutputDtype::F32 => "f32",
+            OutputDtype::F16 => "f16",
+            OutputDtype::Bf16 => "bf16",
+            OutputDtype::F64 => "f64",
+        };
+        dtype::OUTPUT_NAMES.iter().find(|(name, _)| *name == word).map(|(_, dtype)| *dtype)
+    }
+}
+
+/// An adapter's path, with the strength behind an `@` where there is one.
+pub fn adapter_and_strength(argument: &Path, default: f64) -> Result<(PathBuf, f64)> {
+    let text = argument.to_str().unwrap_or_default();
+    let Some((path, number)) = text.rsplit_once('@').filter(|_| !argument.exists()) else {
+        return Ok((argument.to_path_buf(), default));
+    };
+    match number.parse::<f64>() {
+        Ok(strength) if strength.is_finite() => Ok((PathBuf::from(path), strength)),
+        _ => {
+            Err(Error::new(Kind::Usage, format!("strength `{number}` after the @, expected a number"))
+                .in_file(argument))
+        }
+    }
+}

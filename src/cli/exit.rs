@@ -1,0 +1,49 @@
+//! How a run ends: 0 done, 1 failed, 2 wrong command line, 3 refused because of `--strict`, 128 + n stopped by signal n.
+
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use super::output;
+use crate::error::{Error, Kind, printable};
+
+/// Input or machine.
+const FAILED: u8 = 1;
+/// The command line.
+const USAGE: u8 = 2;
+/// `--strict`.
+const STRICT: u8 = 3;
+
+/// Prints what clap has to say: help and version on stdout, mistakes on stderr.
+pub fn usage(e: &clap::Error) -> ExitCode {
+    let _ = e.print();
+    if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// Prints the error on stderr, with `--json` also as a document on stdout.
+pub fn failed(e: &Error, as_json: bool) -> ExitCode {
+    if output::is_broken_pipe(e) {
+        return ExitCode::SUCCESS;
+    }
+    output::error_line(&format!("lora-tool: {e}"));
+    if let Some(hint) = e.advice() {
+        output::error_line(&format!("hint: {}", printable(hint)));
+    }
+    if as_json {
+        let document = json!({ "error": {
+            "kind": e.kind().word(), "file": e.file().map(|f| f.to_string_lossy()), "key": e.key(),
+            "what": e.what(), "hint": e.advice(),
+        }});
+        let _ = output::document(&document);
+    }
+    ExitCode::from(code(e))
+}
+
+fn code(e: &Error) -> u8 {
+    match e.kind() {
+        Kind::Usage => USAGE,
+        Kind::Strict => STRICT,
+        Kind::Stopped(signal) => 128 + u8::try_from(signal).unwrap_or(0),
+        _ => FAILED,
+    }
+}

@@ -1,0 +1,235 @@
+//! `lora-tool merge`: adapters into a base model.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::args::{Common, OutputDtype, adapter_and_strength};
+use super::progress::Bar;
+use super::signals::Signals;
+use super::{output, size};
+use crate::adapter::{Note, Severity};
+use crate::error::Result;
+use crate::layout::{self, Opened};
+use crate::model::BaseModel;
+use crate::ops::merge::{self, Applied, Merge, Options, Report};
+use crate::stream::Writing;
+
+/// Apply adapters to a base model
+///
+/// Writes base + adapters as a new model: the same files, index, config and tokenizer, with the changed tensors in
+/// their places. The changes of several adapters are summed, then rounded once to the type of each tensor. Tensors
+/// that no adapter touches are copied byte for byte. Nothing is written unless everything in the adapters is used.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  lora-tool merge Llama-3.1-8B my-adapter -o merged
+  lora-tool merge base.safetensors style@0.8 character@0.5 -o merged.safetensors
+  lora-tool merge base adapter -o merged --dtype bf16 --max-shard-size 5GB --json")]
+pub struct Args {
+    /// Base model: a folder with shards, or one .safetensors file
+    base: PathBuf,
+    /// Adapters: folders or files, each with an optional strength behind an @
+    #[arg(required = true, value_name = "ADAPTER[@STRENGTH]")]
+    adapters: Vec<PathBuf>,
+    /// Where the result goes: a folder if the base is one, else a file
+    #[arg(short, long, value_name = "OUT")]
+    out: PathBuf,
+    /// Strength of the adapters that have none of their own
+    #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
+    strength: f64,
+    /// Type of the floating-point tensors written
+    #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
+    dtype: OutputDtype,
+    /// Deal the tensors out into files of at most this size
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    max_shard_size: Option<u64>,
+    /// Layout of the adapters, instead of recognising it
+    #[arg(long, value_name = "LAYOUT")]
+    from: Option<String>,
+    /// Leave out modules of the adapter that match nothing in the base
+    #[arg(long)]
+    allow_unmatched: bool,
+    /// Let NaN and infinity through
+    #[arg(long)]
+    allow_nonfinite: bool,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+struct Loaded {
+    label: String,
+    strength: f64,
+    path: PathBuf,
+    opened: Opened,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let signals = Signals::listen()?;
+    let kernels = args.common.kernels()?;
+    let base = BaseModel::open(&args.base)?;
+    let loaded = args.adapters.iter().map(|a| load(a, args)).collect::<Result<Vec<_>>>()?;
+    let applied: Vec<_> = loaded
+        .iter()
+        .map(|l| Applied { label: l.label.clone(), strength: l.strength, adapter: &l.opened.adapter })
+        .collect();
+    let mut merge = merge::merge(&base, &applied, &options(args))?;
+    let notes = all_notes(&loaded, &merge);
+    if args.common.strict {
+        output::require_lossless(&notes)?;
+    }
+    merge.output.inputs.extend(loaded.iter().map(|l| Arc::clone(&l.opened.source.file)));
+    let mut inputs: Vec<&Path> = loaded.iter().map(|l| l.path.as_path()).collect();
+    inputs.push(&args.base);
+    merge.output.check(&args.out, &inputs, args.common.force)?;
+
+    output::notes(&notes);
+    if args.common.dry_run {
+        return show_plan(args, &merge, &notes);
+    }
+    let bar = Bar::new(merge.totals.bytes, signals);
+    let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
+    let began = Instant::now();
+    let outcomes = merge.output.write(&args.out, writing, kernels.as_ref(), &bar);
+    bar.finish();
+    let report = Report::new(merge.changes, merge.totals, &outcomes?);
+    show(args, &report, &notes, began.elapsed())
+}
+
+fn load(argument: &Path, args: &Args) -> Result<Loaded> {
+    let (path, strength) = adapter_and_strength(argument, args.strength)?;
+    let opened = layout::open(&path, args.from.as_deref())?;
+    Ok(Loaded { label: path.display().to_string(), strength, path, opened })
+}
+
+fn options(args: &Args) -> Options {
+    Options {
+        allow_unmatched: args.allow_unmatched,
+        allow_nonfinite: args.allow_nonfinite,
+        dtype: args.dtype.get(),
+        max_shard_bytes: args.max_shard_size,
+    }
+}
+
+fn all_notes(loaded: &[Loaded], merge: &Merge) -> Vec<Note> {
+    loaded.iter().flat_map(|l| l.opened.notes.clone()).chain(merge.notes.clone()).collect()
+}
+
+/// What `--dry-run` answers.
+fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
+    if args.common.json {
+        let changes: Vec<_> =
+            merge.changes.iter().map(|c| json!({ "tensor": c.key, "modules": c.modules, "kinds": c.kinds })).collect();
+        return output::document(&json!({
+            "dry_run": true, "out": args.out, "totals": totals(&merge.totals), "changes": changes, "notes": notes_json(notes),
+        }));
+    }
+    let shown = if output::is_verbose() { merge.changes.len() } else { 20 };
+    let rows: Vec<_> = merge
+        .changes
+        .iter()
+        .take(shown)
+        .map(|c| {
+            let entry = &merge.output.plan.files[c.place.0].jobs[c.place.1].entry;
+            vec![c.key.clone(), entry.dtype.to_string(), entry.shape.to_string(), c.kinds.join(" + ")]
+        })
+        .collect();
+    let mut text = output::table(&["tensor", "dtype", "shape", "change"], &[], rows);
+    if merge.changes.len() > shown {
+        text += &format!("\n… {} more; -v shows them", merge.changes.len() - shown);
+    }
+    let t = &merge.totals;
+    text += &format!(
+        "\nwould write {} to {}: {} tensors changed, {} copied, {} added",
+        size::show(t.bytes),
+        args.out.display(),
+        t.changed,
+        t.copied,
+        t.added
+    );
+    output::answer(&text)
+}
+
+/// The answer of a merge.
+fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<()> {
+    let survived = report.survived();
+    if survived.is_some_and(|s| s < 0.5) {
+        output::warn(&format!("only {} of the change survived the rounding; --dtype f32 keeps it", percent(survived)));
+    }
+    if args.common.json {
+        return output::document(&report_json(args, report, notes, took));
+    }
+    let t = &report.totals;
+    let seconds = took.as_secs_f64();
+    let rate = size::show((t.bytes as f64 / seconds.max(1e-9)) as u64);
+    let mut text = String::new();
+    if output::is_verbose() {
+        text += &changes_table(report);
+        text.push('\n');
+    }
+    text += &format!(
+        "{}: {} tensors changed, {} copied{}{} · {} in {seconds:.1} s ({rate}/s)\n",
+        args.out.display(),
+        t.changed,
+        t.copied,
+        if t.added > 0 { format!(", {} added", t.added) } else { String::new() },
+        if t.cast > 0 { format!(", {} cast", t.cast) } else { String::new() },
+        size::show(t.bytes),
+    );
+    text += &format!("adapter tensors used: {} of {}\n", t.adapter_tensors_used, t.adapter_tensors);
+    text += &format!(
+        "of the change, {} survived the rounding; {} of the elements did not move",
+        percent(survived),
+        percent(report.unmoved())
+    );
+    output::answer(&text)
+}
+
+fn changes_table(report: &Report) -> String {
+    let rows = report
+        .changes
+        .iter()
+        .map(|c| {
+            let norm = format!("{:.4e}", c.moved.wanted.sqrt());
+            let unmoved = percent(merge::unmoved(&c.moved));
+            vec![c.key.clone(), c.kinds.join(" + "), norm, percent(c.survived()), unmoved]
+        })
+        .collect();
+    output::table(&["tensor", "change", "norm", "survived", "unmoved"], &[2, 3, 4], rows)
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or_else(|| "–".to_string(), |s| format!("{:.2} %", 100.0 * s))
+}
+
+fn report_json(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Value {
+    let changes: Vec<_> = report
+        .changes
+        .iter()
+        .map(|c| {
+            json!({
+                "tensor": c.key, "modules": c.modules, "kinds": c.kinds, "delta_norm": c.moved.wanted.sqrt(),
+                "survived": c.survived(), "unmoved": merge::unmoved(&c.moved), "elements": c.moved.elements,
+            })
+        })
+        .collect();
+    json!({
+        "out": args.out, "seconds": took.as_secs_f64(), "totals": totals(&report.totals),
+        "survived": report.survived(), "unmoved": report.unmoved(), "changes": changes, "notes": notes_json(notes),
+    })
+}
+
+fn totals(t: &merge::Totals) -> Value {
+    json!({
+        "changed": t.changed, "copied": t.copied, "added": t.added, "cast": t.cast, "bytes": t.bytes,
+        "adapter_tensors": t.adapter_tensors, "adapter_tensors_used": t.adapter_tensors_used,
+    })
+}
+
+fn notes_json(notes: &[Note]) -> Vec<Value> {
+    let word = |s: Severity| if s == Severity::Lossy { "lossy" } else { "info" };
+    notes.iter().map(|n| json!({ "severity": word(n.severity), "key": n.key, "text": n.text })).collect()
+}

@@ -1,0 +1,130 @@
+//! What is said, and where: the answer on stdout, everything else on stderr, quiet on a closed pipe.
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use clap::ColorChoice;
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use super::args::Verbosity;
+use crate::adapter::{Note, Severity};
+use crate::error::{Error, Kind, Result};
+
+/// 0 quiet, 1 usual, 2 verbose; plus 4 with colour.
+static MANNER: AtomicU8 = AtomicU8::new(1);
+const COLOUR: u8 = 4;
+/// Notes of one severity shown without `-v`.
+const NOTES_SHOWN: usize = 12;
+
+/// Takes the flags; called once.
+pub fn set_up(flags: &Verbosity) {
+    let level = if flags.quiet { 0 } else { 1 + u8::from(flags.verbose) };
+    let colour = match flags.color {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+    };
+    MANNER.store(level | if colour { COLOUR } else { 0 }, Ordering::Relaxed);
+}
+
+/// Whether everything is wanted.
+pub fn is_verbose() -> bool {
+    MANNER.load(Ordering::Relaxed) & 3 == 2
+}
+
+/// Whether nothing but the answer is wanted.
+pub fn is_quiet() -> bool {
+    MANNER.load(Ordering::Relaxed) & 3 == 0
+}
+
+fn in_colour(word: &str, code: &str) -> String {
+    if MANNER.load(Ordering::Relaxed) & COLOUR != 0 {
+        format!("\u{1b}[{code}m{word}\u{1b}[0m")
+    } else {
+        word.to_string()
+    }
+}
+
+/// Prints text on stdout.
+pub fn answer(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let done = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+    done.map_err(|e| {
+        let kind = if e.kind() == ErrorKind::BrokenPipe { Kind::Stopped(13) } else { Kind::Io };
+        Error::new(kind, format!("cannot write to standard output: {e}"))
+    })
+}
+
+/// Prints a JSON document on stdout.
+pub fn document(value: &Value) -> Result<()> {
+    answer(&serde_json::to_string_pretty(value).map_err(|e| Error::malformed(e.to_string()))?)
+}
+
+/// True for the error of a reader that went away, which ends a run quietly.
+pub fn is_broken_pipe(e: &Error) -> bool {
+    e.kind() == Kind::Stopped(13)
+}
+
+/// Prints a line on stderr, whoever listens.
+pub fn error_line(line: &str) {
+    let line = match line.split_once(": ") {
+        Some((first @ ("lora-tool" | "hint"), rest)) => {
+            format!("{}: {rest}", in_colour(first, if first == "hint" { "36" } else { "31" }))
+        }
+        _ => line.to_string(),
+    };
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Prints notes on stderr: lossy ones always, the others up to a number.
+pub fn notes(notes: &[Note]) {
+    if is_quiet() {
+        return;
+    }
+    for (severity, word, code) in [(Severity::Lossy, "warning", "33"), (Severity::Info, "note", "36")] {
+        let all: Vec<_> = notes.iter().filter(|n| n.severity == severity).collect();
+        let shown = if is_verbose() { all.len() } else { NOTES_SHOWN };
+        for note in all.iter().take(shown) {
+            let _ = writeln!(std::io::stderr(), "{}: {note}", in_colour(word, code));
+        }
+        if all.len() > shown {
+            let _ = writeln!(std::io::stderr(), "{}: {} more; -v shows them", in_colour(word, code), all.len() - shown);
+        }
+    }
+}
+
+/// Prints a warning on stderr.
+pub fn warn(text: &str) {
+    if !is_quiet() {
+        let _ = writeln!(std::io::stderr(), "{}: {text}", in_colour("warning", "33"));
+    }
+}
+
+/// An error for the first lossy note, for `--strict`.
+pub fn require_lossless(notes: &[Note]) -> Result<()> {
+    match notes.iter().find(|n| n.severity == Severity::Lossy) {
+        None => Ok(()),
+        Some(note) => Err(Error::new(Kind::Strict, format!("refused because of --strict: {note}"))),
+    }
+}
+
+/// A table for people: plain columns, `right` of which are aligned to the right.
+pub fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    for index in right {
+        if let Some(column) = table.column_mut(*index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,24 @@
+//! Families whose linear layers are transformers' `Conv1D`: the weight is stored `[in, out]`.
+//!
+//! Source: huggingface/transformers, `src/transformers/pytorch_utils.py` (`Conv1D`) and the models that use it.
+
+use super::BaseModel;
+
+/// `model_type`s with `Conv1D` layers.
+const FAMILIES: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"];
+/// The layers, by the last component of their path.
+const LAYERS: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
+
+/// What is known of how a layer's weight is stored: `Some(true)` for `[in, out]`, none without a config.
+pub fn stores_in_out(base: &BaseModel, module_leaf: &str) -> Option<bool> {
+    base.config.as_ref()?;
+    let family = base.model_types().iter().any(|t| FAMILIES.contains(&t.as_str()));
+    Some(family && LAYERS.contains(&module_leaf))
+}
+
+/// Models whose stacks of experts are `[experts, in, out]`; all others store `[experts, out, in]`. PEFT's reading of
+/// an adapter on experts depends on it (huggingface/peft, `src/peft/tuners/lora/layer.py`, `ParamWrapper`).
+pub fn experts_in_out(base: &BaseModel) -> bool {
+    const TRANSPOSED: [&str; 4] = ["gpt_oss", "aria", "aria_text", "openai_privacy_filter"];
+    base.model_types().iter().any(|t| TRANSPOSED.contains(&t.as_str()))
+}

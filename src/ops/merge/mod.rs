@@ -1,0 +1,138 @@
+//! Base model + adapters → the plan of a merged model.
+//!
+//! Nothing is written here. Everything that can be wrong is found while the plan is made: targets that match nothing,
+//! shapes that do not fit, values that are not finite, kinds that cannot be computed. Two numbers for scale: a merge
+//! reads and writes every byte of the base once, and adds 2·r operations for each element of a target.
+
+mod output;
+mod place;
+mod produce;
+mod report;
+mod resolve;
+mod source;
+mod tied;
+
+use crate::adapter::{Adapter, Delta, Note, Target};
+use crate::error::{Context, Error, Kind, Result};
+use crate::model::BaseModel;
+use crate::stream::Output;
+use crate::tensor::{Dtype, Tensor, cast, dtype};
+
+pub use report::{Change, Report, Totals, survived, unmoved};
+
+/// What a merge may do.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Modules of an adapter that match nothing become notes.
+    pub allow_unmatched: bool,
+    /// NaN and infinity are let through.
+    pub allow_nonfinite: bool,
+    /// Type of the floating-point tensors written; none keeps each.
+    pub dtype: Option<Dtype>,
+    /// Most bytes of tensors in one file; none keeps the base's files.
+    pub max_shard_bytes: Option<u64>,
+}
+
+/// An adapter with the strength it is applied at.
+#[derive(Clone, Debug)]
+pub struct Applied<'a> {
+    /// Its name in messages.
+    pub label: String,
+    /// The user's multiplier.
+    pub strength: f64,
+    /// What it does.
+    pub adapter: &'a Adapter,
+}
+
+/// A merge that is ready to be written.
+pub struct Merge {
+    /// What will be written.
+    pub output: Output,
+    /// What changes, in the order of the plan; outcomes turn it into the report.
+    pub changes: Vec<Change>,
+    /// Remarks.
+    pub notes: Vec<Note>,
+    /// Numbers for the report that are known before anything is written.
+    pub totals: Totals,
+}
+
+/// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.
+pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
+    for applied in adapters {
+        check(applied, options).in_file(&applied.label)?;
+    }
+    let edits = resolve::resolve(base, adapters, options)?;
+    let totals = Totals {
+        adapter_tensors: adapters.iter().map(|a| a.adapter.tensor_count()).sum(),
+        adapter_tensors_used: edits.used.iter().sum(),
+        ..Totals::default()
+    };
+    let merge = output::assemble(base, edits, options, totals)?;
+    if merge.changes.is_empty() {
+        return Err(Error::missing("the merge would change nothing").in_file(&base.path));
+    }
+    Ok(merge)
+}
+
+/// What is wrong with an adapter whatever the base.
+fn check(applied: &Applied, options: &Options) -> Result<()> {
+    let adapter = applied.adapter;
+    for (path, target) in &adapter.targets {
+        if let Some(Delta::Opaque(opaque)) =
+            target.weight.iter().chain(&target.bias).find(|d| matches!(d, Delta::Opaque(_)))
+        {
+            let error = Error::unsupported(format!("{} cannot be merged: {}", opaque.kind, opaque.reason));
+            return Err(if path.as_str().is_empty() { error } else { error.at_key(path.as_str()) });
+        }
+        if !options.allow_nonfinite {
+            check_finite(target).at_key(path.as_str())?;
+        }
+    }
+    if let Some(method) = &adapter.residual_base {
+        let what = format!(
+            "initialised by {method}, which changed the base before training: the adapter is right only on that base"
+        );
+        return Err(Error::unsupported(what).at_key("init_lora_weights").hint(
+            "save it again with PEFT's path_initial_model_for_weight_conversion, which gives one for the original base",
+        ));
+    }
+    if adapter.targets.is_empty() {
+        return Err(Error::missing("the adapter changes nothing"));
+    }
+    if !applied.strength.is_finite() {
+        return Err(Error::new(Kind::Usage, format!("strength {}", applied.strength)));
+    }
+    Ok(())
+}
+
+fn check_finite(target: &Target) -> Result<()> {
+    for (role, tensor) in target.tensors() {
+        if let Some((count, first)) = nonfinite(tensor)? {
+            let what = format!("{role} {} has {count} values that are NaN or infinite, first at {first}", tensor.shape);
+            return Err(Error::new(Kind::Nonfinite, what).hint("--allow-nonfinite lets them through"));
+        }
+    }
+    Ok(())
+}
+
+/// How many values are not finite, and which is the first.
+fn nonfinite(tensor: &Tensor) -> Result<Option<(usize, usize)>> {
+    const STEP: usize = 1 << 16;
+    if !dtype::is_float(tensor.dtype) {
+        return Ok(None);
+    }
+    let size = tensor.dtype.bitsize() / 8;
+    let bytes = tensor.bytes.as_slice();
+    let (mut count, mut first) = (0, None);
+    let mut values = vec![0f32; STEP];
+    for (block, chunk) in bytes.chunks(STEP * size).enumerate() {
+        let values = &mut values[..chunk.len() / size];
+        cast::widen(tensor.dtype, chunk, values)?;
+        let bad = values.iter().filter(|v| !v.is_finite()).count();
+        if bad > 0 && first.is_none() {
+            first = values.iter().position(|v| !v.is_finite()).map(|i| block * STEP + i);
+        }
+        count += bad;
+    }
+    Ok(first.map(|first| (count, first)))
+}

@@ -1,0 +1,257 @@
+//! The files of the merged model: the base's own, with changed tensors in their places.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::produce::{Merged, Start};
+use super::report::{Change, Totals};
+use super::resolve::{Edits, New};
+use super::source::Edit;
+use super::{Merge, Options};
+use crate::adapter::Note;
+use crate::error::{Context, Error, Result};
+use crate::model::BaseModel;
+use crate::stream::{Entry, IndexFile, Job, Make, Output, Plan, PlannedFile};
+use crate::tensor::{Dtype, Shape, Tensor, dtype};
+
+/// Puts the plan together.
+pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut totals: Totals) -> Result<Merge> {
+    let mut work = Assembly { base, options, totals: &mut totals, changes: Vec::new() };
+    let mut files = Vec::with_capacity(base.shards().len());
+    for (number, shard) in base.shards().iter().enumerate() {
+        let mut jobs = Vec::with_capacity(shard.contents.tensors.len());
+        for (key, tensor) in &shard.contents.tensors {
+            let own = edits.by_key.remove(key).unwrap_or_default();
+            let shape = edits.reshaped.get(key).unwrap_or(&tensor.shape);
+            jobs.push(work.job((number, jobs.len()), key, tensor, shape, own)?);
+        }
+        let added: Vec<_> =
+            edits.new.iter().filter(|(_, new)| shard.contents.tensors.contains_key(&new.anchor)).collect();
+        for (key, new) in added {
+            let own = edits.by_key.remove(key).unwrap_or_default();
+            jobs.push(work.new_job((number, jobs.len()), key, new, own)?);
+        }
+        let same = jobs.len() == shard.contents.tensors.len()
+            && jobs
+                .iter()
+                .zip(&shard.contents.tensors)
+                .all(|(j, (_, t))| j.entry.dtype == t.dtype && j.entry.shape == t.shape);
+        let head = same.then(|| base.head(number).clone());
+        files.push(PlannedFile { name: shard.name.clone(), metadata: base.metadata(number).clone(), head, jobs });
+    }
+    if let Some((key, _)) = edits.by_key.first_key_value() {
+        return Err(Error::missing("resolved to a tensor that is in no file of the base").at_key(key));
+    }
+    let changes = std::mem::take(&mut work.changes);
+    let mut merge = finish(base, files, edits, options, changes)?;
+    totals.bytes = merge.output.plan.data_bytes()?;
+    merge.totals = totals;
+    Ok(merge)
+}
+
+struct Assembly<'a> {
+    base: &'a BaseModel,
+    options: &'a Options,
+    totals: &'a mut Totals,
+    changes: Vec<Change>,
+}
+
+impl Assembly<'_> {
+    fn job(
+        &mut self,
+        place: (usize, usize),
+        key: &str,
+        tensor: &Tensor,
+        shape: &Shape,
+        edits: Vec<Edit>,
+    ) -> Result<Job> {
+        let out = self.out_dtype(tensor.dtype);
+        if edits.is_empty() && out == tensor.dtype {
+            self.totals.copied += 1;
+            let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
+            return Ok(Job { entry, make: Make::Copy(tensor.clone()) });
+        }
+        if !edits.is_empty() && !dtype::is_plain_float(tensor.dtype) {
+            return Err(self.quantised(tensor.dtype).at_key(key));
+        }
+        let start = if *shape == tensor.shape { Start::Stored(tensor.clone()) } else { Start::Zeros(tensor.dtype) };
+        if edits.is_empty() {
+            self.totals.cast += 1;
+        } else {
+            self.totals.changed += 1;
+        }
+        self.computed(place, key, start, out, shape, edits)
+    }
+
+    fn new_job(&mut self, place: (usize, usize), key: &str, new: &New, edits: Vec<Edit>) -> Result<Job> {
+        let (_, anchor) = self
+            .base
+            .tensor(&new.anchor)
+            .ok_or_else(|| Error::missing("the tensor it would stand beside is not in the base").at_key(key))?;
+        let out = self.out_dtype(anchor.dtype);
+        self.totals.added += 1;
+        if edits.is_empty() && new.copies_anchor && out == anchor.dtype {
+            let entry = Entry { name: key.to_string(), dtype: out, shape: new.shape.clone() };
+            return Ok(Job { entry, make: Make::Copy(anchor.clone()) });
+        }
+        let start = if new.copies_anchor { Start::Stored(anchor.clone()) } else { Start::Zeros(anchor.dtype) };
+        self.computed(place, key, start, out, &new.shape, edits)
+    }
+
+    fn computed(
+        &mut self,
+        place: (usize, usize),
+        key: &str,
+        start: Start,
+        out: Dtype,
+        shape: &Shape,
+        edits: Vec<Edit>,
+    ) -> Result<Job> {
+        if !edits.is_empty() {
+            let modules = edits.iter().map(|e| e.source.path.to_string()).collect();
+            let kinds = edits.iter().map(|e| e.source.target.kind()).collect();
+            let moved = crate::kernels::Moved::default();
+            self.changes.push(Change { key: key.to_string(), place, modules, kinds, moved });
+        }
+        let merged = Merged::new(start, out, shape, edits, self.options.allow_nonfinite)
+            .at_key(key)
+            .map_err(|e| e.hint("is this the base model the adapter was trained on?"))?;
+        let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
+        Ok(Job { entry, make: Make::Compute(Arc::new(merged)) })
+    }
+
+    fn out_dtype(&self, stored: Dtype) -> Dtype {
+        match self.options.dtype {
+            Some(wanted) if dtype::is_plain_float(stored) => wanted,
+            _ => stored,
+        }
+    }
+
+    fn quantised(&self, stored: Dtype) -> Error {
+        let scheme = self.base.quantisation().map_or_else(String::new, |s| format!(" ({s})"));
+        Error::unsupported(format!("the base weight is quantised{scheme}: dtype {stored} cannot be merged into"))
+            .hint("merge into the 16-bit model it was made from")
+    }
+}
+
+/// Files, index, config and side files.
+fn finish(
+    base: &BaseModel,
+    mut files: Vec<PlannedFile>,
+    edits: Edits,
+    options: &Options,
+    mut changes: Vec<Change>,
+) -> Result<Merge> {
+    let mut notes = edits.notes;
+    let side = base.side_files()?;
+    for left in &side.left {
+        notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
+    }
+    let mut index = base.files.index.as_ref().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() });
+    if let (Some(limit), true) = (options.max_shard_bytes, base.is_folder) {
+        files = reshard(files, limit, &mut changes)?;
+        index = (files.len() > 1).then(|| IndexFile {
+            name: crate::model::INDEX_NAME.to_string(),
+            metadata: index.map(|i| i.metadata).unwrap_or_default(),
+        });
+    }
+    let config = config(base, &edits.reshaped, edits.untied, options, &mut notes)?;
+    let texts: Vec<_> = config.into_iter().map(|text| (crate::model::CONFIG_NAME.into(), text)).collect();
+    let copies = side.copied.into_iter().filter(|p| !texts.iter().any(|(name, _)| name == p)).collect();
+    let inputs = base.shards().iter().map(|s| Arc::clone(&s.contents.file)).collect();
+    let output = Output {
+        plan: Plan { files },
+        index,
+        texts,
+        copies,
+        copied_from: base.path.clone(),
+        is_folder: base.is_folder,
+        inputs,
+    };
+    Ok(Merge { output, changes, notes, totals: Totals::default() })
+}
+
+/// Deals the tensors out anew, in order, so that no file exceeds `limit` (unless a single tensor does).
+fn reshard(files: Vec<PlannedFile>, limit: u64, changes: &mut [Change]) -> Result<Vec<PlannedFile>> {
+    let metadata = files.first().map(|f| f.metadata.clone()).unwrap_or_default();
+    let mut moved_to = BTreeMap::new();
+    let mut groups: Vec<Vec<Job>> = vec![Vec::new()];
+    let mut used = 0u64;
+    for (file, planned) in files.into_iter().enumerate() {
+        for (job, made) in planned.jobs.into_iter().enumerate() {
+            let size = made.entry.len()? as u64;
+            if used + size > limit && groups.last().is_some_and(|g| !g.is_empty()) {
+                groups.push(Vec::new());
+                used = 0;
+            }
+            used += size;
+            let number = groups.len() - 1;
+            if let Some(group) = groups.last_mut() {
+                moved_to.insert((file, job), (number, group.len()));
+                group.push(made);
+            }
+        }
+    }
+    for change in changes.iter_mut() {
+        if let Some(place) = moved_to.get(&change.place) {
+            change.place = *place;
+        }
+    }
+    let count = groups.len();
+    let name = |i: usize| {
+        if count == 1 {
+            crate::model::SINGLE_NAME.to_string()
+        } else {
+            format!("model-{:05}-of-{count:05}.safetensors", i + 1)
+        }
+    };
+    Ok(groups
+        .into_iter()
+        .enumerate()
+        .map(|(i, jobs)| PlannedFile { name: name(i), metadata: metadata.clone(), head: None, jobs })
+        .collect())
+}
+
+/// The text of the config, where the merge changes what it says.
+fn config(
+    base: &BaseModel,
+    reshaped: &BTreeMap<String, Shape>,
+    untied: bool,
+    options: &Options,
+    notes: &mut Vec<Note>,
+) -> Result<Option<Vec<u8>>> {
+    let Some(original) = base.config.as_ref().filter(|_| base.is_folder) else { return Ok(None) };
+    let mut config = original.clone();
+    if untied {
+        set(&mut config, "tie_word_embeddings", json!(false), true);
+    }
+    let embeddings = base.embeddings();
+    let vocabulary = [embeddings.input, embeddings.output].into_iter().flatten().find_map(|key| reshaped.get(&key));
+    if let Some(rows) = vocabulary.and_then(|shape| shape.dims().first()) {
+        set(&mut config, "vocab_size", json!(rows), false);
+        notes.push(Note::info("vocab_size", format!("becomes {rows} in the config")));
+    }
+    if let Some(name) = options.dtype.and_then(dtype::torch_name) {
+        for field in ["torch_dtype", "dtype"] {
+            set(&mut config, field, json!(name), false);
+        }
+    }
+    if config == *original {
+        return Ok(None);
+    }
+    crate::model::config_text(config).map(Some)
+}
+
+/// Sets a field where it stands, in the config or its inner text config; with `create` also where it does not stand.
+fn set(config: &mut serde_json::Map<String, Value>, field: &str, value: Value, create: bool) {
+    if let Some(Value::Object(text)) = config.get_mut("text_config")
+        && text.contains_key(field)
+    {
+        text.insert(field.to_string(), value.clone());
+    }
+    if create || config.contains_key(field) {
+        config.insert(field.to_string(), value);
+    }
+}

@@ -1,0 +1,296 @@
+//! A merged tensor, some rows at a time.
+//!
+//! Where every change is a product and the stored type stays, the fused step works on the stored bytes. Otherwise rows
+//! are widened to f32, each adapter's change is computed from the base's own values and added at its strength, and the
+//! sum is rounded once. f64 bases keep their precision: the change is computed in f32 and added in f64.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ndarray::{Array2, ArrayViewMut2, s};
+
+use super::place::{Grid, Placed, What, is_stacked, place, rows_rule};
+use super::source::Edit;
+use crate::adapter::delta::Before;
+use crate::adapter::{Act, Action};
+use crate::error::{Error, Kind, Result};
+use crate::kernels::{Element, Kernels, Moved, Term};
+use crate::stream::Produce;
+use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
+
+/// What a tensor is before anything is done to it.
+#[derive(Clone)]
+pub enum Start {
+    /// A tensor of the base.
+    Stored(Tensor),
+    /// Zeros: the base has none, or one of another shape that is replaced.
+    Zeros(Dtype),
+}
+
+/// A tensor to be written.
+pub struct Merged {
+    start: Start,
+    out: Dtype,
+    grid: Grid,
+    rule: Rows,
+    edits: Vec<Edit>,
+    allow_nonfinite: bool,
+    placed: Mutex<Option<Arc<Vec<Placed>>>>,
+    rows_left: AtomicUsize,
+}
+
+impl Merged {
+    /// A tensor of `shape` and type `out`, made from `start` by `edits`. Checks that every edit fits.
+    pub fn new(start: Start, out: Dtype, shape: &Shape, edits: Vec<Edit>, allow_nonfinite: bool) -> Result<Merged> {
+        let grid = Grid::of(shape, is_stacked(&edits));
+        let mut rule = Rows::Any;
+        for edit in &edits {
+            rule = rule.and(rows_rule(edit)?);
+            place(edit, grid)?;
+            edit.source.checked();
+        }
+        let rows_left = AtomicUsize::new(grid.rows);
+        Ok(Merged { start, out, grid, rule, edits, allow_nonfinite, placed: Mutex::new(None), rows_left })
+    }
+
+    fn start_dtype(&self) -> Dtype {
+        match &self.start {
+            Start::Stored(tensor) => tensor.dtype,
+            Start::Zeros(dtype) => *dtype,
+        }
+    }
+
+    /// The placed edits, shared by the threads that work on this tensor.
+    fn placed(&self) -> Result<Arc<Vec<Placed>>> {
+        let mut cell = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(placed) = &*cell {
+            return Ok(Arc::clone(placed));
+        }
+        let mut all = Vec::new();
+        for edit in &self.edits {
+            all.extend(place(edit, self.grid)?);
+        }
+        let all = Arc::new(all);
+        *cell = Some(Arc::clone(&all));
+        Ok(all)
+    }
+
+    /// Counts rows off; after the last one everything that was prepared is let go.
+    fn finished(&self, rows: usize) {
+        if self.rows_left.fetch_sub(rows, Ordering::AcqRel) == rows {
+            *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.edits.iter().for_each(|e| e.source.release());
+        }
+    }
+
+    /// Rows of the base in f32.
+    fn widened(&self, rows: Range<usize>) -> Result<Array2<f32>> {
+        let dim = (rows.len(), self.grid.cols);
+        let mut tile = Array2::zeros(dim);
+        if let (Start::Stored(tensor), Some(out)) = (&self.start, tile.as_slice_mut()) {
+            let size = tensor.dtype.bitsize() / 8;
+            let range = rows.start * self.grid.cols * size..rows.end * self.grid.cols * size;
+            cast::widen(tensor.dtype, &tensor.bytes.as_slice()[range], out)?;
+        }
+        Ok(tile)
+    }
+
+    /// One run of rows over which the same edits lie.
+    fn segment(&self, kernels: &dyn Kernels, rows: Range<usize>, placed: &[&Placed], out: &mut [u8]) -> Result<Moved> {
+        let same_type = self.start_dtype() == self.out;
+        let products: Option<Vec<Term>> = placed.iter().map(|p| term(p, &rows)).collect();
+        if let (true, Some(terms), Start::Stored(tensor), Some(element)) =
+            (same_type, products, &self.start, Element::of(self.out))
+        {
+            let size = element.bytes();
+            let range = rows.start * self.grid.cols * size..rows.end * self.grid.cols * size;
+            let w = &tensor.bytes.as_slice()[range];
+            return Ok(kernels.add_products(element, w, out, (rows.len(), self.grid.cols), &terms));
+        }
+        let before = self.widened(rows.clone())?;
+        let after = self.changed(kernels, rows.clone(), placed, &before)?;
+        self.round(rows, &before, &after, out)
+    }
+
+    /// The base's rows with every adapter's change added.
+    fn changed(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        placed: &[&Placed],
+        before: &Array2<f32>,
+    ) -> Result<Array2<f32>> {
+        let mut sum = before.clone();
+        let alone = placed.len() == 1;
+        for p in placed {
+            match &p.what {
+                What::LowRank(f) => {
+                    let part = rows.start - p.rows.start..rows.end - p.rows.start;
+                    let scale = (f.scale * p.strength) as f32;
+                    kernels.add_product(scale, f.b.slice(s![part, ..]), f.a.view(), sum.view_mut())?;
+                }
+                What::Act { action, offset } => {
+                    let shift = Shifted { merged: self, rows: p.rows.clone(), offset: *offset };
+                    let first = rows.start - p.rows.start + offset;
+                    let own = first..first + rows.len();
+                    if alone && p.strength == 1.0 {
+                        act(action, kernels, own, sum.view_mut(), &shift)?;
+                    } else {
+                        let mut result = before.clone();
+                        act(action, kernels, own, result.view_mut(), &shift)?;
+                        result -= before;
+                        sum.scaled_add(p.strength as f32, &result);
+                    }
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Rounds once and measures what came of it.
+    fn round(&self, rows: Range<usize>, before: &Array2<f32>, after: &Array2<f32>, out: &mut [u8]) -> Result<Moved> {
+        let values = after.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
+        if let (Start::Stored(tensor), Dtype::F64) = (&self.start, self.start_dtype()) {
+            let range = rows.start * self.grid.cols * 8..rows.end * self.grid.cols * 8;
+            let mut exact = cast::widen_f64(Dtype::F64, &tensor.bytes.as_slice()[range])?;
+            for ((v, new), old) in exact.iter_mut().zip(values).zip(before.iter()) {
+                *v += f64::from(*new) - f64::from(*old);
+            }
+            cast::narrow_f64(self.out, &exact, out)?;
+        } else {
+            cast::narrow(self.out, values, out)?;
+        }
+        let mut realised = vec![0f32; values.len()];
+        cast::widen(self.out, out, &mut realised)?;
+        let mut moved = Moved { elements: values.len() as u64, ..Moved::default() };
+        for ((&old, &new), &stored) in before.iter().zip(values).zip(&realised) {
+            let (wanted, got) = (f64::from(new) - f64::from(old), f64::from(stored) - f64::from(old));
+            moved.wanted += wanted * wanted;
+            moved.along += wanted * got;
+            moved.still += u64::from(got == 0.0);
+            moved.nonfinite += u64::from(!stored.is_finite());
+        }
+        Ok(moved)
+    }
+
+    /// The error for values that are not finite, with the place of the first.
+    fn refuse_nonfinite(&self, rows: Range<usize>, out: &[u8], count: u64) -> Result<()> {
+        let mut values = vec![0f32; rows.len() * self.grid.cols];
+        cast::widen(self.out, out, &mut values)?;
+        let first = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let (row, col) = (rows.start + first / self.grid.cols.max(1), first % self.grid.cols.max(1));
+        let base = self.widened(row..row + 1)?;
+        let cause = if base.get((0, col)).is_some_and(|v| !v.is_finite()) {
+            "the base has NaN or infinity there"
+        } else {
+            "the result is beyond the range of the type"
+        };
+        let what =
+            format!("{count} values came out as NaN or infinity as {}, first at [{row}, {col}]: {cause}", self.out);
+        Err(Error::new(Kind::Nonfinite, what)
+            .hint("--dtype chooses a wider type; --allow-nonfinite writes it all the same"))
+    }
+}
+
+/// The product as a term over some rows, where the change is one.
+fn term<'a>(p: &'a Placed, rows: &Range<usize>) -> Option<Term<'a>> {
+    let What::LowRank(f) = &p.what else { return None };
+    let rank = f.rank();
+    let b = &f.b.as_slice()?[(rows.start - p.rows.start) * rank..(rows.end - p.rows.start) * rank];
+    let scale = (f.scale * p.strength) as f32;
+    Some(Term { a: f.a.as_slice()?, a_stride: f.a.ncols(), b, b_stride: rank, rank, scale })
+}
+
+fn act(
+    action: &Action,
+    kernels: &dyn Kernels,
+    rows: Range<usize>,
+    w: ArrayViewMut2<f32>,
+    before: &dyn Before,
+) -> Result<()> {
+    match action {
+        Action::Act(inner) => inner.act(kernels, rows, w, before),
+        Action::LowRank(factors) => factors.act(kernels, rows, w, before),
+        Action::Experts(_) => Err(Error::unsupported("a stack of experts as one matrix")),
+    }
+}
+
+/// The base's rows under the numbers an action in memory knows them by.
+struct Shifted<'a> {
+    merged: &'a Merged,
+    rows: Range<usize>,
+    offset: usize,
+}
+
+impl Before for Shifted<'_> {
+    fn matrix(&self) -> (usize, usize) {
+        (self.offset + self.rows.len(), self.merged.grid.cols)
+    }
+
+    fn rows(&self, _: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>> {
+        if rows.start < self.offset || rows.end > self.offset + self.rows.len() {
+            return Err(Error::unsupported("this change needs rows that the base stores elsewhere"));
+        }
+        let first = self.rows.start + rows.start - self.offset;
+        self.merged.widened(first..first + rows.len())
+    }
+}
+
+/// Cuts `rows` where the set of edits changes.
+fn cuts(rows: &Range<usize>, placed: &[Placed]) -> Vec<usize> {
+    let mut at = vec![rows.start, rows.end];
+    for p in placed {
+        at.extend([p.rows.start, p.rows.end].into_iter().filter(|r| rows.contains(r)));
+    }
+    at.sort_unstable();
+    at.dedup();
+    at
+}
+
+impl Produce for Merged {
+    fn matrix(&self) -> (usize, usize) {
+        (self.grid.rows, self.grid.cols)
+    }
+
+    fn rows(&self) -> Rows {
+        self.rule
+    }
+
+    fn footprint(&self, rows: usize) -> u64 {
+        let tile = 4 * (rows * self.grid.cols) as u64;
+        let acts: u64 = self
+            .edits
+            .iter()
+            .filter_map(|e| e.source.action().ok())
+            .map(|action| match &*action {
+                Action::Act(inner) => inner.footprint(rows, self.grid.cols),
+                _ => 0,
+            })
+            .max()
+            .unwrap_or(0);
+        3 * tile + acts
+    }
+
+    fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
+        let placed = self.placed()?;
+        let row_bytes = dtype::byte_len(self.out, self.grid.cols)?;
+        let mut moved = Moved::default();
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let here: Vec<&Placed> =
+                placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect();
+            let bytes = (part.start - rows.start) * row_bytes..(part.end - rows.start) * row_bytes;
+            moved.add(&self.segment(kernels, part, &here, &mut out[bytes])?);
+        }
+        if moved.nonfinite > 0 && !self.allow_nonfinite {
+            self.refuse_nonfinite(rows.clone(), out, moved.nonfinite)?;
+        }
+        if let Start::Stored(tensor) = &self.start {
+            let size = tensor.dtype.bitsize() / 8;
+            tensor.bytes.release(rows.start * self.grid.cols * size..rows.end * self.grid.cols * size);
+        }
+        self.finished(rows.len());
+        Ok(moved)
+    }
+}

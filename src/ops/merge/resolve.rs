@@ -1,0 +1,388 @@
+//! Which tensor on disk each of the adapter's targets changes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::source::{Edit, Part, Ready, Source};
+use super::tied;
+use super::{Applied, Options};
+use crate::adapter::delta::{Delta, Full, LowRank, full::Mode, low_rank::Facing};
+use crate::adapter::{Note, SiteKind, Target};
+use crate::error::{Error, Kind, Result};
+use crate::model::{BaseModel, conv1d};
+use crate::names::{Found, How, ModulePath, Piece};
+use crate::tensor::{Shape, Tensor};
+
+/// A tensor the base does not have.
+#[derive(Clone, Debug)]
+pub struct New {
+    /// The tensor on disk whose file it goes into.
+    pub anchor: String,
+    /// What it starts from: a copy of the anchor, or zeros.
+    pub copies_anchor: bool,
+    /// Its shape.
+    pub shape: Shape,
+}
+
+/// Everything that changes, by key on disk.
+#[derive(Default)]
+pub struct Edits {
+    /// Changes of tensors, in the order they apply.
+    pub by_key: BTreeMap<String, Vec<Edit>>,
+    /// Tensors that are added.
+    pub new: BTreeMap<String, New>,
+    /// Tensors whose shape becomes another, because they are replaced.
+    pub reshaped: BTreeMap<String, Shape>,
+    /// The two uses of the embedding part: the config has to say so.
+    pub untied: bool,
+    /// Adapter tensors used, by adapter.
+    pub used: Vec<usize>,
+    /// Remarks.
+    pub notes: Vec<Note>,
+}
+
+/// A target that matches nothing.
+struct Unmatched {
+    path: ModulePath,
+    name: String,
+    tensors: usize,
+}
+
+/// Resolves every target of every adapter.
+pub fn resolve(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Edits> {
+    let mut edits = Edits { used: vec![0; adapters.len()], ..Edits::default() };
+    for (number, applied) in adapters.iter().enumerate() {
+        let plan = tied::plan(base, applied.adapter);
+        edits.notes.extend(plan.note.clone());
+        let kept = plan.keep_output.clone();
+        let mut work = Resolver { base, applied, number, plan, edits: &mut edits, unmatched: Vec::new() };
+        for (path, target) in &applied.adapter.targets {
+            work.target(path, target)?;
+        }
+        if let Some(key) = kept {
+            work.untie(&key)?;
+        }
+        let unmatched = std::mem::take(&mut work.unmatched);
+        report_unmatched(base, applied, &unmatched, options, &mut edits)?;
+    }
+    Ok(edits)
+}
+
+struct Resolver<'a> {
+    base: &'a BaseModel,
+    applied: &'a Applied<'a>,
+    number: usize,
+    plan: tied::Plan,
+    edits: &'a mut Edits,
+    unmatched: Vec<Unmatched>,
+}
+
+impl Resolver<'_> {
+    fn target(&mut self, path: &ModulePath, target: &Target) -> Result<()> {
+        let shared = Arc::new(target.clone());
+        if !target.weight.is_empty() {
+            let name = if target.is_parameter() { path.to_string() } else { path.tensor("weight") };
+            self.part(path, &shared, Part::Weight, name)?;
+        }
+        if !target.bias.is_empty() {
+            self.part(path, &shared, Part::Bias, path.tensor("bias"))?;
+        }
+        Ok(())
+    }
+
+    fn part(&mut self, path: &ModulePath, target: &Arc<Target>, part: Part, name: String) -> Result<()> {
+        let deltas = if part == Part::Weight { &target.weight } else { &target.bias };
+        let mut tensors: usize = deltas.iter().map(|d| d.tensors().len()).sum();
+        tensors += usize::from(part == Part::Weight && target.magnitude.is_some());
+        if part == Part::Weight && self.plan.is_repeated(path.as_str()) {
+            self.edits.used[self.number] += tensors;
+            return Ok(());
+        }
+        let untied = if part == Part::Weight { self.plan.own_output(path.as_str()) } else { None };
+        let found = match (untied, self.base.names.find(&name)) {
+            (Some(key), _) => self.untie(&key)?,
+            (None, Some(found)) => found,
+            (None, None) => match self.addition(path, part, deltas)? {
+                Missing::Added(found) => found,
+                Missing::Nothing => {
+                    self.edits.used[self.number] += tensors;
+                    return Ok(());
+                }
+                Missing::Unmatched => {
+                    self.unmatched.push(Unmatched { path: path.clone(), name, tensors });
+                    return Ok(());
+                }
+            },
+        };
+        self.note_how(&name, &found);
+        let mut stored = Shape::new(found.memory_shape.clone());
+        if let Some(shape) = replaced_shape(deltas, &stored) {
+            self.reshape(path, &found, &shape)?;
+            stored = shape;
+        }
+        let transposed = part == Part::Weight && self.transposed(path, target, &stored)?;
+        let companion = if part == Part::Bias { self.weight_of(path) } else { None };
+        let source = Arc::new(Source {
+            path: path.clone(),
+            target: Arc::clone(target),
+            part,
+            stored,
+            transposed,
+            companion,
+            strength: self.applied.strength,
+            ready: Ready::default(),
+        });
+        for piece in found.pieces {
+            source.expect_user();
+            let edit = Edit { source: Arc::clone(&source), piece };
+            self.edits.by_key.entry(edit.piece.key.clone()).or_default().push(edit);
+        }
+        self.edits.used[self.number] += tensors;
+        Ok(())
+    }
+
+    /// The output embedding as a tensor of its own, which the base leaves to the input embedding.
+    fn untie(&mut self, key: &str) -> Result<Found> {
+        let input = self.base.embeddings().input.unwrap_or_default();
+        let (_, tensor) =
+            self.base.tensor(&input).ok_or_else(|| Error::missing("no input embedding").at_key(&input))?;
+        let shape = tensor.shape.clone();
+        self.edits.untied = true;
+        self.edits.new.entry(key.to_string()).or_insert(New {
+            anchor: input,
+            copies_anchor: true,
+            shape: shape.clone(),
+        });
+        Ok(whole(key, &shape))
+    }
+
+    /// What to do where the base has no such tensor.
+    fn addition(&mut self, path: &ModulePath, part: Part, deltas: &[Delta]) -> Result<Missing> {
+        let weight = self.base.names.find(&path.tensor("weight"));
+        match (part, deltas, weight) {
+            // A layer without a bias: a product with it is nothing, a sum creates it.
+            (Part::Bias, [Delta::Rescale(_)], Some(_)) => Ok(Missing::Nothing),
+            (Part::Bias, _, Some(weight)) => {
+                let Some(key) = weight.plain() else { return Ok(Missing::Unmatched) };
+                let key = key.to_string();
+                let bias = key.strip_suffix("weight").map_or_else(|| format!("{key}.bias"), |p| format!("{p}bias"));
+                let length = deltas.iter().find_map(vector_length).or(weight.memory_shape.first().copied());
+                let shape = Shape::new(vec![length.unwrap_or(0)]);
+                let text = format!("the base has no bias here; `{bias}` is added");
+                self.edits.notes.push(Note::info(path.as_str(), text));
+                Ok(Missing::Added(self.add(&bias, key, shape)))
+            }
+            (_, [Delta::Full(Full { tensor, mode: Mode::Replace })], _)
+                if is_head(path) && self.matches_elsewhere() =>
+            {
+                let name = if part == Part::Bias { path.tensor("bias") } else { path.tensor("weight") };
+                let anchor = self.base.files.tensors().last().map(|(_, key, _)| key.clone()).unwrap_or_default();
+                self.edits.notes.push(Note::info(&name, "a head that the base does not have; added"));
+                Ok(Missing::Added(self.add(&name, anchor, tensor.shape.clone())))
+            }
+            _ => Ok(Missing::Unmatched),
+        }
+    }
+
+    fn add(&mut self, key: &str, anchor: String, shape: Shape) -> Found {
+        let found = whole(key, &shape);
+        self.edits.new.entry(key.to_string()).or_insert(New { anchor, copies_anchor: false, shape });
+        found
+    }
+
+    /// Whether the adapter fits this base at all: then a head of its own is no sign of a wrong base.
+    fn matches_elsewhere(&self) -> bool {
+        let mut paths = self.applied.adapter.targets.keys().filter(|p| !is_head(p));
+        paths.any(|p| self.base.names.find(&p.tensor("weight")).is_some())
+    }
+
+    fn reshape(&mut self, path: &ModulePath, found: &Found, shape: &Shape) -> Result<()> {
+        let Some(key) = found.plain() else {
+            let what = format!("a replacement of shape {shape} for a tensor that the base stores in parts");
+            return Err(Error::unsupported(what).at_key(path.as_str()));
+        };
+        if self.applied.strength != 1.0 {
+            let what = format!(
+                "a replacement of another shape ({shape}) cannot be taken at strength {}",
+                self.applied.strength
+            );
+            return Err(Error::unsupported(what).at_key(path.as_str()));
+        }
+        let text = format!("{} becomes {shape}", Shape::new(found.memory_shape.clone()));
+        self.edits.notes.push(Note::info(key, text));
+        self.edits.reshaped.insert(key.to_string(), shape.clone());
+        Ok(())
+    }
+
+    fn note_how(&mut self, name: &str, found: &Found) {
+        if found.how == How::Suffix
+            && let Some(piece) = found.pieces.first()
+        {
+            let text = format!("found in the base as `{}`", piece.key);
+            self.edits.notes.push(Note::info(name, text));
+        }
+    }
+
+    fn weight_of(&self, path: &ModulePath) -> Option<Tensor> {
+        let found = self.base.names.find(&path.tensor("weight"))?;
+        self.base.tensor(found.plain()?).map(|(_, t)| t.clone())
+    }
+
+    /// Whether the stored tensor is the transpose of what the deltas are written for.
+    fn transposed(&self, path: &ModulePath, target: &Target, stored: &Shape) -> Result<bool> {
+        match target.site {
+            SiteKind::Embedding => Ok(true),
+            SiteKind::Parameter => self.parameter_transposed(path, target, stored),
+            SiteKind::Layer | SiteKind::FanInFanOut => {
+                if stored.rank() != 2 {
+                    return Ok(false);
+                }
+                if let Some(known) = conv1d::stores_in_out(self.base, path.leaf()) {
+                    return Ok(known);
+                }
+                let says = target.site == SiteKind::FanInFanOut;
+                Ok(says && target.weight.iter().all(|d| fits(d, stored, true)))
+            }
+        }
+    }
+
+    /// PEFT's reading of a parameter `[d1, d2]` or `[experts, d1, d2]`, which changed twice: shapes decide, then a
+    /// sibling whose shape is clear, then the version that wrote the file.
+    fn parameter_transposed(&self, path: &ModulePath, target: &Target, stored: &Shape) -> Result<bool> {
+        let Some(delta) = target.weight.iter().find_map(low_rank) else { return Ok(false) };
+        if let Some(clear) = clear_facing(delta, stored) {
+            return Ok(clear);
+        }
+        let Some(experts) = delta.experts.filter(|_| stored.rank() == 3) else { return Ok(true) };
+        if let Some(sibling) = self.sibling_facing(path) {
+            return Ok(sibling);
+        }
+        let in_out = conv1d::experts_in_out(self.base);
+        match experts.facing {
+            Facing::First => Ok(true),
+            Facing::FirstUnlessTransposed => Ok(!in_out),
+            Facing::Input => Ok(in_out),
+            Facing::Unknown => Err(Error::mismatch(format!(
+                "the base parameter {stored} is square, and nothing says which axis A faces"
+            ))
+            .at_key(path.as_str())
+            .hint("add the peft_version that wrote the adapter to a copy of its config")),
+        }
+    }
+
+    /// The decision for another parameter of the same module, turned by how their roles face each other: `[in, out]`
+    /// against `[out, in]` is a property of the whole module.
+    fn sibling_facing(&self, path: &ModulePath) -> Option<bool> {
+        let parent = path.parent()?;
+        self.applied
+            .adapter
+            .targets
+            .iter()
+            .filter(|(p, _)| *p != path && p.parent().as_ref() == Some(&parent))
+            .find_map(|(p, t)| {
+                let delta = t.weight.iter().find_map(low_rank)?;
+                let shape = Shape::new(self.base.names.find(p.as_str())?.memory_shape);
+                clear_facing(delta, &shape)
+            })
+    }
+}
+
+enum Missing {
+    Added(Found),
+    Nothing,
+    Unmatched,
+}
+
+fn low_rank(delta: &Delta) -> Option<&LowRank> {
+    match delta {
+        Delta::LowRank(d) => Some(d),
+        _ => None,
+    }
+}
+
+/// Whether the product has to be transposed to fit, where only one way fits.
+fn clear_facing(delta: &LowRank, stored: &Shape) -> Option<bool> {
+    let (out, inputs) = (*delta.b.shape.dims().first()?, *delta.a.shape.dims().get(1)?);
+    let [.., d1, d2] = *stored.dims() else { return None };
+    match ((out, inputs) == (d1, d2), (inputs, out) == (d1, d2)) {
+        (true, false) => Some(false),
+        (false, true) => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether a delta's matrix fits the stored one this way round; unknown kinds are taken at their word.
+fn fits(delta: &Delta, stored: &Shape, transposed: bool) -> bool {
+    let Some(d) = low_rank(delta) else { return true };
+    clear_facing(d, stored).is_none_or(|clear| clear == transposed)
+}
+
+/// The shape a tensor takes because it is replaced by one of another shape.
+fn replaced_shape(deltas: &[Delta], stored: &Shape) -> Option<Shape> {
+    match deltas.first()? {
+        Delta::Full(Full { tensor, mode: Mode::Replace }) if tensor.shape != *stored => {
+            // Only the number of rows may change, as when a vocabulary grows; the rest is a wrong base.
+            let same = tensor.shape.rank() == stored.rank() && tensor.shape.dims().get(1..) == stored.dims().get(1..);
+            same.then(|| tensor.shape.clone())
+        }
+        _ => None,
+    }
+}
+
+fn vector_length(delta: &Delta) -> Option<usize> {
+    match delta {
+        Delta::Full(d) => Some(d.tensor.elements()),
+        _ => None,
+    }
+}
+
+/// Modules that a task puts onto a base model.
+fn is_head(path: &ModulePath) -> bool {
+    const HEADS: [&str; 9] =
+        ["score", "classifier", "pre_classifier", "qa_outputs", "summary", "v_head", "regressor", "pooler", "lm_head"];
+    path.components().any(|c| HEADS.contains(&c))
+}
+
+fn whole(key: &str, shape: &Shape) -> Found {
+    let piece = Piece {
+        key: key.to_string(),
+        memory: crate::names::Region::ALL,
+        disk: crate::names::Region::ALL,
+        transposed: false,
+    };
+    Found { pieces: vec![piece], how: How::Direct, memory_shape: shape.dims().to_vec() }
+}
+
+fn report_unmatched(
+    base: &BaseModel,
+    applied: &Applied,
+    unmatched: &[Unmatched],
+    options: &Options,
+    edits: &mut Edits,
+) -> Result<()> {
+    let Some(first) = unmatched.first() else { return Ok(()) };
+    let all = applied.adapter.targets.len();
+    if options.allow_unmatched && unmatched.len() < all {
+        for u in unmatched {
+            let text = format!("matches nothing in the base; {} tensors left out", u.tensors);
+            edits.notes.push(Note::lossy(u.path.as_str(), text));
+        }
+        return Ok(());
+    }
+    let names: Vec<_> = unmatched.iter().take(5).map(|u| format!("`{}`", u.name)).collect();
+    let more = if unmatched.len() > 5 { format!(" and {} more", unmatched.len() - 5) } else { String::new() };
+    let what = format!(
+        "{} of {all} modules match nothing in the base {}: no tensor {}{more}",
+        unmatched.len(),
+        base.path.display(),
+        names.join(", ")
+    );
+    let nearest = base.names.nearest(&first.name);
+    let nearest = nearest.map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));
+    let lift = if unmatched.len() == all {
+        "is this the base model the adapter was trained on?"
+    } else {
+        "--allow-unmatched leaves them out"
+    };
+    Err(Error::new(Kind::Missing, what).at_key(first.path.as_str()).hint(format!("{nearest}{lift}")))
+}
