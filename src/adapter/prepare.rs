@@ -15,16 +15,16 @@ impl Target {
     /// The action on the weight, whose shape in memory is `stored`. With `transposed` the weight is the transpose of
     /// what the deltas are written for: stored `[in, out]`, or an embedding.
     pub fn weight_action(&self, stored: &Shape, transposed: bool) -> Result<Action> {
-        let upright = if transposed { turned(stored)? } else { stored.clone() };
         let mut actions = Vec::with_capacity(self.weight.len());
         for delta in &self.weight {
             actions.push(if delta.acts_as_stored() {
                 delta.prepare(&Site { shape: stored, companion: None })?
             } else if let (Delta::LowRank(d), SiteKind::Parameter) = (delta, self.site) {
                 d.prepare_parameter(stored, transposed)?
+            } else if transposed {
+                delta.prepare(&Site { shape: &turned(stored)?, companion: None })?.transposed()
             } else {
-                let action = delta.prepare(&Site { shape: &upright, companion: None })?;
-                if transposed { action.transposed() } else { action }
+                delta.prepare(&Site { shape: stored, companion: None })?
             });
         }
         let action = one_after_the_other(actions)?;

@@ -102,6 +102,9 @@ pub fn run(args: &Args) -> Result<()> {
 fn load(argument: &Path, args: &Args) -> Result<Loaded> {
     let (path, strength) = adapter_and_strength(argument, args.strength)?;
     let opened = layout::open(&path, args.from.as_deref())?;
+    if !args.allow_nonfinite {
+        opened.source.require_finite()?;
+    }
     Ok(Loaded { label: path.display().to_string(), strength, path, opened })
 }
 

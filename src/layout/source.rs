@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::container::{SafetensorsFile, json, torch};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::tensor::{MappedFile, StateDict};
 
 /// Names of the config file beside an adapter.
@@ -68,6 +68,22 @@ impl Source {
             return Err(Error::missing("no tensors in this adapter").in_file(&tensor_file));
         }
         Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, config })
+    }
+
+    /// An error for the first tensor with NaN or infinity in it.
+    pub fn require_finite(&self) -> Result<()> {
+        for (key, tensor) in &self.tensors {
+            if let Some((count, first)) = tensor.nonfinite()? {
+                let what =
+                    format!("{count} values of {} are NaN or infinite, the first is number {first}", tensor.shape);
+                return Err(Error::new(Kind::Nonfinite, what)
+                    .at_key(key)
+                    .in_file(&self.tensor_file)
+                    .hint("--allow-nonfinite lets them through"));
+            }
+            tensor.bytes.release(0..tensor.bytes.len());
+        }
+        Ok(())
     }
 }
 

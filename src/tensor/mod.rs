@@ -70,6 +70,27 @@ impl Tensor {
         cast::integers(self.dtype, self.bytes.as_slice())
     }
 
+    /// How many values are NaN or infinite, and the number of the first; none where all are finite or no floats.
+    pub fn nonfinite(&self) -> Result<Option<(usize, usize)>> {
+        const STEP: usize = 1 << 14;
+        if !dtype::is_float(self.dtype) {
+            return Ok(None);
+        }
+        let size = self.dtype.bitsize() / 8;
+        let (mut count, mut first) = (0, None);
+        let mut values = vec![0f32; STEP.min(self.elements())];
+        for (block, chunk) in self.bytes.as_slice().chunks(STEP * size).enumerate() {
+            let values = &mut values[..chunk.len() / size];
+            cast::widen(self.dtype, chunk, values)?;
+            let bad = values.iter().filter(|v| !v.is_finite()).count();
+            if bad > 0 && first.is_none() {
+                first = values.iter().position(|v| !v.is_finite()).map(|i| block * STEP + i);
+            }
+            count += bad;
+        }
+        Ok(first.map(|first| (count, first)))
+    }
+
     /// The same bytes under another shape of as many elements.
     pub fn reshaped(&self, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
         Tensor::new(self.dtype, Shape::new(shape), self.bytes.clone())

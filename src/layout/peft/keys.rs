@@ -61,7 +61,11 @@ impl Modules {
                 Found::Shared { role } => out.shared.insert(role, part),
                 Found::Saved { name } => out.saved.insert(name, part),
             };
-            if let Some(previous) = previous {
+            // A module that is both an embedding and saved whole is written twice by PEFT, with the same values.
+            let again = |p: &Part| p.tensor.bytes.as_slice() == tensor.bytes.as_slice();
+            if let Some(previous) = previous
+                && !again(&previous)
+            {
                 return Err(Error::malformed(format!("means the same as `{}`", previous.key)).at_key(key));
             }
         }

@@ -1,7 +1,7 @@
 //! Base model + adapters → the plan of a merged model.
 //!
 //! Nothing is written here. Everything that can be wrong is found while the plan is made: targets that match nothing,
-//! shapes that do not fit, values that are not finite, kinds that cannot be computed. Two numbers for scale: a merge
+//! shapes that do not fit, kinds that cannot be computed. Two numbers for scale: a merge
 //! reads and writes every byte of the base once, and adds 2·r operations for each element of a target.
 
 mod output;
@@ -12,11 +12,11 @@ mod resolve;
 mod source;
 mod tied;
 
-use crate::adapter::{Adapter, Delta, Note, Target};
+use crate::adapter::{Adapter, Delta, Note};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::stream::Output;
-use crate::tensor::{Dtype, Tensor, cast, dtype};
+use crate::tensor::Dtype;
 
 pub use report::{Change, Report, Totals, survived, unmoved};
 
@@ -59,7 +59,7 @@ pub struct Merge {
 /// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.
 pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
     for applied in adapters {
-        check(applied, options).in_file(&applied.label)?;
+        check(applied).in_file(&applied.label)?;
     }
     let edits = resolve::resolve(base, adapters, options)?;
     let totals = Totals {
@@ -75,7 +75,7 @@ pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Resul
 }
 
 /// What is wrong with an adapter whatever the base.
-fn check(applied: &Applied, options: &Options) -> Result<()> {
+fn check(applied: &Applied) -> Result<()> {
     let adapter = applied.adapter;
     for (path, target) in &adapter.targets {
         if let Some(Delta::Opaque(opaque)) =
@@ -83,9 +83,6 @@ fn check(applied: &Applied, options: &Options) -> Result<()> {
         {
             let error = Error::unsupported(format!("{} cannot be merged: {}", opaque.kind, opaque.reason));
             return Err(if path.as_str().is_empty() { error } else { error.at_key(path.as_str()) });
-        }
-        if !options.allow_nonfinite {
-            check_finite(target).at_key(path.as_str())?;
         }
     }
     if let Some(method) = &adapter.residual_base {
@@ -103,36 +100,4 @@ fn check(applied: &Applied, options: &Options) -> Result<()> {
         return Err(Error::new(Kind::Usage, format!("strength {}", applied.strength)));
     }
     Ok(())
-}
-
-fn check_finite(target: &Target) -> Result<()> {
-    for (role, tensor) in target.tensors() {
-        if let Some((count, first)) = nonfinite(tensor)? {
-            let what = format!("{role} {} has {count} values that are NaN or infinite, first at {first}", tensor.shape);
-            return Err(Error::new(Kind::Nonfinite, what).hint("--allow-nonfinite lets them through"));
-        }
-    }
-    Ok(())
-}
-
-/// How many values are not finite, and which is the first.
-fn nonfinite(tensor: &Tensor) -> Result<Option<(usize, usize)>> {
-    const STEP: usize = 1 << 16;
-    if !dtype::is_float(tensor.dtype) {
-        return Ok(None);
-    }
-    let size = tensor.dtype.bitsize() / 8;
-    let bytes = tensor.bytes.as_slice();
-    let (mut count, mut first) = (0, None);
-    let mut values = vec![0f32; STEP];
-    for (block, chunk) in bytes.chunks(STEP * size).enumerate() {
-        let values = &mut values[..chunk.len() / size];
-        cast::widen(tensor.dtype, chunk, values)?;
-        let bad = values.iter().filter(|v| !v.is_finite()).count();
-        if bad > 0 && first.is_none() {
-            first = values.iter().position(|v| !v.is_finite()).map(|i| block * STEP + i);
-        }
-        count += bad;
-    }
-    Ok(first.map(|first| (count, first)))
 }

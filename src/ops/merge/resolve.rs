@@ -55,7 +55,7 @@ pub fn resolve(base: &BaseModel, adapters: &[Applied], options: &Options) -> Res
         let plan = tied::plan(base, applied.adapter);
         edits.notes.extend(plan.note.clone());
         let kept = plan.keep_output.clone();
-        let mut work = Resolver { base, applied, number, plan, edits: &mut edits, unmatched: Vec::new() };
+        let mut work = Resolver { base, applied, number, plan, options, edits: &mut edits, unmatched: Vec::new() };
         for (path, target) in &applied.adapter.targets {
             work.target(path, target)?;
         }
@@ -73,6 +73,7 @@ struct Resolver<'a> {
     applied: &'a Applied<'a>,
     number: usize,
     plan: tied::Plan,
+    options: &'a Options,
     edits: &'a mut Edits,
     unmatched: Vec<Unmatched>,
 }
@@ -99,7 +100,7 @@ impl Resolver<'_> {
             return Ok(());
         }
         let untied = if part == Part::Weight { self.plan.own_output(path.as_str()) } else { None };
-        let found = match (untied, self.base.names.find(&name)) {
+        let found = match (untied, self.find(path, part, &name)) {
             (Some(key), _) => self.untie(&key)?,
             (None, Some(found)) => found,
             (None, None) => match self.addition(path, part, deltas)? {
@@ -141,6 +142,12 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// The tensor on disk. The fused input projection of `nn.MultiheadAttention` has a name of its own.
+    fn find(&self, path: &ModulePath, part: Part, name: &str) -> Option<Found> {
+        let in_proj = if part == Part::Weight { "in_proj_weight" } else { "in_proj_bias" };
+        self.base.names.find(name).or_else(|| self.base.names.find(&path.tensor(in_proj)))
+    }
+
     /// The output embedding as a tensor of its own, which the base leaves to the input embedding.
     fn untie(&mut self, key: &str) -> Result<Found> {
         let input = self.base.embeddings().input.unwrap_or_default();
@@ -162,15 +169,11 @@ impl Resolver<'_> {
         match (part, deltas, weight) {
             // A layer without a bias: a product with it is nothing, a sum creates it.
             (Part::Bias, [Delta::Rescale(_)], Some(_)) => Ok(Missing::Nothing),
-            (Part::Bias, _, Some(weight)) => {
-                let Some(key) = weight.plain() else { return Ok(Missing::Unmatched) };
-                let key = key.to_string();
-                let bias = key.strip_suffix("weight").map_or_else(|| format!("{key}.bias"), |p| format!("{p}bias"));
-                let length = deltas.iter().find_map(vector_length).or(weight.memory_shape.first().copied());
-                let shape = Shape::new(vec![length.unwrap_or(0)]);
-                let text = format!("the base has no bias here; `{bias}` is added");
-                self.edits.notes.push(Note::info(path.as_str(), text));
-                Ok(Missing::Added(self.add(&bias, key, shape)))
+            (Part::Bias, _, Some(_)) if !self.options.allow_unmatched => {
+                let what = "the adapter changes the bias of this layer, and the base has none there";
+                Err(Error::missing(what)
+                    .at_key(path.as_str())
+                    .hint("is this the base model the adapter was trained on? --allow-unmatched leaves the bias out"))
             }
             (_, [Delta::Full(Full { tensor, mode: Mode::Replace })], _)
                 if is_head(path) && self.matches_elsewhere() =>
@@ -325,13 +328,6 @@ fn replaced_shape(deltas: &[Delta], stored: &Shape) -> Option<Shape> {
             let same = tensor.shape.rank() == stored.rank() && tensor.shape.dims().get(1..) == stored.dims().get(1..);
             same.then(|| tensor.shape.clone())
         }
-        _ => None,
-    }
-}
-
-fn vector_length(delta: &Delta) -> Option<usize> {
-    match delta {
-        Delta::Full(d) => Some(d.tensor.elements()),
         _ => None,
     }
 }

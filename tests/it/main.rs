@@ -1,0 +1,4 @@
+//! The integration tests: one program, a module for each concern.
+
+mod fixtures;
+mod parity;

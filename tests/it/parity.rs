@@ -1,0 +1,131 @@
+//! Merged weights against those of the program the adapter was made with.
+//!
+//! `expected.safetensors` beside an adapter holds what PEFT's own `merge_and_unload` and `save_pretrained` wrote, for
+//! every tensor that differs from the base's file; `fixtures/make` made it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use lora_tool::container::{SafetensorsFile, Sharded};
+use lora_tool::kernels::OpenBlas;
+use lora_tool::model::BaseModel;
+use lora_tool::ops::merge::{self, Applied, Options};
+use lora_tool::stream::{Limits, Unwatched, Writing};
+use lora_tool::tensor::Tensor;
+use lora_tool::{Result, layout};
+
+use crate::fixtures::{Case, Scratch, cases};
+
+/// Relative error of a tensor's change, in f32. Factors and sums are f32 on both sides, in different orders.
+const F32_TOLERANCE: f64 = 1e-4;
+
+type Tensors = BTreeMap<String, Tensor>;
+
+/// Merges one adapter with the defaults.
+pub fn merge_case(case: &Case, out: &Path) -> Result<()> {
+    let base = BaseModel::open(&case.base())?;
+    let opened = layout::open(&case.adapter(), None)?;
+    opened.source.require_finite()?;
+    let applied = [Applied { label: case.name.clone(), strength: 1.0, adapter: &opened.adapter }];
+    let merge = merge::merge(&base, &applied, &Options::default())?;
+    let limits = Limits { threads: 2, memory: 64 << 20 };
+    let writing = Writing { replace: false, sync: false, limits };
+    merge.output.write(out, writing, &OpenBlas::new(), &Unwatched)?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Tensors {
+    let files = if path.is_dir() { Sharded::open_folder(path) } else { Sharded::open_file(path) };
+    files.expect("a readable model").tensors().map(|(_, key, t)| (key.clone(), t.clone())).collect()
+}
+
+/// What differs from what PEFT made, in words.
+fn differences(base: &Tensors, merged: &Tensors, expected: &Tensors) -> Vec<String> {
+    let mut out = Vec::new();
+    for (key, wanted) in expected {
+        match merged.get(key) {
+            None => out.push(format!("{key} is missing")),
+            Some(found) if found.shape != wanted.shape || found.dtype != wanted.dtype => {
+                out.push(format!("{key}: {} {} against {} {}", found.dtype, found.shape, wanted.dtype, wanted.shape));
+            }
+            Some(found) => out.extend(difference(key, base.get(key), found, wanted)),
+        }
+    }
+    for (key, found) in merged {
+        let copied = base.get(key).is_some_and(|b| b.bytes.as_slice() == found.bytes.as_slice());
+        if !copied && !expected.contains_key(key) && !is_untied(key, found, base) {
+            out.push(format!("{key} changed and should not have"));
+        }
+    }
+    out
+}
+
+/// An output embedding that is written by itself, with the values it was tied to.
+fn is_untied(key: &str, found: &Tensor, base: &Tensors) -> bool {
+    key == "lm_head.weight" && base.values().any(|b| b.bytes.as_slice() == found.bytes.as_slice())
+}
+
+fn difference(key: &str, base: Option<&Tensor>, found: &Tensor, wanted: &Tensor) -> Option<String> {
+    let (found, wanted) = (values(found), values(wanted));
+    let old = base.filter(|b| b.elements() == wanted.len()).map_or_else(|| vec![0.0; wanted.len()], values);
+    let sum = |f: &dyn Fn(usize) -> f64| (0..wanted.len()).map(f).map(|v| v * v).sum::<f64>().sqrt();
+    let error = sum(&|i| found[i] - wanted[i]);
+    let delta = sum(&|i| wanted[i] - old[i]);
+    let relative = error / delta;
+    (relative.is_nan() || relative > F32_TOLERANCE)
+        .then(|| format!("{key}: relative error of the delta {relative:.2e}"))
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_f32().expect("numbers").into_iter().map(f64::from).collect()
+}
+
+/// Runs every case that `choose` takes and collects what went wrong.
+fn run(choose: impl Fn(&Case) -> bool, check: impl Fn(&Case) -> Vec<String>) {
+    let mut failed = Vec::new();
+    let mut count = 0;
+    for case in cases("peft").into_iter().filter(|c| choose(c)) {
+        count += 1;
+        failed.extend(check(&case).into_iter().map(|what| format!("{}: {what}", case.name)));
+    }
+    assert!(count > 10, "only {count} fixtures were found");
+    assert!(failed.is_empty(), "{} of {count} cases:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn merged_weights_are_those_of_peft() {
+    // Where PEFT contradicts its own forward pass, `differs` says how; the formula is tested elsewhere.
+    run(
+        |case| case.expects_merge() && case.text("differs").is_none(),
+        |case| {
+            let scratch = Scratch::new();
+            let out = scratch.join("out");
+            match merge_case(case, &out) {
+                Err(e) => vec![format!("{e}")],
+                Ok(()) => {
+                    let path = case.path.join("expected.safetensors");
+                    let expected = SafetensorsFile::open(&path).expect("expected values");
+                    differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect())
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn what_cannot_be_merged_is_refused_with_the_reason() {
+    run(
+        |case| !case.expects_merge(),
+        |case| {
+            let scratch = Scratch::new();
+            let out = scratch.join("out");
+            let word = case.text("message").expect("the word that the error has to contain").to_lowercase();
+            match merge_case(case, &out) {
+                Ok(()) => vec!["was merged".to_string()],
+                Err(_) if out.exists() => vec!["left an output behind".to_string()],
+                Err(e) if e.to_string().to_lowercase().contains(&word) => Vec::new(),
+                Err(e) => vec![format!("expected `{word}` in: {e}")],
+            }
+        },
+    );
+}
