@@ -1,21 +1,343 @@
-//! `lora-tool inspect`.
+//! `lora-tool inspect`: what is in a file or folder.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use serde_json::{Value, json};
+
+use super::{output, size};
+use crate::adapter::Note;
+use crate::container::{SafetensorsFile, Sharded};
+use crate::error::{Kind, Result, printable};
+use crate::kernels;
+use crate::layout::{self, Opened};
+use crate::model::BaseModel;
+use crate::ops::inspect::{AdapterSummary, BaseSummary, Share, TargetSummary, adapter, base};
+use crate::tensor::Tensor;
+
+/// Targets shown without `-v`.
+const TARGETS_SHOWN: usize = 24;
+/// Singular values shown a target.
+const VALUES_SHOWN: usize = 8;
 
 /// Show what is in adapters and base models
+///
+/// For an adapter: its layout and why it was recognised, kinds, ranks, alphas, scales, the norm of each change and
+/// what is wrong with it. For a base model: tensors, types and sizes, from the headers alone.
 #[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  lora-tool inspect my-adapter
+  lora-tool inspect my-adapter --spectrum --json
+  lora-tool inspect base --keys")]
 pub struct Args {
     /// Adapters or base models: folders or files
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// Print the answer as one JSON document
+    /// List every tensor as it stands in the file
     #[arg(long)]
+    keys: bool,
+    /// Show the largest singular values of every change
+    #[arg(long)]
+    spectrum: bool,
+    /// Layout of the adapters, instead of recognising it
+    #[arg(long, value_name = "LAYOUT")]
+    from: Option<String>,
+    /// Print the answer as one JSON document
+    #[arg(long, help_heading = "Output")]
     pub json: bool,
 }
 
 /// Runs the command.
-pub fn run(_args: &Args) -> Result<()> {
-    Ok(())
+pub fn run(args: &Args) -> Result<()> {
+    let mut documents = Vec::new();
+    for path in &args.paths {
+        let (text, document) = look(path, args)?;
+        if args.json {
+            documents.push(document);
+        } else {
+            output::answer(&text)?;
+        }
+    }
+    match (args.json, documents.len()) {
+        (false, _) => Ok(()),
+        (true, 1) => output::document(&documents[0]),
+        (true, _) => output::document(&Value::Array(documents)),
+    }
+}
+
+fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
+    if args.keys {
+        return keys(path);
+    }
+    if args.from.is_some() || is_adapter(path)? {
+        let opened = match layout::open(path, args.from.as_deref()) {
+            Ok(opened) => opened,
+            Err(e) => {
+                // What cannot be understood can still be listed; the error follows.
+                if !args.json
+                    && e.kind() != Kind::Io
+                    && let Ok((list, _)) = keys(path)
+                {
+                    output::answer(&list)?;
+                }
+                return Err(e);
+            }
+        };
+        let summary = adapter::summarise(&opened.adapter, kernels::choose().as_ref())?;
+        return Ok((adapter_text(&opened, &summary, args), adapter_json(&opened, &summary, args)));
+    }
+    let model = BaseModel::open(path)?;
+    let summary = base::summarise(&model);
+    Ok((base_text(path, &summary), base_json(path, &summary)))
+}
+
+/// A folder with an adapter's config, or a file whose content a layout claims.
+fn is_adapter(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(layout::source::looks_like_adapter(path));
+    }
+    Ok(layout::Source::open(path).is_ok_and(|source| layout::detect(&source).is_ok()))
+}
+
+// Raw keys
+
+fn keys(path: &Path) -> Result<(String, Value)> {
+    let tensors: Vec<(String, Tensor)> = if path.is_dir() && !layout::source::looks_like_adapter(path) {
+        Sharded::open_folder(path)?.tensors().map(|(_, k, t)| (k.clone(), t.clone())).collect()
+    } else if path.is_dir() {
+        layout::Source::open(path)?.tensors.into_iter().collect()
+    } else {
+        match layout::Source::open(path) {
+            Ok(source) => source.tensors.into_iter().collect(),
+            Err(_) => SafetensorsFile::open(path)?.tensors.into_iter().collect(),
+        }
+    };
+    let rows = tensors
+        .iter()
+        .map(|(k, t)| vec![printable(k), t.dtype.to_string(), t.shape.to_string(), t.bytes.len().to_string()])
+        .collect();
+    let list: Vec<_> = tensors
+        .iter()
+        .map(
+            |(k, t)| json!({ "key": k, "dtype": t.dtype.to_string(), "shape": t.shape.dims(), "bytes": t.bytes.len() }),
+        )
+        .collect();
+    Ok((output::table(&["key", "dtype", "shape", "bytes"], &[3], rows), json!({ "path": path, "keys": list })))
+}
+
+// Adapters
+
+fn adapter_text(opened: &Opened, summary: &AdapterSummary, args: &Args) -> String {
+    let mut lines = vec![
+        printable(&opened.source.path.display().to_string()),
+        format!("  layout      {}, because {}", opened.layout, printable(&opened.because)),
+        format!("  kind        {}", counted(summary.kinds.iter().map(|(k, n)| (*k, *n)))),
+    ];
+    for (field, word) in
+        [("base_model_name_or_path", "base model"), ("task_type", "task"), ("peft_version", "written by")]
+    {
+        if let Some(text) = summary.about.get(field) {
+            let prefix = if field == "peft_version" { "PEFT " } else { "" };
+            lines.push(format!("  {word:<11} {prefix}{}", printable(text)));
+        }
+    }
+    lines.push(format!("  modules     {}", counted(summary.modules.iter().map(|(k, n)| (k.as_str(), *n)))));
+    lines.push(format!("  layers      {}", summary.layers));
+    lines.push(format!("  ranks       {}", distinct(summary, |t| t.rank.map(|r| r.to_string()))));
+    lines.push(format!("  alphas      {}", distinct(summary, |t| t.alpha.map(number))));
+    lines.push(format!("  scales      {}", distinct(summary, |t| t.scale.map(number))));
+    lines.push(format!("  tensors     {}", shares(&summary.dtypes)));
+    lines.push(format!("  parameters  {}", thousands(summary.total.elements)));
+    lines.push(String::new());
+    lines.push(targets_table(summary, args));
+    for (path, what) in &summary.problems {
+        let place = if path.is_empty() { String::new() } else { format!("{}: ", printable(path)) };
+        lines.push(format!("problem: {place}{what}"));
+    }
+    for note in &opened.notes {
+        lines.push(format!("note: {note}"));
+    }
+    lines.join("\n")
+}
+
+fn targets_table(summary: &AdapterSummary, args: &Args) -> String {
+    let shown = if output::is_verbose() { summary.targets.len() } else { TARGETS_SHOWN };
+    let dash = || "–".to_string();
+    let rows = summary
+        .targets
+        .iter()
+        .take(shown)
+        .map(|t| {
+            let mut row = vec![
+                printable(&t.path),
+                t.kind.to_string(),
+                t.shape.map_or_else(dash, |(m, n)| format!("{m} × {n}")),
+                t.rank.map_or_else(dash, |r| r.to_string()),
+                t.scale.map_or_else(dash, number),
+                t.dtype.clone(),
+                t.norm().map_or_else(dash, |n| format!("{n:.4}")),
+                t.stable_rank().map_or_else(dash, |r| format!("{r:.2}")),
+            ];
+            if args.spectrum {
+                row.push(spectrum(t));
+            }
+            row
+        })
+        .collect();
+    let mut head = vec!["module", "kind", "shape", "rank", "scale", "dtype", "norm", "stable rank"];
+    if args.spectrum {
+        head.push("singular values");
+    }
+    let mut text = output::table(&head, &[3, 4, 6, 7], rows);
+    if summary.targets.len() > shown {
+        text += &format!("\n… {} more; -v shows them", summary.targets.len() - shown);
+    }
+    text
+}
+
+fn spectrum(target: &TargetSummary) -> String {
+    let values = target.singular_values.as_deref().unwrap_or(&[]);
+    let mut words: Vec<_> = values.iter().take(VALUES_SHOWN).map(|s| format!("{s:.3e}")).collect();
+    if values.len() > VALUES_SHOWN {
+        words.push("…".to_string());
+    }
+    words.join(" ")
+}
+
+fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value {
+    let targets: Vec<_> = summary
+        .targets
+        .iter()
+        .map(|t| {
+            let mut value = json!({
+                "module": t.path, "kind": t.kind, "shape": t.shape, "rank": t.rank, "alpha": t.alpha, "scale": t.scale,
+                "dtype": t.dtype, "parameters": t.elements, "norm": t.norm(), "stable_rank": t.stable_rank(),
+            });
+            if args.spectrum {
+                value["singular_values"] = json!(t.singular_values);
+            }
+            value
+        })
+        .collect();
+    let problems: Vec<_> = summary.problems.iter().map(|(p, w)| json!({ "module": p, "what": w })).collect();
+    json!({
+        "path": opened.source.path, "type": "adapter", "layout": opened.layout, "because": opened.because,
+        "declared": summary.declared, "kinds": summary.kinds, "about": summary.about, "modules": summary.modules,
+        "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
+        "dtypes": shares_json(&summary.dtypes), "targets": targets, "problems": problems,
+        "notes": opened.notes.iter().map(Note::to_string).collect::<Vec<_>>(),
+    })
+}
+
+// Base models
+
+fn base_text(path: &Path, summary: &BaseSummary) -> String {
+    let mut lines = vec![
+        printable(&path.display().to_string()),
+        format!(
+            "  base model  {}",
+            if summary.model_types.is_empty() {
+                "no config".into()
+            } else {
+                printable(&summary.model_types.join(", "))
+            }
+        ),
+        format!("  files       {}", summary.files),
+        format!("  layers      {}", summary.layers),
+        format!("  tensors     {}", shares(&summary.dtypes)),
+        format!("  parameters  {}", thousands(summary.total.elements)),
+        format!("  embeddings  {}", embeddings(summary)),
+    ];
+    if let Some(scheme) = &summary.quantisation {
+        lines.push(format!("  quantised   {}", printable(scheme)));
+    }
+    for (key, value) in &summary.metadata {
+        lines.push(format!("  metadata    {} = {}", printable(key), printable(value)));
+    }
+    lines.push(String::new());
+    let rows = summary
+        .groups
+        .iter()
+        .map(|(name, g)| vec![printable(name), g.count.to_string(), g.dtype.clone(), g.shape.clone()])
+        .collect();
+    lines.push(output::table(&["tensor (N: a number)", "count", "dtype", "shape"], &[1], rows));
+    lines.join("\n")
+}
+
+fn embeddings(summary: &BaseSummary) -> String {
+    let e = &summary.embeddings;
+    let input = e.input.as_deref().unwrap_or("none found");
+    match (&e.output, e.tied) {
+        (Some(output), true) => format!("{input} and {output}, tied by the config"),
+        (Some(output), false) => format!("{input} and {output}"),
+        (None, true) => format!("{input}, tied"),
+        (None, false) => input.to_string(),
+    }
+}
+
+fn base_json(path: &Path, summary: &BaseSummary) -> Value {
+    let groups: Vec<_> = summary
+        .groups
+        .iter()
+        .map(|(name, g)| json!({ "name": name, "count": g.count, "dtype": g.dtype, "shape": g.shape }))
+        .collect();
+    json!({
+        "path": path, "type": "base", "model_types": summary.model_types, "files": summary.files,
+        "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
+        "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
+        "embeddings": { "input": summary.embeddings.input, "output": summary.embeddings.output, "tied": summary.embeddings.tied },
+        "metadata": summary.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(), "groups": groups,
+    })
+}
+
+// Words for numbers
+
+type Shares = std::collections::BTreeMap<String, Share>;
+
+fn shares(all: &Shares) -> String {
+    let part = |(dtype, s): (&String, &Share)| format!("{} {dtype} ({})", s.tensors, size::show(s.bytes));
+    all.iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+fn shares_json(all: &Shares) -> Value {
+    let part = |(dtype, s): (&String, &Share)| {
+        (dtype.clone(), json!({ "tensors": s.tensors, "elements": s.elements, "bytes": s.bytes }))
+    };
+    Value::Object(all.iter().map(part).collect())
+}
+
+fn counted<'a>(all: impl Iterator<Item = (&'a str, usize)>) -> String {
+    all.map(|(word, n)| format!("{} × {n}", printable(word))).collect::<Vec<_>>().join(", ")
+}
+
+/// The different values of a field, most frequent first.
+fn distinct(summary: &AdapterSummary, field: impl Fn(&TargetSummary) -> Option<String>) -> String {
+    let mut counts: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
+    for value in summary.targets.iter().filter_map(field) {
+        *counts.entry(value).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    match counts.as_slice() {
+        [] => "–".to_string(),
+        [(one, _)] => one.clone(),
+        several => counted(several.iter().map(|(v, n)| (v.as_str(), *n))),
+    }
+}
+
+fn number(value: f64) -> String {
+    let text = format!("{value:.6}");
+    text.trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            out.push(' ');
+        }
+        out.push(c);
+    }
+    out
 }

@@ -1,1 +1,3 @@
 //! Algorithms over any kernels.
+
+pub mod product;

@@ -1,3 +1,4 @@
 //! What the tool can do: functions from opened inputs to plans and answers. No files, no flags.
 
+pub mod inspect;
 pub mod merge;

@@ -1,0 +1,161 @@
+//! An adapter: what it changes, by how much, and what is wrong with it.
+
+use std::collections::BTreeMap;
+
+use super::{Share, layer_of};
+use crate::adapter::{Adapter, Delta, Target};
+use crate::error::Result;
+use crate::kernels::Kernels;
+use crate::linalg::product;
+
+/// Scales outside of this range are unusual enough to be named.
+const USUAL_SCALE: std::ops::RangeInclusive<f64> = 1e-3..=64.0;
+
+/// An adapter in numbers.
+#[derive(Clone, Debug)]
+pub struct AdapterSummary {
+    /// What kind it says it is.
+    pub declared: String,
+    /// What it says about itself.
+    pub about: BTreeMap<String, String>,
+    /// Targets, in order of their paths.
+    pub targets: Vec<TargetSummary>,
+    /// Number of targets of each kind.
+    pub kinds: BTreeMap<&'static str, usize>,
+    /// Number of targets with each last component of their path.
+    pub modules: BTreeMap<String, usize>,
+    /// Number of different layers that are adapted.
+    pub layers: usize,
+    /// Tensors by element type.
+    pub dtypes: BTreeMap<String, Share>,
+    /// All tensors together.
+    pub total: Share,
+    /// What is wrong or odd, with the path.
+    pub problems: Vec<(String, String)>,
+}
+
+/// One adapted module.
+#[derive(Clone, Debug)]
+pub struct TargetSummary {
+    /// Module path.
+    pub path: String,
+    /// Kind of change.
+    pub kind: &'static str,
+    /// Shape of the changed weight as a matrix, where the kind tells it.
+    pub shape: Option<(usize, usize)>,
+    /// Rank.
+    pub rank: Option<usize>,
+    /// Stored alpha.
+    pub alpha: Option<f64>,
+    /// The multiplier that alpha and rank yield.
+    pub scale: Option<f64>,
+    /// Element type of the first tensor.
+    pub dtype: String,
+    /// Elements of all its tensors.
+    pub elements: u64,
+    /// Singular values of the change, scale included, largest first.
+    pub singular_values: Option<Vec<f32>>,
+}
+
+impl TargetSummary {
+    /// Frobenius norm of the change.
+    pub fn norm(&self) -> Option<f64> {
+        self.singular_values.as_deref().map(product::frobenius)
+    }
+
+    /// Stable rank of the change.
+    pub fn stable_rank(&self) -> Option<f64> {
+        self.singular_values.as_deref().and_then(product::stable_rank)
+    }
+}
+
+/// Looks at every target. Norms come from the factors; no change is formed.
+pub fn summarise(adapter: &Adapter, kernels: &dyn Kernels) -> Result<AdapterSummary> {
+    let mut out = AdapterSummary {
+        declared: adapter.declared.clone(),
+        about: adapter.about.clone(),
+        targets: Vec::with_capacity(adapter.targets.len()),
+        kinds: BTreeMap::new(),
+        modules: BTreeMap::new(),
+        layers: 0,
+        dtypes: BTreeMap::new(),
+        total: Share::default(),
+        problems: Vec::new(),
+    };
+    let mut layers = std::collections::BTreeSet::new();
+    for (path, target) in &adapter.targets {
+        let summary = target_summary(path.as_str(), target, kernels, &mut out.problems)?;
+        *out.kinds.entry(summary.kind).or_default() += 1;
+        *out.modules.entry(path.leaf().to_string()).or_default() += 1;
+        layers.extend(layer_of(path.as_str()));
+        for (_, tensor) in target.tensors() {
+            out.dtypes.entry(tensor.dtype.to_string()).or_default().add(tensor);
+            out.total.add(tensor);
+        }
+        out.targets.push(summary);
+    }
+    out.layers = layers.len();
+    if let Some(method) = &adapter.residual_base {
+        let what = format!("initialised by {method}: right only on the base that was changed before training");
+        out.problems.push((String::new(), what));
+    }
+    Ok(out)
+}
+
+fn target_summary(
+    path: &str,
+    target: &Target,
+    kernels: &dyn Kernels,
+    problems: &mut Vec<(String, String)>,
+) -> Result<TargetSummary> {
+    let tensors = target.tensors();
+    let first = tensors.first().map(|(_, t)| t.dtype.to_string()).unwrap_or_default();
+    let mut out = TargetSummary {
+        path: path.to_string(),
+        kind: target.kind(),
+        shape: None,
+        rank: None,
+        alpha: None,
+        scale: None,
+        dtype: first,
+        elements: tensors.iter().map(|(_, t)| t.elements() as u64).sum(),
+        singular_values: None,
+    };
+    for (role, tensor) in &tensors {
+        if let Some((count, _)) = tensor.nonfinite()? {
+            problems.push((path.to_string(), format!("{count} values of {role} are NaN or infinite")));
+            return Ok(out);
+        }
+    }
+    for delta in target.weight.iter().chain(&target.bias) {
+        match delta {
+            Delta::LowRank(d) => {
+                let all = d.expert_factors()?;
+                out.rank = Some(d.rank());
+                out.alpha = Some(d.scale.alpha);
+                out.scale = Some(d.factor());
+                out.shape = all.first().map(|f| (f.b.nrows(), f.a.ncols()));
+                let mut values = Vec::new();
+                for factors in &all {
+                    let scale = factors.scale.abs() as f32;
+                    let own = product::singular_values(kernels, factors.b.view(), factors.a.view())?;
+                    values.extend(own.into_iter().map(|s| s * scale));
+                }
+                values.sort_by(|a, b| b.total_cmp(a));
+                look_at_scale(path, d.factor(), &values, problems);
+                out.singular_values = Some(values);
+            }
+            Delta::Opaque(d) => problems.push((path.to_string(), format!("{} cannot be merged: {}", d.kind, d.reason))),
+            _ => {}
+        }
+    }
+    Ok(out)
+}
+
+fn look_at_scale(path: &str, scale: f64, values: &[f32], problems: &mut Vec<(String, String)>) {
+    if product::frobenius(values) == 0.0 {
+        problems.push((path.to_string(), "changes nothing: a factor is all zeros".to_string()));
+    } else if !USUAL_SCALE.contains(&scale.abs()) {
+        problems.push((path.to_string(), format!("unusual scale {scale}")));
+    }
+}

@@ -1,0 +1,75 @@
+//! A base model: what its files hold, from their headers alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Share, layer_of};
+use crate::model::{BaseModel, Embeddings};
+
+/// A base model in numbers.
+#[derive(Clone, Debug)]
+pub struct BaseSummary {
+    /// `model_type` and `architectures` of the config.
+    pub model_types: Vec<String>,
+    /// Number of files.
+    pub files: usize,
+    /// Number of different layers.
+    pub layers: usize,
+    /// Tensors by element type.
+    pub dtypes: BTreeMap<String, Share>,
+    /// All tensors together.
+    pub total: Share,
+    /// Tensors by name with layer numbers replaced by `N`: how many, and the shape of the first.
+    pub groups: BTreeMap<String, Group>,
+    /// How the weights are quantised.
+    pub quantisation: Option<String>,
+    /// Input and output embeddings.
+    pub embeddings: Embeddings,
+    /// Header metadata of the first file.
+    pub metadata: Vec<(String, String)>,
+}
+
+/// Tensors whose names differ only in numbers.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// How many.
+    pub count: usize,
+    /// Shape of the first.
+    pub shape: String,
+    /// Element type of the first.
+    pub dtype: String,
+}
+
+/// Looks at the headers.
+pub fn summarise(base: &BaseModel) -> BaseSummary {
+    let mut out = BaseSummary {
+        model_types: base.model_types(),
+        files: base.shards().len(),
+        layers: 0,
+        dtypes: BTreeMap::new(),
+        total: Share::default(),
+        groups: BTreeMap::new(),
+        quantisation: base.quantisation().map(str::to_string),
+        embeddings: base.embeddings(),
+        metadata: base.shards().first().map_or_else(Vec::new, |s| s.contents.metadata.clone().into_iter().collect()),
+    };
+    let mut layers = BTreeSet::new();
+    for (_, key, tensor) in base.files.tensors() {
+        layers.extend(layer_of(key));
+        out.dtypes.entry(tensor.dtype.to_string()).or_default().add(tensor);
+        out.total.add(tensor);
+        let group = out.groups.entry(without_numbers(key)).or_insert_with(|| Group {
+            count: 0,
+            shape: tensor.shape.to_string(),
+            dtype: tensor.dtype.to_string(),
+        });
+        group.count += 1;
+    }
+    out.layers = layers.len();
+    out
+}
+
+/// A name with `N` for each component that is a number.
+fn without_numbers(key: &str) -> String {
+    let numbered = |c: &str| !c.is_empty() && c.bytes().all(|b| b.is_ascii_digit());
+    key.split('.').map(|c| if numbered(c) { "N" } else { c }).collect::<Vec<_>>().join(".")
+}
