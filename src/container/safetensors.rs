@@ -30,6 +30,8 @@ pub const MAX_HEADER_BYTES: usize = 100_000_000;
 pub const MAX_TENSORS: usize = 1_000_000;
 /// Most dimensions of one tensor.
 pub const MAX_DIMS: usize = 8;
+/// Longest name of a tensor.
+pub const MAX_NAME_BYTES: usize = 65_535;
 
 /// Header metadata in file order.
 pub type FileMetadata = IndexMap<String, String>;

@@ -1,0 +1,517 @@
+//! A pickle machine that can build dicts, lists, tuples, numbers, text, storages and tensors, and nothing else.
+//!
+//! It is no Python: an opcode that is not in [`Machine::step`] and a global that is not in [`globals`](super::globals)
+//! end the reading, and a call is a record of its arguments. Objects live in one flat list and refer to each other by
+//! number, so that neither depth nor sharing costs anything and nothing here recurses.
+//!
+//! Opcodes: python/cpython:Lib/pickletools.py (protocols 2 to 5).
+
+use super::globals::{self, Global};
+use crate::error::{Error, Kind, Result};
+
+const MAX_OPCODES: usize = 10_000_000;
+const MAX_STACK: usize = 100_000;
+const MAX_INTEGER_BYTES: usize = 16;
+const MAX_GLOBAL_BYTES: usize = 256;
+
+/// What stands on the stack, in the memo and inside objects.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// `None`.
+    None,
+    /// `True` or `False`.
+    Bool(bool),
+    /// A whole number of up to eight bytes.
+    Int(i64),
+    /// A longer one, little-endian two's complement.
+    Wide(&'a [u8]),
+    /// A float, whose value nothing here needs.
+    Float,
+    /// Text.
+    Text(&'a str),
+    /// A name from the closed list.
+    Global(Global),
+    /// Number of an object.
+    Object(usize),
+}
+
+/// What can be referred to more than once.
+#[derive(Clone, Debug)]
+pub enum Object<'a> {
+    /// A tuple; `torch.Size` is one.
+    Tuple(Box<[Value<'a>]>),
+    /// A list.
+    List(Vec<Value<'a>>),
+    /// A dict in order of insertion. A key may stand twice.
+    Dict(Dict<'a>),
+    /// A block of elements somewhere else in the file.
+    Storage(Storage<'a>),
+    /// A view of a storage, not looked at yet.
+    Tensor(Call),
+}
+
+/// The items of a dict.
+#[derive(Clone, Debug, Default)]
+pub struct Dict<'a> {
+    /// Keys and values.
+    pub items: Vec<(Value<'a>, Value<'a>)>,
+    /// True for an `OrderedDict`, which may have attributes.
+    pub ordered: bool,
+}
+
+/// A persistent id.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Storage<'a> {
+    /// Element type; none for bytes whose type each tensor names.
+    pub dtype: Option<crate::tensor::Dtype>,
+    /// Name within the file.
+    pub key: &'a str,
+    /// Elements, or bytes where there is no type.
+    pub count: usize,
+}
+
+/// A tensor as it was asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Number of the tuple of arguments.
+    pub arguments: usize,
+    /// True for the form whose dtype is an argument (`_rebuild_tensor_v3`).
+    pub dtype_given: bool,
+}
+
+/// Where the persistent ids of a file come from, which decides how many fields they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Zip archive.
+    Zip,
+    /// The format before PyTorch 1.6.
+    Legacy,
+}
+
+/// A pickle that has been read.
+#[derive(Debug)]
+pub struct Pickle<'a> {
+    /// What it holds.
+    pub root: Value<'a>,
+    /// The objects that values refer to.
+    pub objects: Objects<'a>,
+    /// The byte after its last one.
+    pub end: usize,
+}
+
+/// All objects of a pickle.
+#[derive(Debug, Default)]
+pub struct Objects<'a>(Vec<Object<'a>>);
+
+impl<'a> Objects<'a> {
+    /// Adds one.
+    pub fn add(&mut self, object: Object<'a>) -> Value<'a> {
+        self.0.push(object);
+        Value::Object(self.0.len() - 1)
+    }
+
+    /// The object that `value` refers to, if it is one.
+    pub fn get(&self, value: Value<'a>) -> Option<&Object<'a>> {
+        match value {
+            Value::Object(number) => self.0.get(number),
+            _ => None,
+        }
+    }
+
+    /// The elements of a tuple.
+    pub fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
+        match self.get(value) {
+            Some(Object::Tuple(items)) => Some(items),
+            _ => None,
+        }
+    }
+
+    /// All storages, each as often as it was referred to.
+    pub fn storages(&self) -> impl Iterator<Item = Storage<'a>> {
+        self.0.iter().filter_map(|o| if let Object::Storage(s) = o { Some(*s) } else { None })
+    }
+
+    /// What a value is, in words for messages.
+    pub fn type_name(&self, value: Value<'a>) -> &'static str {
+        match value {
+            Value::None => "None",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) | Value::Wide(_) => "a whole number",
+            Value::Float => "a float",
+            Value::Text(_) => "text",
+            Value::Global(_) => "a name",
+            Value::Object(_) => match self.get(value) {
+                Some(Object::Tuple(_)) => "a tuple",
+                Some(Object::List(_)) => "a list",
+                Some(Object::Dict(_)) => "a dict",
+                Some(Object::Storage(_)) => "a storage",
+                Some(Object::Tensor(_)) => "a tensor",
+                None => "nothing",
+            },
+        }
+    }
+}
+
+/// Reads the pickle that starts at `start`. Positions in errors count from the start of `data`.
+pub fn load(data: &[u8], start: usize, form: Form) -> Result<Pickle<'_>> {
+    let mut machine = Machine {
+        data,
+        at: start,
+        form,
+        opcodes: 0,
+        stack: Vec::new(),
+        marks: Vec::new(),
+        memo: Vec::new(),
+        objects: Objects::default(),
+    };
+    loop {
+        let opcode_at = machine.at;
+        match machine.step() {
+            Ok(None) => {}
+            Ok(Some(root)) => return Ok(Pickle { root, objects: machine.objects, end: machine.at }),
+            Err(e) => return Err(e.at_key(format!("pickle, byte {opcode_at}"))),
+        }
+    }
+}
+
+struct Machine<'a> {
+    data: &'a [u8],
+    at: usize,
+    form: Form,
+    opcodes: usize,
+    stack: Vec<Value<'a>>,
+    marks: Vec<usize>,
+    memo: Vec<Option<Value<'a>>>,
+    objects: Objects<'a>,
+}
+
+impl<'a> Machine<'a> {
+    /// One opcode. The value on top at the end of the pickle, when this was the end.
+    fn step(&mut self) -> Result<Option<Value<'a>>> {
+        self.opcodes += 1;
+        if self.opcodes > MAX_OPCODES {
+            return Err(Error::new(Kind::Limit, format!("more than {MAX_OPCODES} opcodes")));
+        }
+        match self.byte()? {
+            0x80 => self.protocol()?,
+            0x95 => drop(self.take(8)?), // FRAME: a length to read ahead by
+            b'.' => return self.finish().map(Some),
+            b'N' => self.push(Value::None)?,
+            0x88 => self.push(Value::Bool(true))?,
+            0x89 => self.push(Value::Bool(false))?,
+            b'K' => {
+                let n = self.byte()?;
+                self.push(Value::Int(i64::from(n)))?;
+            }
+            b'M' => {
+                let n = u16::from_le_bytes(self.array()?);
+                self.push(Value::Int(i64::from(n)))?;
+            }
+            b'J' => {
+                let n = i32::from_le_bytes(self.array()?);
+                self.push(Value::Int(i64::from(n)))?;
+            }
+            0x8a => {
+                let len = usize::from(self.byte()?);
+                self.long(len)?;
+            }
+            0x8b => {
+                let len = self.length_u32()?;
+                self.long(len)?;
+            }
+            b'G' => {
+                self.take(8)?;
+                self.push(Value::Float)?;
+            }
+            0x8c => {
+                let len = usize::from(self.byte()?);
+                self.text(len)?;
+            }
+            b'X' => {
+                let len = self.length_u32()?;
+                self.text(len)?;
+            }
+            0x8d => {
+                let len = u64::from_le_bytes(self.array()?);
+                self.text(usize::try_from(len).unwrap_or(usize::MAX))?;
+            }
+            // What Python 2 wrote for text.
+            b'U' => {
+                let len = usize::from(self.byte()?);
+                self.text(len)?;
+            }
+            b'T' => {
+                let len = self.length_u32()?;
+                self.text(len)?;
+            }
+            b']' => self.push_object(Object::List(Vec::new()))?,
+            b'}' => self.push_object(Object::Dict(Dict::default()))?,
+            b')' => self.push_object(Object::Tuple(Box::default()))?,
+            0x85 => self.tuple(1)?,
+            0x86 => self.tuple(2)?,
+            0x87 => self.tuple(3)?,
+            b'(' => self.mark()?,
+            b't' => {
+                let items = self.pop_mark()?;
+                self.push_object(Object::Tuple(items.into()))?;
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.extend(vec![item])?;
+            }
+            b'e' => {
+                let items = self.pop_mark()?;
+                self.extend(items)?;
+            }
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set_items(&[key, value])?;
+            }
+            b'u' => {
+                let items = self.pop_mark()?;
+                self.set_items(&items)?;
+            }
+            b'q' => {
+                let slot = usize::from(self.byte()?);
+                self.remember(slot)?;
+            }
+            b'r' => {
+                let slot = self.length_u32()?;
+                self.remember(slot)?;
+            }
+            0x94 => self.remember(self.memo.len())?,
+            b'h' => {
+                let slot = usize::from(self.byte()?);
+                self.recall(slot)?;
+            }
+            b'j' => {
+                let slot = self.length_u32()?;
+                self.recall(slot)?;
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(module, name)?;
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let (Value::Text(module), Value::Text(name)) = (module, name) else {
+                    return Err(Error::malformed("a global whose name is not text"));
+                };
+                self.global(module, name)?;
+            }
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                let result = globals::call(&mut self.objects, function, arguments)?;
+                if let Some(Object::Dict(copy)) = self.objects.get(result) {
+                    self.opcodes += copy.items.len(); // a call that copies many items costs as many opcodes
+                }
+                self.push(result)?;
+            }
+            b'b' => {
+                let (state, target) = (self.pop()?, self.top()?);
+                globals::set_attributes(&self.objects, target, state)?;
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = globals::storage(&self.objects, id, self.form)?;
+                self.push_object(Object::Storage(storage))?;
+            }
+            other => return Err(refused(other)),
+        }
+        Ok(None)
+    }
+
+    fn protocol(&mut self) -> Result<()> {
+        let protocol = self.byte()?;
+        if !(2..=5).contains(&protocol) {
+            return Err(Error::unsupported(format!("pickle protocol {protocol}, expected 2 to 5")));
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Value<'a>> {
+        let root = self.pop()?;
+        if !self.stack.is_empty() || !self.marks.is_empty() {
+            return Err(Error::malformed("the pickle ends with values left over"));
+        }
+        Ok(root)
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let end = self.at.checked_add(len);
+        let bytes = end.and_then(|end| self.data.get(self.at..end));
+        let bytes = bytes.ok_or_else(|| {
+            Error::malformed("the pickle is cut").hint("the download may have been cut short; compare the size")
+        })?;
+        self.at += len;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let bytes = self.take(N)?;
+        bytes.first_chunk().copied().ok_or_else(|| Error::malformed("the pickle is cut"))
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        Ok(u8::from_le_bytes(self.array()?))
+    }
+
+    fn length_u32(&mut self) -> Result<usize> {
+        let len = u32::from_le_bytes(self.array()?);
+        usize::try_from(len).map_err(|_| Error::malformed(format!("length {len}")))
+    }
+
+    /// A line of a global's name.
+    fn line(&mut self) -> Result<&'a str> {
+        let rest = self.data.get(self.at..).unwrap_or_default();
+        let rest = &rest[..rest.len().min(MAX_GLOBAL_BYTES)];
+        let len = rest.iter().position(|&b| b == b'\n');
+        let len = len.ok_or_else(|| Error::malformed("a global whose name does not end"))?;
+        self.at += len + 1;
+        std::str::from_utf8(&rest[..len]).map_err(|_| Error::malformed("a global whose name is not UTF-8"))
+    }
+
+    fn long(&mut self, len: usize) -> Result<()> {
+        if len > MAX_INTEGER_BYTES {
+            let what = format!("an integer of {len} bytes, at most {MAX_INTEGER_BYTES}");
+            return Err(Error::new(Kind::Limit, what));
+        }
+        let bytes = self.take(len)?;
+        if len > 8 {
+            return self.push(Value::Wide(bytes));
+        }
+        let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
+        let mut whole = [sign; 8];
+        whole[..len].copy_from_slice(bytes);
+        self.push(Value::Int(i64::from_le_bytes(whole)))
+    }
+
+    fn text(&mut self, len: usize) -> Result<()> {
+        let bytes = self.take(len)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| Error::malformed("text that is not UTF-8"))?;
+        self.push(Value::Text(text))
+    }
+
+    fn push(&mut self, value: Value<'a>) -> Result<()> {
+        if self.stack.len() >= MAX_STACK {
+            return Err(Error::new(Kind::Limit, format!("more than {MAX_STACK} values on the stack")));
+        }
+        self.stack.push(value);
+        Ok(())
+    }
+
+    fn push_object(&mut self, object: Object<'a>) -> Result<()> {
+        let value = self.objects.add(object);
+        self.push(value)
+    }
+
+    /// The lowest place on the stack that the current opcode may touch.
+    fn floor(&self) -> usize {
+        self.marks.last().copied().unwrap_or(0)
+    }
+
+    fn top(&self) -> Result<Value<'a>> {
+        let above = self.stack.get(self.floor()..).unwrap_or_default();
+        above.last().copied().ok_or_else(|| Error::malformed("an opcode that needs a value finds none"))
+    }
+
+    fn pop(&mut self) -> Result<Value<'a>> {
+        let top = self.top()?;
+        self.stack.pop();
+        Ok(top)
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        if self.marks.len() >= MAX_STACK {
+            return Err(Error::new(Kind::Limit, format!("more than {MAX_STACK} marks on the stack")));
+        }
+        self.marks.push(self.stack.len());
+        Ok(())
+    }
+
+    fn pop_mark(&mut self) -> Result<Vec<Value<'a>>> {
+        let mark = self.marks.pop().ok_or_else(|| Error::malformed("an opcode that needs a mark finds none"))?;
+        Ok(self.stack.split_off(mark.min(self.stack.len())))
+    }
+
+    fn tuple(&mut self, len: usize) -> Result<()> {
+        let from = self.stack.len().checked_sub(len).filter(|&from| from >= self.floor());
+        let from = from.ok_or_else(|| Error::malformed(format!("a tuple of {len} finds fewer values")))?;
+        let items = self.stack.split_off(from);
+        self.push_object(Object::Tuple(items.into()))
+    }
+
+    fn extend(&mut self, items: Vec<Value<'a>>) -> Result<()> {
+        match self.top_object()? {
+            Some(Object::List(list)) => {
+                list.extend(items);
+                Ok(())
+            }
+            _ => Err(Error::malformed("items for something that is not a list")),
+        }
+    }
+
+    fn set_items(&mut self, items: &[Value<'a>]) -> Result<()> {
+        let (pairs, rest) = items.as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err(Error::malformed("a key without a value"));
+        }
+        match self.top_object()? {
+            Some(Object::Dict(dict)) => {
+                dict.items.extend(pairs.iter().map(|[key, value]| (*key, *value)));
+                Ok(())
+            }
+            _ => Err(Error::malformed("items for something that is not a dict")),
+        }
+    }
+
+    fn top_object(&mut self) -> Result<Option<&mut Object<'a>>> {
+        match self.top()? {
+            Value::Object(number) => Ok(self.objects.0.get_mut(number)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Pickles number their memo from zero, so that a slot is never beyond the opcodes so far.
+    fn remember(&mut self, slot: usize) -> Result<()> {
+        let value = self.top()?;
+        if slot > self.opcodes {
+            return Err(Error::malformed(format!("memo slot {slot} after {} opcodes", self.opcodes)));
+        }
+        if slot >= self.memo.len() {
+            self.memo.resize(slot + 1, None);
+        }
+        self.memo[slot] = Some(value);
+        Ok(())
+    }
+
+    fn recall(&mut self, slot: usize) -> Result<()> {
+        let value = self.memo.get(slot).copied().flatten();
+        let value = value.ok_or_else(|| Error::malformed(format!("memo slot {slot} is empty")))?;
+        self.push(value)
+    }
+
+    fn global(&mut self, module: &str, name: &str) -> Result<()> {
+        self.push(Value::Global(globals::find(module, name)?))
+    }
+}
+
+fn refused(opcode: u8) -> Error {
+    let name = match opcode {
+        b'0' => " (POP)",
+        b'1' => " (POP_MARK)",
+        b'2' => " (DUP)",
+        b'B' | b'C' | 0x8e => " (bytes)",
+        b'I' | b'L' | b'F' | b'S' | b'V' | b'd' | b'l' | b'p' | b'g' => " (of a text protocol)",
+        b'P' => " (PERSID)",
+        b'i' => " (INST)",
+        b'o' => " (OBJ)",
+        0x81 => " (NEWOBJ)",
+        0x82..=0x84 => " (EXT)",
+        0x8f..=0x91 => " (sets)",
+        0x92 => " (NEWOBJ_EX)",
+        0x96..=0x98 => " (buffers)",
+        _ => "",
+    };
+    Error::unsupported(format!("opcode {opcode:#04x}{name} is not among those that tensors need")).hint(super::ADVICE)
+}
