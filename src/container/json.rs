@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 use crate::error::{Context, Error, Kind, Result};
 
 const MAX_DEPTH: usize = 64;
+/// Levels of keys that an error names.
+const MAX_NAMED_DEPTH: usize = 3;
+const MAX_SHOWN_BYTES: usize = 60;
 
 /// Reads a JSON file whose root is an object.
 pub fn read_object(path: &Path, max_bytes: u64) -> Result<Map<String, Value>> {
@@ -20,7 +23,7 @@ pub fn read_object(path: &Path, max_bytes: u64) -> Result<Map<String, Value>> {
 /// Parses text whose root is an object.
 pub fn parse_object(text: &str) -> Result<Map<String, Value>> {
     let mut json = serde_json::Deserializer::from_str(text);
-    let value = Strict { depth: 0 }.deserialize(&mut json).and_then(|v| json.end().map(|()| v));
+    let value = Strict::default().deserialize(&mut json).and_then(|v| json.end().map(|()| v));
     match value.map_err(|e| Error::malformed(format!("not valid JSON: {e}")))? {
         Value::Object(map) => Ok(map),
         other => Err(Error::malformed(format!("expected a JSON object, found {}", type_name(&other)))),
@@ -58,13 +61,17 @@ fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     }
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(fail)?.take(max_bytes).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        return Err(Error::malformed("begins with a byte-order mark, expected plain JSON").in_file(path));
+    }
     String::from_utf8(bytes)
         .map_err(|e| Error::malformed(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())).in_file(path))
 }
 
-/// Builds a value and refuses a key that stands twice, which `serde_json` itself takes in silence.
-#[derive(Clone, Copy)]
-struct Strict {
+/// Builds a value, refuses a key that stands twice, which `serde_json` itself takes in silence, and says at which key
+/// a fault is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Strict {
     depth: usize,
 }
 
@@ -121,10 +128,15 @@ impl<'de> Visitor<'de> for Strict {
         let inner = self.inner()?;
         let mut out = Map::new();
         while let Some(key) = map.next_key::<String>()? {
-            let value = map.next_value_seed(inner)?;
-            if out.insert(key.clone(), value).is_some() {
-                return Err(A::Error::custom(format!("key `{key}` stands twice")));
+            // The position at the end of the inner message is recognised there and not repeated.
+            let value = map.next_value_seed(inner).map_err(|e| match self.depth {
+                0..MAX_NAMED_DEPTH => A::Error::custom(format!("`{}`: {e}", shown(&key))),
+                _ => e,
+            })?;
+            if out.contains_key(&key) {
+                return Err(A::Error::custom(format!("key `{}` stands twice", shown(&key))));
             }
+            out.insert(key, value);
         }
         Ok(Value::Object(out))
     }
@@ -134,15 +146,23 @@ impl<'de> Visitor<'de> for Strict {
 pub fn field<T: for<'a> Deserialize<'a>>(map: &Map<String, Value>, name: &str, expected: &str) -> Result<Option<T>> {
     match map.get(name) {
         None | Some(Value::Null) => Ok(None),
-        Some(value) => T::deserialize(value).map(Some).map_err(|_| {
-            let mut shown = value.to_string();
-            if shown.len() > 60 {
-                shown.truncate(shown.floor_char_boundary(60));
-                shown.push('…');
-            }
-            Error::malformed(format!("found {} `{shown}`, expected {expected}", type_name(value))).at_key(name)
-        }),
+        Some(value) => T::deserialize(value).map(Some).map_err(|_| unexpected(value, expected).at_key(name)),
     }
+}
+
+/// An error that shows a value and says what should stand there.
+pub fn unexpected(value: &Value, expected: &str) -> Error {
+    let found = match value {
+        Value::Null => "null".to_string(),
+        other => format!("{} `{}`", type_name(other), shown(&other.to_string())),
+    };
+    Error::malformed(format!("found {found}, expected {expected}"))
+}
+
+/// The start of a long text.
+fn shown(text: &str) -> String {
+    let cut = text.floor_char_boundary(MAX_SHOWN_BYTES);
+    if cut < text.len() { format!("{}…", &text[..cut]) } else { text.to_string() }
 }
 
 #[cfg(test)]

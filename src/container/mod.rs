@@ -1,6 +1,7 @@
 //! Files and the tensors in them. A container has no idea what an adapter is.
 
 pub mod atomic;
+mod header;
 pub mod json;
 pub mod safetensors;
 pub mod sharded;

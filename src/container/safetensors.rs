@@ -1,14 +1,13 @@
 //! safetensors files: mapped reading and header-first writing.
 //!
 //! Format: <https://github.com/huggingface/safetensors>, README. Eight bytes with the length of a JSON header, the
-//! header, then the tensors without gaps. The `safetensors` crate defines the entries and checks the whole; what it
-//! lets pass (a key that stands twice) and what it reports without a name is checked here first.
+//! header, then the tensors without gaps. `header` reads and checks the entries so that errors have names; the
+//! `safetensors` crate defines them and gives its verdict on the whole.
 //!
 //! The writer is our own because an output may be larger than memory, is written by several threads at once, and has
 //! to come out the same byte for byte each time: its metadata is ordered.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -18,10 +17,11 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::Errno;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use safetensors::tensor::Metadata;
 
-use crate::error::{Context, Error, Kind, Result, printable};
+use super::header::{self, Header};
+use super::torch;
+use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
 
 /// Largest header that is read or written: the reference implementation's own limit.
@@ -67,11 +67,15 @@ impl SafetensorsFile {
             not_safetensors(all, what)
         })?;
         if header.len() > MAX_HEADER_BYTES {
-            return Err(Error::new(Kind::Limit, format!("header of {length} bytes, at most {MAX_HEADER_BYTES}")));
+            let what = format!("header of {length} bytes in a file of {}, at most {MAX_HEADER_BYTES}", all.len());
+            return Err(kind_of(all).unwrap_or_else(|| Error::new(Kind::Limit, what)));
         }
-        let (entries, metadata) = parse_header(header)?;
+        if header.is_empty() {
+            return Err(not_safetensors(all, format!("header of 0 bytes in a file of {} bytes", all.len())));
+        }
+        let Header { entries, metadata } = header::parse(header).map_err(|e| kind_of(all).unwrap_or(e))?;
         let data_start = 8 + header.len();
-        check_entries(&entries, all.len() - data_start)?;
+        header::check(&entries, all.len() - data_start)?;
 
         let mut tensors = StateDict::with_capacity(entries.len());
         for (name, info) in &entries {
@@ -98,147 +102,40 @@ impl SafetensorsFile {
     }
 }
 
-/// Says what a file is that does not begin like safetensors.
+/// An error for a file whose header cannot be found; says what the file is, if that can be seen.
 fn not_safetensors(all: &[u8], what: String) -> Error {
-    let head = &all[..all.len().min(64)];
-    let (kind, hint) = if head.starts_with(b"version https://git-lfs") {
-        ("a Git LFS pointer, not the file itself", "fetch the real file with `git lfs pull`")
-    } else if head.starts_with(b"PK\x03\x04") {
-        ("a zip archive, perhaps a PyTorch .bin file", "give it the ending .bin if it is one")
-    } else if head.starts_with(b"GGUF") {
-        ("a GGUF file", "this command reads safetensors")
-    } else if head.starts_with(b"<") {
-        ("an HTML page", "the download probably failed; fetch the file again")
-    } else if head.starts_with(b"{") {
-        ("JSON text", "the download probably failed; fetch the file again")
-    } else if head.starts_with(b"\x80") {
-        ("a Python pickle", "give it the ending .bin if it is a PyTorch file")
-    } else {
-        return Error::malformed(what).hint("the download may have been cut short; compare the size with its source");
-    };
-    Error::malformed(format!("{kind}; expected safetensors")).hint(hint)
+    kind_of(all).unwrap_or_else(|| {
+        Error::malformed(what).hint("the download may have been cut short; compare the size with its source")
+    })
 }
 
-/// Checks each entry by itself, so that the message can name it; the crate checks the same things without names.
-fn check_entries(entries: &[(String, TensorInfo)], data_len: usize) -> Result<()> {
-    let mut expected_start = 0;
-    for (name, info) in entries {
-        let shape = Shape::new(info.shape.clone());
-        let (from, to) = info.data_offsets;
-        if shape.rank() > MAX_DIMS {
-            let what = format!("{} dimensions, at most {MAX_DIMS}", shape.rank());
-            return Err(Error::new(Kind::Limit, what).at_key(name));
-        }
-        let takes = shape.elements().and_then(|n| dtype::byte_len(info.dtype, n)).at_key(name)?;
-        if from > to || to > data_len {
-            let what = format!("data_offsets [{from}, {to}] lie outside the {data_len} bytes of data");
-            let hint = "the download may have been cut short; compare the size with its source";
-            return Err(Error::malformed(what).at_key(name).hint(hint));
-        }
-        if to - from != takes {
-            let what = format!("{} {shape} takes {takes} bytes, data_offsets give {}", info.dtype, to - from);
-            return Err(Error::malformed(what).at_key(name));
-        }
-        if from != expected_start {
-            let what = format!("data starts at {from}, expected {expected_start}: tensors overlap or leave a hole");
-            return Err(Error::malformed(what).at_key(name));
-        }
-        expected_start = to;
+/// What a file is that does not begin like safetensors: the start of it, the words, and what to do.
+const KINDS: [(&[u8], &str, &str); 8] = [
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the real file with `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch .bin file", "give it the ending .bin if it is one"),
+    (b"GGUF", "a GGUF file", "this command reads safetensors"),
+    (b"\x93NUMPY", "a NumPy array", "this command reads safetensors"),
+    (b"\x1f\x8b\x08", "compressed by gzip", "decompress it first"),
+    (b"<", "an HTML or XML page", "the download probably failed; fetch the file again"),
+    (b"{", "JSON text", "the download probably failed; fetch the file again"),
+    (b"[", "JSON text", "the download probably failed; fetch the file again"),
+];
+
+fn kind_of(all: &[u8]) -> Option<Error> {
+    if torch::claims(all) && !all.starts_with(b"PK") {
+        let hint = "give it the ending .bin if it is a PyTorch file";
+        return Some(Error::malformed("a Python pickle; expected safetensors").hint(hint));
     }
-    if expected_start != data_len {
-        let what = format!("{data_len} bytes of data, the header accounts for {expected_start}");
-        return Err(Error::malformed(what));
-    }
-    Ok(())
-}
-
-/// Entries sorted by where their data lies, and the metadata in file order.
-fn parse_header(header: &[u8]) -> Result<(Vec<(String, TensorInfo)>, FileMetadata)> {
-    let bad = |e: serde_json::Error| Error::malformed(format!("header: {}", printable(&e.to_string())));
-    let text = std::str::from_utf8(header)
-        .map_err(|e| Error::malformed(format!("header is not UTF-8 at byte {}", e.valid_up_to())))?;
-    let mut json = serde_json::Deserializer::from_str(text);
-    let (mut entries, metadata) = HeaderSeed.deserialize(&mut json).map_err(bad)?;
-    json.end().map_err(bad)?;
-    // Stable: tensors without bytes keep the header's order among those that start where they do.
-    entries.sort_by_key(|(_, info)| info.data_offsets);
-    Ok((entries, metadata))
-}
-
-struct HeaderSeed;
-
-impl<'de> DeserializeSeed<'de> for HeaderSeed {
-    type Value = (Vec<(String, TensorInfo)>, FileMetadata);
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<Self::Value, D::Error> {
-        json.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for HeaderSeed {
-    type Value = (Vec<(String, TensorInfo)>, FileMetadata);
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a JSON object of tensors")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<Self::Value, M::Error> {
-        let mut entries: IndexMap<String, TensorInfo> = IndexMap::new();
-        let mut metadata: Option<FileMetadata> = None;
-        while let Some(name) = map.next_key::<String>()? {
-            if name == "__metadata__" {
-                if metadata.is_some() {
-                    return Err(M::Error::custom("`__metadata__` stands twice"));
-                }
-                metadata = Some(map.next_value_seed(StringsSeed)?);
-                continue;
-            }
-            let info: TensorInfo = map.next_value().map_err(|e| M::Error::custom(format!("tensor `{name}`: {e}")))?;
-            if entries.len() == MAX_TENSORS {
-                return Err(M::Error::custom(format!("more than {MAX_TENSORS} tensors")));
-            }
-            if entries.contains_key(&name) {
-                return Err(M::Error::custom(format!("tensor `{name}` stands twice")));
-            }
-            entries.insert(name, info);
-        }
-        Ok((entries.into_iter().collect(), metadata.unwrap_or_default()))
-    }
-}
-
-/// A JSON object of strings in which no key stands twice.
-struct StringsSeed;
-
-impl<'de> DeserializeSeed<'de> for StringsSeed {
-    type Value = FileMetadata;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> std::result::Result<FileMetadata, D::Error> {
-        json.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for StringsSeed {
-    type Value = FileMetadata;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("`__metadata__` as an object of strings")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<FileMetadata, E> {
-        Ok(FileMetadata::new()) // `null`, which the reference reader takes as well
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> std::result::Result<FileMetadata, M::Error> {
-        let mut out = FileMetadata::new();
-        while let Some(key) = map.next_key::<String>()? {
-            let value: String =
-                map.next_value().map_err(|e| M::Error::custom(format!("`__metadata__`: `{key}`: {e}")))?;
-            if out.insert(key.clone(), value).is_some() {
-                return Err(M::Error::custom(format!("`__metadata__`: `{key}` stands twice")));
-            }
-        }
-        Ok(out)
-    }
+    let head = &all[..all.len().min(256)];
+    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+    // A length can begin with the bytes of a short mark, but then zeros follow, and after them a JSON object.
+    let is_length =
+        head.iter().take(8).any(|&b| b == 0) && head.get(8).is_none_or(|&b| b == b'{' || b.is_ascii_whitespace());
+    KINDS
+        .iter()
+        .filter(|(start, ..)| start.len() >= 4 || !is_length)
+        .find(|(start, ..)| head.starts_with(start) || text.starts_with(start))
+        .map(|(_, kind, hint)| Error::malformed(format!("{kind}; expected safetensors")).hint(*hint))
 }
 
 /// One tensor of a file to be written.
@@ -254,6 +151,7 @@ pub struct Entry {
 
 impl Entry {
     /// Bytes of data.
+    #[expect(clippy::len_without_is_empty, reason = "a size in bytes, which may overflow")]
     pub fn len(&self) -> Result<usize> {
         dtype::byte_len(self.dtype, self.shape.elements()?).at_key(&self.name)
     }

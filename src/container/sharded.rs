@@ -127,7 +127,7 @@ impl Sharded {
         let metadata = match root.remove("metadata") {
             Some(Value::Object(map)) => map,
             None | Some(Value::Null) => serde_json::Map::new(),
-            Some(_) => return Err(Error::malformed("expected an object").at_key("metadata").in_file(&path)),
+            Some(other) => return Err(json::unexpected(&other, "an object").at_key("metadata").in_file(&path)),
         };
         Ok(Sharded { shards, index: Some(Index { name: index_name.to_string(), metadata }) })
     }
@@ -178,9 +178,12 @@ fn weight_map(root: &serde_json::Map<String, Value>) -> Result<Vec<(String, Stri
     let Some(Value::Object(map)) = root.get("weight_map") else {
         return Err(Error::malformed("no object `weight_map` in the index").at_key("weight_map"));
     };
+    if map.is_empty() {
+        return Err(Error::missing("names no tensors").at_key("weight_map"));
+    }
     map.iter()
         .map(|(tensor, file)| {
-            let file = file.as_str().ok_or_else(|| Error::malformed("expected a file name").at_key(tensor))?;
+            let file = file.as_str().ok_or_else(|| json::unexpected(file, "a file name").at_key(tensor))?;
             require_plain_name(file).at_key(tensor)?;
             Ok((tensor.clone(), file.to_string()))
         })

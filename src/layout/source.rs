@@ -57,7 +57,9 @@ impl Source {
             Err(_) => None,
         };
         let file = MappedFile::open(&tensor_file)?;
-        let (tensors, metadata, other_values) = if torch::claims(file.as_slice()) {
+        // A file that calls itself safetensors is read as nothing else.
+        let pickled = tensor_file.extension().is_none_or(|e| e != "safetensors") && torch::claims(file.as_slice());
+        let (tensors, metadata, other_values) = if pickled {
             let (tensors, rest) = torch::read_with_rest(&file).map_err(|e| e.in_file(&tensor_file))?;
             (tensors, Vec::new(), rest)
         } else {

@@ -1,5 +1,6 @@
 //! The integration tests: one program, a module for each concern.
 
 mod fixtures;
+mod hostile;
 mod kernels;
 mod parity;

@@ -4,7 +4,8 @@
 //! What the functions take: pytorch/pytorch:torch/_utils.py; persistent ids: torch/serialization.py.
 
 use super::ADVICE;
-use super::pickle::{Call, Dict, Form, Object, Objects, Storage, Value};
+use super::objects::{Call, Dict, Object, Objects, Storage, Value};
+use super::pickle::Form;
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 

@@ -9,7 +9,8 @@ use std::ops::Range;
 use indexmap::IndexMap;
 
 use super::ADVICE;
-use super::pickle::{self, Form, Object, Pickle, Storage, Value};
+use super::objects::{Object, Storage, Value};
+use super::pickle::{self, Form, Pickle};
 use crate::error::{Context, Error, Result};
 
 /// 0x1950a86a20f9469cfc6c.

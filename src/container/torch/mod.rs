@@ -7,6 +7,7 @@
 
 mod globals;
 mod legacy;
+mod objects;
 mod pickle;
 mod view;
 mod zip;
@@ -18,7 +19,8 @@ use crate::container::safetensors::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_TENSOR
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{MappedFile, StateDict, Tensor};
 
-use pickle::{Form, Object, Objects, Pickle, Value};
+use objects::{Object, Objects, Value};
+use pickle::{Form, Pickle};
 use view::Maker;
 
 /// What to do about a pickle that is refused.

@@ -6,78 +6,14 @@
 //!
 //! Opcodes: python/cpython:Lib/pickletools.py (protocols 2 to 5).
 
-use super::globals::{self, Global};
+use super::globals;
+use super::objects::{Dict, Object, Objects, Value};
 use crate::error::{Error, Kind, Result};
 
 const MAX_OPCODES: usize = 10_000_000;
 const MAX_STACK: usize = 100_000;
 const MAX_INTEGER_BYTES: usize = 16;
 const MAX_GLOBAL_BYTES: usize = 256;
-
-/// What stands on the stack, in the memo and inside objects.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Value<'a> {
-    /// `None`.
-    None,
-    /// `True` or `False`.
-    Bool(bool),
-    /// A whole number of up to eight bytes.
-    Int(i64),
-    /// A longer one, little-endian two's complement.
-    Wide(&'a [u8]),
-    /// A float, whose value nothing here needs.
-    Float,
-    /// Text.
-    Text(&'a str),
-    /// A name from the closed list.
-    Global(Global),
-    /// Number of an object.
-    Object(usize),
-}
-
-/// What can be referred to more than once.
-#[derive(Clone, Debug)]
-pub enum Object<'a> {
-    /// A tuple; `torch.Size` is one.
-    Tuple(Box<[Value<'a>]>),
-    /// A list.
-    List(Vec<Value<'a>>),
-    /// A dict in order of insertion. A key may stand twice.
-    Dict(Dict<'a>),
-    /// A block of elements somewhere else in the file.
-    Storage(Storage<'a>),
-    /// A view of a storage, not looked at yet.
-    Tensor(Call),
-}
-
-/// The items of a dict.
-#[derive(Clone, Debug, Default)]
-pub struct Dict<'a> {
-    /// Keys and values.
-    pub items: Vec<(Value<'a>, Value<'a>)>,
-    /// True for an `OrderedDict`, which may have attributes.
-    pub ordered: bool,
-}
-
-/// A persistent id.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Storage<'a> {
-    /// Element type; none for bytes whose type each tensor names.
-    pub dtype: Option<crate::tensor::Dtype>,
-    /// Name within the file.
-    pub key: &'a str,
-    /// Elements, or bytes where there is no type.
-    pub count: usize,
-}
-
-/// A tensor as it was asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Call {
-    /// Number of the tuple of arguments.
-    pub arguments: usize,
-    /// True for the form whose dtype is an argument (`_rebuild_tensor_v3`).
-    pub dtype_given: bool,
-}
 
 /// Where the persistent ids of a file come from, which decides how many fields they have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,59 +33,6 @@ pub struct Pickle<'a> {
     pub objects: Objects<'a>,
     /// The byte after its last one.
     pub end: usize,
-}
-
-/// All objects of a pickle.
-#[derive(Debug, Default)]
-pub struct Objects<'a>(Vec<Object<'a>>);
-
-impl<'a> Objects<'a> {
-    /// Adds one.
-    pub fn add(&mut self, object: Object<'a>) -> Value<'a> {
-        self.0.push(object);
-        Value::Object(self.0.len() - 1)
-    }
-
-    /// The object that `value` refers to, if it is one.
-    pub fn get(&self, value: Value<'a>) -> Option<&Object<'a>> {
-        match value {
-            Value::Object(number) => self.0.get(number),
-            _ => None,
-        }
-    }
-
-    /// The elements of a tuple.
-    pub fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
-        match self.get(value) {
-            Some(Object::Tuple(items)) => Some(items),
-            _ => None,
-        }
-    }
-
-    /// All storages, each as often as it was referred to.
-    pub fn storages(&self) -> impl Iterator<Item = Storage<'a>> {
-        self.0.iter().filter_map(|o| if let Object::Storage(s) = o { Some(*s) } else { None })
-    }
-
-    /// What a value is, in words for messages.
-    pub fn type_name(&self, value: Value<'a>) -> &'static str {
-        match value {
-            Value::None => "None",
-            Value::Bool(_) => "a boolean",
-            Value::Int(_) | Value::Wide(_) => "a whole number",
-            Value::Float => "a float",
-            Value::Text(_) => "text",
-            Value::Global(_) => "a name",
-            Value::Object(_) => match self.get(value) {
-                Some(Object::Tuple(_)) => "a tuple",
-                Some(Object::List(_)) => "a list",
-                Some(Object::Dict(_)) => "a dict",
-                Some(Object::Storage(_)) => "a storage",
-                Some(Object::Tensor(_)) => "a tensor",
-                None => "nothing",
-            },
-        }
-    }
 }
 
 /// Reads the pickle that starts at `start`. Positions in errors count from the start of `data`.
@@ -466,10 +349,8 @@ impl<'a> Machine<'a> {
     }
 
     fn top_object(&mut self) -> Result<Option<&mut Object<'a>>> {
-        match self.top()? {
-            Value::Object(number) => Ok(self.objects.0.get_mut(number)),
-            _ => Ok(None),
-        }
+        let top = self.top()?;
+        Ok(self.objects.get_mut(top))
     }
 
     /// Pickles number their memo from zero, so that a slot is never beyond the opcodes so far.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::globals::Global;
-use super::pickle::{Call, Object, Objects, Storage, Value};
+use super::objects::{Call, Object, Objects, Storage, Value};
 use crate::container::safetensors::MAX_DIMS;
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, Tensor, dtype};

@@ -4,13 +4,15 @@ use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::adapter::{Note, Scale, ScaleRule};
-use crate::container::json::field;
+use crate::container::json::{field, unexpected};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::Shape;
 
-/// Largest pattern that is compiled, and the memory it may take compiled.
+/// Largest pattern, most patterns that need an engine, and the memory each may take compiled and while it matches.
 const MAX_PATTERN_BYTES: usize = 4096;
+const MAX_ENGINES: usize = 256;
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+const MAX_CACHE_BYTES: usize = 1 << 18;
 const MAX_NESTING: u32 = 50;
 const MAX_RANK: u64 = 65_536;
 
@@ -45,8 +47,18 @@ pub struct Config {
 /// One entry of `rank_pattern` or `alpha_pattern`.
 struct Pattern {
     text: String,
-    regex: Regex,
+    matcher: Matcher,
     value: f64,
+}
+
+/// PEFT's rule since 0.15: the key is a regular expression that has to match the end of the module path, from its
+/// start or from after a dot.
+enum Matcher {
+    /// A key of letters, digits, `_`, `-` and dots, which stand for any character. All but a few keys are such, and
+    /// a file may have very many of them.
+    Tail(String),
+    /// Any other.
+    Regex(Regex),
 }
 
 /// Ranks and alphas by module.
@@ -158,28 +170,54 @@ impl Config {
         let map = match self.value(name) {
             None => return Ok(Vec::new()),
             Some(Value::Object(map)) => map,
-            Some(_) => return Err(Error::malformed("expected an object of patterns").at_key(name)),
+            Some(other) => return Err(unexpected(other, "an object of patterns").at_key(name)),
         };
+        let mut engines = 0;
         map.iter()
             .map(|(text, value)| {
-                let value = value.as_f64().filter(|v| v.is_finite());
-                let value =
-                    value.ok_or_else(|| Error::malformed("expected a number").at_key(format!("{name}.{text}")))?;
-                Ok(Pattern { text: text.clone(), regex: compile(text).at_key(name)?, value })
+                let matcher = Matcher::new(text).at_key(name)?;
+                engines += usize::from(matches!(matcher, Matcher::Regex(_)));
+                if engines > MAX_ENGINES {
+                    let what = format!("more than {MAX_ENGINES} patterns that are not plain module paths");
+                    return Err(Error::new(Kind::Limit, what).at_key(name));
+                }
+                let number = value.as_f64().filter(|v| v.is_finite());
+                let value = number.ok_or_else(|| unexpected(value, "a number").at_key(format!("{name}.{text}")))?;
+                Ok(Pattern { text: text.clone(), matcher, value })
             })
             .collect()
     }
 }
 
-/// PEFT's own rule since 0.15: the key is a regular expression that has to match the end of the module path, from
-/// its start or from after a dot.
+impl Matcher {
+    fn new(text: &str) -> Result<Matcher> {
+        if text.len() > MAX_PATTERN_BYTES {
+            let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
+            return Err(Error::new(Kind::Limit, what));
+        }
+        if text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
+            return Ok(Matcher::Tail(text.to_string()));
+        }
+        compile(text).map(Matcher::Regex)
+    }
+
+    fn is_match(&self, path: &str) -> bool {
+        match self {
+            Matcher::Regex(regex) => regex.is_match(path),
+            Matcher::Tail(key) => {
+                let mut rest = path.chars().rev();
+                let fits = key.chars().rev().all(|k| rest.next().is_some_and(|c| c == k || k == '.' && c != '\n'));
+                fits && matches!(rest.next(), None | Some('.'))
+            }
+        }
+    }
+}
+
 fn compile(text: &str) -> Result<Regex> {
     let shown: String = text.chars().take(60).collect();
-    if text.len() > MAX_PATTERN_BYTES {
-        return Err(Error::new(Kind::Limit, format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len())));
-    }
     regex::RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{text})$"))
         .size_limit(MAX_COMPILED_BYTES)
+        .dfa_size_limit(MAX_CACHE_BYTES)
         .nest_limit(MAX_NESTING)
         .build()
         .map_err(|e| {
@@ -203,7 +241,7 @@ fn check_rank(rank: u64) -> Result<usize> {
 
 impl Patterns {
     fn find<'p>(patterns: &'p [Pattern], path: &str) -> Option<&'p Pattern> {
-        patterns.iter().find(|p| p.regex.is_match(path))
+        patterns.iter().find(|p| p.matcher.is_match(path))
     }
 
     /// Rank of the module at `path`: the first pattern in file order that matches, else the default.
@@ -238,7 +276,7 @@ impl Patterns {
     pub fn report_idle<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone, notes: &mut Vec<Note>) {
         for (name, patterns) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
             for p in patterns {
-                if !paths.clone().any(|path| p.regex.is_match(path)) {
+                if !paths.clone().any(|path| p.matcher.is_match(path)) {
                     notes.push(Note::info(format!("{name}.{}", p.text), "matches no module of this adapter"));
                 }
             }
@@ -266,8 +304,14 @@ mod tests {
             ("^model.layers.0.q", "model.layers.0.q", true),
             ("^layers.0.q", "model.layers.0.q", false),
             ("q_proj.0", "a.q_projX0", true),
+            ("", "a.b", false),
+            ("", "a.", true),
+            ("q.", "a.q\n", false),
+            ("b.q", "a.éb.q", false),
+            (".q", "éq", true),
+            ("q_proj|k_proj", "a.k_proj", true),
         ] {
-            assert_eq!(compile(key).unwrap().is_match(path), expected, "{key} on {path}");
+            assert_eq!(Matcher::new(key).unwrap().is_match(path), expected, "{key} on {path}");
         }
     }
 
@@ -284,7 +328,7 @@ mod tests {
     #[test]
     fn hostile_patterns_are_refused_at_once() {
         for text in ["(((a{1,100}){1,100}){1,100})", "(?!x)y", "(", &"(".repeat(5000)] {
-            assert!(compile(text).is_err(), "{}", &text[..text.len().min(20)]);
+            assert!(Matcher::new(text).is_err(), "{}", &text[..text.len().min(20)]);
         }
     }
 }

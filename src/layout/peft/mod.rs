@@ -63,6 +63,11 @@ impl Layout for Peft {
         };
         let config = Config::read(raw.clone()).in_file(config_path)?;
         let tuner = tuner::by_type(&config.peft_type).in_file(config_path)?;
+        // A fault at a field of the config is one of the config's file, any other of the tensors'.
+        let placed = |e: Error| {
+            let field = e.key().is_some_and(|key| raw.contains_key(key.split('.').next().unwrap_or(key)));
+            e.in_file(if field { config_path } else { &source.tensor_file })
+        };
         let modules = Modules::sort(&source.tensors, tuner.roles).in_file(&source.tensor_file)?;
         let adapter = Adapter { declared: config.peft_type.clone(), ..Adapter::default() };
         let mut reader = Reader { config: &config, modules, adapter, notes: Vec::new() };
@@ -70,9 +75,9 @@ impl Layout for Peft {
             reader.notes.push(Note::info(value, "not a tensor; left out"));
         }
         config.report_unknown(tuner.fields, &mut reader.notes);
-        saved::read_tokens(&mut reader).in_file(&source.tensor_file)?;
-        saved::read(&mut reader).in_file(&source.tensor_file)?;
-        (tuner.read)(&mut reader).in_file(&source.tensor_file)?;
+        saved::read_tokens(&mut reader).map_err(placed)?;
+        saved::read(&mut reader).map_err(placed)?;
+        (tuner.read)(&mut reader).map_err(placed)?;
         reader.modules.require_empty(&config.peft_type).in_file(&source.tensor_file)?;
         let mut adapter = reader.adapter;
         for name in ["base_model_name_or_path", "revision", "task_type", "peft_version"] {
