@@ -4,6 +4,7 @@
 pub mod bytes;
 pub mod cast;
 pub mod dtype;
+pub mod random;
 pub mod shape;
 
 use indexmap::IndexMap;
@@ -11,6 +12,7 @@ use ndarray::Array2;
 
 pub use bytes::{Bytes, MappedFile};
 pub use dtype::Dtype;
+pub use random::TorchRng;
 pub use shape::{Rows, Shape};
 
 use crate::error::{Error, Result};
