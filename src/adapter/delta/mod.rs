@@ -4,21 +4,47 @@
 //! into an [`Action`]: either a low-rank term, which the fused merge step adds straight to stored elements, or an
 //! [`Act`] that changes rows of the weight in f32. Every formula is stated in the orientation `W: [out, in]`.
 
+mod check;
+pub mod circulant;
+pub mod deft;
 pub mod dora;
+pub mod fourier;
 pub mod full;
+pub mod glora;
+pub mod hira;
+pub mod kasa;
 pub mod low_rank;
+pub mod miss;
 pub mod opaque;
+pub mod osf;
+pub mod peanut;
 pub mod rescale;
+pub mod road;
+pub mod sparse;
+mod survey;
 pub mod token_rows;
+mod truncate;
+pub mod wavelet;
 
 use std::ops::Range;
 
 use ndarray::{Array2, ArrayViewMut2};
 
+pub use circulant::Circulant;
+pub use deft::Deft;
+pub use fourier::Fourier;
 pub use full::Full;
+pub use glora::Glora;
+pub use hira::Hira;
+pub use kasa::Kasa;
 pub use low_rank::{Experts, Factors, LowRank, Packing};
+pub use miss::Miss;
 pub use opaque::Opaque;
+pub use osf::Osf;
+pub use peanut::Peanut;
 pub use rescale::Rescale;
+pub use road::Road;
+pub use sparse::Sparse;
 pub use token_rows::TokenRows;
 
 use crate::error::{Error, Result};
@@ -36,6 +62,28 @@ pub enum Delta {
     TokenRows(TokenRows),
     /// IA³: rows or columns multiplied.
     Rescale(Rescale),
+    /// C3A: circulant blocks.
+    Circulant(Circulant),
+    /// DEFT: a projection taken out and replaced.
+    Deft(Deft),
+    /// FourierFT: a sparse spectrum.
+    Fourier(Fourier),
+    /// GLoRA: scale and shift of weight and bias.
+    Glora(Glora),
+    /// HiRA: the weight times a low-rank term.
+    Hira(Hira),
+    /// KaSA: LoRA on a truncated weight.
+    Kasa(Kasa),
+    /// MiSS and Bone: a repeated block.
+    Miss(Miss),
+    /// OSF: the small singular components replaced.
+    Osf(Osf),
+    /// PEANuT: a network fed with the weight.
+    Peanut(Peanut),
+    /// RoAd: pairs of outputs rotated.
+    Road(Road),
+    /// SHiRA, Super-Tuning, WaveFT: some elements.
+    Sparse(Sparse),
     /// A kind that is understood as far as its name; it can be inspected and carried, not computed.
     Opaque(Opaque),
 }
@@ -144,6 +192,17 @@ impl Delta {
             Delta::Full(d) => d.kind(),
             Delta::TokenRows(_) => "token rows",
             Delta::Rescale(_) => "IA3",
+            Delta::Circulant(_) => "C3A",
+            Delta::Deft(_) => "DEFT",
+            Delta::Fourier(_) => "FourierFT",
+            Delta::Glora(_) => "GLoRA",
+            Delta::Hira(_) => "HiRA",
+            Delta::Kasa(_) => "KaSA",
+            Delta::Miss(d) => d.kind(),
+            Delta::Osf(_) => "OSF",
+            Delta::Peanut(_) => "PEANuT",
+            Delta::Road(_) => "RoAd",
+            Delta::Sparse(d) => d.kind(),
             Delta::Opaque(d) => d.kind,
         }
     }
@@ -155,6 +214,17 @@ impl Delta {
             Delta::Full(d) => vec![("weight", &d.tensor)],
             Delta::TokenRows(d) => vec![("rows", &d.rows)],
             Delta::Rescale(d) => vec![("l", &d.factors)],
+            Delta::Circulant(d) => vec![("kernel", &d.kernel)],
+            Delta::Deft(d) => [Some(("p", &d.p)), d.r.as_ref().map(|r| ("r", r))].into_iter().flatten().collect(),
+            Delta::Fourier(d) => vec![("spectrum", &d.spectrum)],
+            Delta::Glora(d) => d.tensors(),
+            Delta::Hira(d) => vec![("a", &d.a), ("b", &d.b)],
+            Delta::Kasa(d) => d.tensors(),
+            Delta::Miss(d) => vec![("block", &d.block)],
+            Delta::Osf(d) => vec![("u", &d.u), ("s", &d.s), ("v", &d.v)],
+            Delta::Peanut(d) => d.tensors(),
+            Delta::Road(d) => vec![("theta", &d.theta), ("alpha", &d.alpha)],
+            Delta::Sparse(d) => d.tensors(),
             Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
         }
     }
@@ -171,6 +241,17 @@ impl Delta {
             Delta::Full(d) => d.prepare(site),
             Delta::TokenRows(d) => d.prepare(site),
             Delta::Rescale(d) => d.prepare(site),
+            Delta::Circulant(d) => d.prepare(site),
+            Delta::Deft(d) => d.prepare(site),
+            Delta::Fourier(d) => d.prepare(site),
+            Delta::Glora(d) => d.prepare(site),
+            Delta::Hira(d) => d.prepare(site),
+            Delta::Kasa(d) => d.prepare(site),
+            Delta::Miss(d) => d.prepare(site),
+            Delta::Osf(d) => d.prepare(site),
+            Delta::Peanut(d) => d.prepare(site),
+            Delta::Road(d) => d.prepare(site),
+            Delta::Sparse(d) => d.prepare(site),
             Delta::Opaque(d) => d.prepare(),
         }
     }

@@ -4,9 +4,9 @@
 use ndarray::{Array2, s};
 
 use super::{Tuner, need, owned, require_taken, take, take_modules};
-use crate::adapter::delta::{Delta, Experts, Full, LowRank, Packing, full::Mode, low_rank::Facing};
+use crate::adapter::delta::{Delta, Experts, Full, Kasa, LowRank, Packing, full::Mode, low_rank::Facing};
 use crate::adapter::{Note, Scale, SiteKind};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::config::{Config, Patterns};
 use crate::layout::peft::keys::{Parts, Place};
@@ -61,6 +61,9 @@ pub static TUNER: Tuner = Tuner {
     ],
     read,
 };
+
+/// Most elements a factor may have once it is written out.
+const MAX_ELEMENTS: usize = 1 << 27;
 
 /// Initialisations that took their first factors out of the base: the adapter is right only on what was left.
 const RESIDUAL_INITS: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
@@ -137,9 +140,6 @@ fn read_module(reader: &mut Reader, patterns: &Patterns, place: Place, mut parts
             Error::unrecognised("a nested adapter, but target_parameters in the config does not name it").at_key(&key)
         );
     }
-    if parts.contains_key("lora_diag") {
-        return Err(Error::unsupported("KaSA cannot be merged here: it also truncates the base weight").at_key(&key));
-    }
     read_layer(reader, patterns, path.as_str(), a, b, parts).at_key(&key)
 }
 
@@ -153,6 +153,7 @@ fn read_layer(
 ) -> Result<String> {
     let magnitude = magnitude(reader.config, &mut parts, path)?;
     let bias = take(&mut parts, "lora_B.bias")?;
+    let diagonal = diagonal(reader.config, &mut parts)?;
     require_taken(&parts, TUNER.peft_type)?;
     let (a, b) = expand_variants(reader.config, path, a, b)?;
     let mut delta = plain(patterns, path, a, b)?;
@@ -178,7 +179,10 @@ fn read_layer(
         target.site = SiteKind::FanInFanOut;
     }
     target.magnitude = magnitude;
-    target.weight.push(Delta::LowRank(delta));
+    target.weight.push(match diagonal {
+        Some(diagonal) => Delta::Kasa(Kasa { factors: delta, diagonal }),
+        None => Delta::LowRank(delta),
+    });
     if let Some(tensor) = bias {
         let mode = Mode::Add(if lora_bias { factor } else { 1.0 });
         target.bias.push(Delta::Full(Full { tensor, mode }));
@@ -209,6 +213,17 @@ fn magnitude(config: &Config, parts: &mut Parts, path: &str) -> Result<Option<Te
     }
 }
 
+/// KaSA's diagonal, which is there exactly when the config says so.
+fn diagonal(config: &Config, parts: &mut Parts) -> Result<Option<Tensor>> {
+    let diagonal = take(parts, "lora_diag")?;
+    match (config.value("kasa_config").is_some(), &diagonal) {
+        (true, None) => Err(Error::missing("kasa_config is set, but the file has no lora_diag")),
+        (false, Some(_)) => Err(Error::mismatch("the file has a lora_diag, but kasa_config is not set")
+            .hint("PEFT would ignore it; set kasa_config to {} in a copy of the config if it is KaSA")),
+        _ => Ok(diagonal),
+    }
+}
+
 /// Tensors that only steer training.
 fn drop_training_state(reader: &mut Reader, parts: &mut Parts) {
     let steering: Vec<String> = parts
@@ -228,7 +243,7 @@ fn expand_variants(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<
     if config.flag("use_qalora")? {
         let group = config.integer("qalora_group_size")?.unwrap_or(16).max(1);
         let pooled = a.to_matrix()?;
-        let inputs = pooled.ncols() * group;
+        let inputs = written_out(&pooled, group)?;
         // x is averaged over groups and multiplied by in/group: each input gets in/group² of its group's column.
         let share = inputs as f32 / (group * group) as f32;
         let a = Array2::from_shape_fn((pooled.nrows(), inputs), |(k, j)| share * pooled[[k, j / group]]);
@@ -236,13 +251,27 @@ fn expand_variants(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<
     }
     let Some(blocks) = config.value("use_bdlora") else { return Ok((a, b)) };
     let count = blocks.get("nblocks").and_then(serde_json::Value::as_u64).unwrap_or(1).max(1) as usize;
+    // PEFT looks for each name anywhere in the path, not for a component of it.
     let listed = |name: &str| {
-        let names = blocks.get(name).and_then(|v| v.as_array()).into_iter().flatten().filter_map(|v| v.as_str());
-        names.into_iter().any(|n| path == n || path.ends_with(&format!(".{n}")))
+        let mut names = blocks.get(name).and_then(|v| v.as_array()).into_iter().flatten().filter_map(|v| v.as_str());
+        names.any(|n| path.contains(n))
     };
-    let a = if listed("target_modules_bd_a") { owned(&block_diagonal(&a.to_matrix()?, count)?)? } else { a };
-    let b = if listed("target_modules_bd_b") { owned(&block_diagonal(&b.to_matrix()?, count)?)? } else { b };
-    Ok((a, b))
+    match (listed("target_modules_bd_a"), listed("target_modules_bd_b")) {
+        (true, true) => Err(Error::malformed("matches the block-diagonal names of both A and B").at_key("use_bdlora")),
+        (true, false) => Ok((owned(&block_diagonal(&a.to_matrix()?, count)?)?, b)),
+        (false, true) => Ok((a, owned(&block_diagonal(&b.to_matrix()?, count)?)?)),
+        (false, false) => Ok((a, b)),
+    }
+}
+
+/// Columns of a factor that is stored `times` narrower than it is.
+fn written_out(factor: &Array2<f32>, times: usize) -> Result<usize> {
+    let columns = factor.ncols().checked_mul(times);
+    let fits = columns.and_then(|c| c.checked_mul(factor.nrows())).is_some_and(|n| n <= MAX_ELEMENTS);
+    columns.filter(|_| fits).ok_or_else(|| {
+        let [rows, cols] = [factor.nrows(), factor.ncols()];
+        Error::new(Kind::Limit, format!("a factor [{rows}, {cols}] written out {times} times as wide"))
+    })
 }
 
 /// `count` equal bands of rows, moved side by side onto a diagonal.
@@ -252,7 +281,7 @@ fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
         return Err(Error::mismatch(format!("{rows} rows do not fall into {count} blocks")));
     }
     let height = rows / count;
-    let mut out = Array2::zeros((rows, cols * count));
+    let mut out = Array2::zeros((rows, written_out(bands, count)?));
     for i in 0..count {
         let band = i * height..(i + 1) * height;
         out.slice_mut(s![band.clone(), i * cols..(i + 1) * cols]).assign(&bands.slice(s![band, ..]));

@@ -1,11 +1,29 @@
 //! One file per PEFT tuner: its roles, its config fields, and how they become deltas.
 
+pub mod beft;
+pub mod c3a;
+pub mod deft;
+pub mod fourierft;
+pub mod glora;
+pub mod gralora;
+pub mod hira;
 pub mod ia3;
 pub mod ln_tuning;
 pub mod lora;
+pub mod miss;
 pub mod none;
+pub mod osf;
+#[cfg(test)]
+mod parity;
+pub mod peanut;
+pub mod psoft;
+pub mod road;
+pub mod shira;
+pub mod supertuning;
+pub mod waveft;
 
 use super::Reader;
+use super::config::Config;
 use super::keys::{Part, Parts, Place, Role};
 use super::saved::empty;
 use crate::error::{Error, Result};
@@ -24,7 +42,28 @@ pub struct Tuner {
 }
 
 /// All tuners.
-pub const TUNERS: &[&Tuner] = &[&ia3::TUNER, &ln_tuning::TUNER, &lora::TUNER, &none::TRAINABLE_TOKENS];
+pub const TUNERS: &[&Tuner] = &[
+    &beft::TUNER,
+    &c3a::TUNER,
+    &deft::TUNER,
+    &fourierft::TUNER,
+    &glora::TUNER,
+    &gralora::TUNER,
+    &hira::TUNER,
+    &ia3::TUNER,
+    &ln_tuning::TUNER,
+    &lora::TUNER,
+    &miss::BONE,
+    &miss::TUNER,
+    &none::TRAINABLE_TOKENS,
+    &osf::TUNER,
+    &peanut::TUNER,
+    &psoft::TUNER,
+    &road::TUNER,
+    &shira::TUNER,
+    &supertuning::TUNER,
+    &waveft::TUNER,
+];
 
 /// The tuner of a `peft_type`, in any case.
 pub fn by_type(peft_type: &str) -> Result<&'static Tuner> {
@@ -84,6 +123,13 @@ pub fn require_taken(parts: &Parts, peft_type: &str) -> Result<()> {
                 .at_key(&p.key))
         }
     }
+}
+
+/// A seed for PyTorch's generator, which takes negative ones as their two's complement.
+pub fn seed(config: &Config, name: &str, default: i64) -> Result<u64> {
+    let Some(value) = config.value(name) else { return Ok(default as u64) };
+    let seed = value.as_i64().map(|v| v as u64).or(value.as_u64());
+    seed.ok_or_else(|| Error::malformed(format!("{value}, expected a whole number")).at_key(name))
 }
 
 /// A tensor of new values, for kinds that are expanded when they are read. Factors stay in f32.
