@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, s};
+use serde_json::json;
 
 use crate::adapter::delta::{Action, Delta, InMemory, Site};
-use crate::adapter::{SiteKind, Target};
+use crate::adapter::{Adapter, SiteKind, Target};
 use crate::container::SafetensorsFile;
+use crate::error::Result;
 use crate::kernels::{Kernels, present};
 use crate::layout::open;
-use crate::tensor::{Rows, Shape, StateDict, Tensor};
+use crate::layout::peft::Reader;
+use crate::layout::peft::config::Config;
+use crate::layout::peft::keys::Modules;
+use crate::tensor::{Dtype, Rows, Shape, StateDict, Tensor};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tuners")
@@ -82,6 +87,62 @@ fn check_case(name: &str, kernels: &dyn Kernels, height: usize) {
         }
     }
     assert!(expected.is_empty(), "{name}: not changed: {:?}", expected.keys());
+}
+
+/// What is read from tensors of these shapes with this config.
+fn reading(config: serde_json::Value, tensors: &[(&str, &[usize])]) -> Result<Adapter> {
+    let values = |dims: &[usize]| Tensor::from_f32(Dtype::F32, dims, &vec![0.5; dims.iter().product()]).unwrap();
+    let tensors: StateDict =
+        tensors.iter().map(|(role, dims)| (format!("base_model.model.q.{role}"), values(dims))).collect();
+    let config = Config::read(config.as_object().unwrap().clone()).unwrap();
+    let tuner = super::by_type(&config.peft_type).unwrap();
+    let modules = Modules::sort(&tensors, tuner.roles)?;
+    let mut reader = Reader { config: &config, modules, adapter: Adapter::default(), notes: Vec::new() };
+    (tuner.read)(&mut reader)?;
+    Ok(reader.adapter)
+}
+
+#[test]
+fn what_is_missing_or_unknown_is_named() {
+    let pair: &[(&str, &[usize])] = &[("lora_A.weight", &[2, 4]), ("lora_B.weight", &[4, 2])];
+    let with_diagonal = [pair, &[("lora_diag", &[2])]].concat();
+    for (config, tensors) in [
+        (json!({"peft_type": "DEFT"}), &[("deft_P", &[4usize, 2][..])][..]),
+        (json!({"peft_type": "DEFT", "decomposition_method": "svd"}), &[("deft_P", &[4, 2])]),
+        (json!({"peft_type": "FOURIERFT", "random_loc_seed": 0.5}), &[("fourierft_spectrum", &[3])]),
+        (json!({"peft_type": "GLORA"}), &[("glora_A.Xd", &[4, 2])]),
+        (json!({"peft_type": "GRALORA"}), &[("gralora_A", &[2, 4, 3]), ("gralora_B", &[2, 3, 4])]),
+        (json!({"peft_type": "GRALORA"}), &[("gralora_A", &[2, 4, 2]), ("gralora_B", &[4, 2, 2])]),
+        (json!({"peft_type": "HIRA"}), &[("hira_A", &[2, 4])]),
+        (json!({"peft_type": "MISS", "init_weights": "new"}), &[("miss_block", &[2, 4])]),
+        (json!({"peft_type": "MISS", "init_weights": "mini", "mini_r": 2}), &[("miss_block", &[2, 4])]),
+        (json!({"peft_type": "OSF"}), &[("osf_svd_params.U_low", &[4, 2])]),
+        (json!({"peft_type": "PEANUT", "depth": 1}), &[("peanut_A.weight", &[2, 4]), ("peanut_B.weight", &[4, 2])]),
+        (json!({"peft_type": "PEANUT", "act_fn": "prelu"}), &[("peanut_A.weight", &[2, 4])]),
+        (json!({"peft_type": "ROAD", "variant": "road_3"}), &[("road_theta", &[2])]),
+        (json!({"peft_type": "SHIRA"}), &[("shira_weight", &[2])]),
+        (json!({"peft_type": "WAVEFT", "wavelet_family": "coif2"}), &[("waveft_spectrum", &[2])]),
+        (json!({"peft_type": "LORA", "r": 2, "kasa_config": {}}), pair),
+        (json!({"peft_type": "LORA", "r": 2}), &with_diagonal),
+        (json!({"peft_type": "LORA", "r": 2, "use_qalora": true, "qalora_group_size": u64::MAX}), pair),
+        (json!({"peft_type": "LORA", "r": 2, "use_bdlora": {"target_modules_bd_a": ["q"], "nblocks": u64::MAX}}), pair),
+    ] {
+        assert!(reading(config.clone(), tensors).is_err(), "{config}");
+    }
+}
+
+#[test]
+fn what_cannot_be_computed_is_carried() {
+    for (config, tensors, kind) in [
+        (json!({"peft_type": "PSOFT"}), &[("psoft_R.weight", &[3usize][..]), ("psoft_R.vector_a", &[3])][..], "PSOFT"),
+        (json!({"peft_type": "SUPERTUNING"}), &[("supertuning_values", &[3])], "Super-Tuning"),
+    ] {
+        let adapter = reading(config, tensors).unwrap();
+        let target = &adapter.targets["q"];
+        assert_eq!((target.kind(), target.tensors().len()), (kind, tensors.len()));
+        let shape = Shape::new([4, 4]);
+        assert!(target.weight[0].prepare(&Site { shape: &shape, companion: None }).is_err());
+    }
 }
 
 #[test]
