@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::adapter::Scale;
     use crate::adapter::delta::{
-        Circulant, Deft, Delta, Fourier, Glora, Hira, Kasa, LowRank, Miss, Osf, Road, Sparse, wavelet::Wavelet,
+        Circulant, Deft, Delta, Fourier, Glora, Hira, Kasa, LowRank, Miss, Osf, Qalora, Road, Sparse, wavelet::Wavelet,
     };
     use crate::adapter::delta::{deft::Decomposition, glora::Letter, miss::Mode, road::Variant, sparse::Positions};
     use crate::tensor::{Dtype, Shape};
@@ -98,6 +98,8 @@ mod tests {
             Delta::Glora(Glora::Weight { a: Some(Letter::Plain(tensor(&[6, 1]))), b: None }),
             Delta::Glora(Glora::Weight { a: Some(Letter::Product(tensor(&[4, 2]), tensor(&[3, 6]))), b: None }),
             Delta::Glora(bias),
+            Delta::Qalora(Qalora { factors: factors(2, 4, 3), group: 3 }),
+            Delta::Qalora(Qalora { factors: factors(2, 4, 3), group: usize::MAX }),
             road(2, 3),
             road(2, 0),
             road(3, 2),

@@ -78,7 +78,7 @@ impl Glora {
                 let vector =
                     |name: &str, letter: &Option<Letter>| letter.as_ref().map(|l| l.vector(name, n)).transpose();
                 let (d, e) = (vector("D", d)?, vector("E", e)?);
-                let c = c.as_ref().map(|c| from_weight(c, site, n)).transpose()?;
+                let c = c.as_ref().map(|c| beside(c, site, n)).transpose()?;
                 Ok(Action::Act(Box::new(ReadyBias { c, d, e })))
             }
         }
@@ -86,7 +86,7 @@ impl Glora {
 }
 
 /// The weight beside the bias, and the vector it is multiplied with.
-fn from_weight(c: &Letter, site: &Site, n: usize) -> Result<(Tensor, Array1<f64>)> {
+fn beside(c: &Letter, site: &Site, n: usize) -> Result<(Tensor, Array1<f64>)> {
     let weight = site
         .companion
         .ok_or_else(|| Error::missing("the weight beside this bias, which GLoRA multiplies with its letter C"))?;
@@ -190,7 +190,7 @@ struct ReadyBias {
 
 impl ReadyBias {
     /// `W · C` for some rows, in f64.
-    fn from_weight(&self, rows: Range<usize>) -> Result<Array1<f64>> {
+    fn shift(&self, rows: Range<usize>) -> Result<Array1<f64>> {
         let Some((weight, c)) = &self.c else { return Ok(Array1::zeros(rows.len())) };
         let step = (TILE_BYTES / (4 * c.len().max(1))).max(1);
         let mut out = Vec::with_capacity(rows.len());
@@ -207,7 +207,7 @@ impl ReadyBias {
 fn rows_of(weight: &Tensor, rows: Range<usize>) -> Result<Array2<f32>> {
     let (_, cols) = weight.shape.matrix();
     let bits = weight.dtype.bitsize();
-    if bits % 8 != 0 {
+    if !bits.is_multiple_of(8) {
         return Err(Error::unsupported(format!("a weight of {} beside the bias", weight.dtype)));
     }
     let bytes = weight.bytes.slice(rows.start * cols * bits / 8..rows.end * cols * bits / 8);
@@ -220,7 +220,7 @@ impl Act for ReadyBias {
     }
 
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        let shift = self.from_weight(rows.clone())?;
+        let shift = self.shift(rows.clone())?;
         let at = |letter: &Option<Array1<f32>>, i: usize| letter.as_ref().map_or(0.0, |l| f64::from(l[i]));
         for ((mut row, i), shift) in w.axis_iter_mut(Axis(0)).zip(rows).zip(shift) {
             row.mapv_inplace(|b| (f64::from(b) * (1.0 + at(&self.d, i)) + at(&self.e, i) + shift) as f32);

@@ -18,6 +18,7 @@ pub mod miss;
 pub mod opaque;
 pub mod osf;
 pub mod peanut;
+pub mod qalora;
 pub mod rescale;
 pub mod road;
 pub mod sparse;
@@ -42,6 +43,7 @@ pub use miss::Miss;
 pub use opaque::Opaque;
 pub use osf::Osf;
 pub use peanut::Peanut;
+pub use qalora::Qalora;
 pub use rescale::Rescale;
 pub use road::Road;
 pub use sparse::Sparse;
@@ -80,6 +82,8 @@ pub enum Delta {
     Osf(Osf),
     /// PEANuT: a network fed with the weight.
     Peanut(Peanut),
+    /// QA-LoRA: LoRA on pooled inputs.
+    Qalora(Qalora),
     /// RoAd: pairs of outputs rotated.
     Road(Road),
     /// SHiRA, Super-Tuning, WaveFT: some elements.
@@ -201,6 +205,7 @@ impl Delta {
             Delta::Miss(d) => d.kind(),
             Delta::Osf(_) => "OSF",
             Delta::Peanut(_) => "PEANuT",
+            Delta::Qalora(_) => "QA-LoRA",
             Delta::Road(_) => "RoAd",
             Delta::Sparse(d) => d.kind(),
             Delta::Opaque(d) => d.kind,
@@ -223,6 +228,7 @@ impl Delta {
             Delta::Miss(d) => vec![("block", &d.block)],
             Delta::Osf(d) => vec![("u", &d.u), ("s", &d.s), ("v", &d.v)],
             Delta::Peanut(d) => d.tensors(),
+            Delta::Qalora(d) => d.factors.tensors(),
             Delta::Road(d) => vec![("theta", &d.theta), ("alpha", &d.alpha)],
             Delta::Sparse(d) => d.tensors(),
             Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
@@ -250,6 +256,7 @@ impl Delta {
             Delta::Miss(d) => d.prepare(site),
             Delta::Osf(d) => d.prepare(site),
             Delta::Peanut(d) => d.prepare(site),
+            Delta::Qalora(d) => d.prepare(site),
             Delta::Road(d) => d.prepare(site),
             Delta::Sparse(d) => d.prepare(site),
             Delta::Opaque(d) => d.prepare(),

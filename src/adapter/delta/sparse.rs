@@ -1,7 +1,7 @@
 //! Sparse differences: some elements of the weight, each with a number added.
 //!
-//! SHiRA (Bhardwaj et al., <https://arxiv.org/abs/2406.13175>) stores rows and columns, Super-Tuning flat positions,
-//! WaveFT (Bilican et al., <https://arxiv.org/abs/2505.12532>) only the seed they were drawn with; its values may be
+//! SHiRA (Bhardwaj et al., <https://arxiv.org/abs/2406.13175>) stores rows and columns, Super-Tuning flat positions
+//! or none, when they are those of the largest elements of the base; WaveFT (Bilican et al., <https://arxiv.org/abs/2505.12532>) only the seed they were drawn with; its values may be
 //! coefficients of a wavelet transform, each of which touches a few neighbouring elements. Source: huggingface/peft,
 //! `src/peft/tuners/{shira,supertuning,waveft}`.
 
@@ -14,7 +14,7 @@ use super::wavelet::Wavelet;
 use super::{Act, Action, Before, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
-use crate::tensor::{Tensor, TorchRng};
+use crate::tensor::{Rows, Tensor, TorchRng};
 
 /// Values and where they go.
 #[derive(Clone, Debug)]
@@ -34,6 +34,10 @@ pub enum Positions {
     Pairs(Tensor),
     /// `[n]`: row · in + column (Super-Tuning).
     Flat(Tensor),
+    /// Those of the elements of largest magnitude, from the largest on (Super-Tuning).
+    Largest,
+    /// Those of the elements of smallest magnitude, from the smallest on (Super-Tuning).
+    Smallest,
     /// Drawn with a seed; the values are elements, or coefficients of a wavelet (WaveFT).
     Drawn {
         /// The seed.
@@ -55,7 +59,7 @@ impl Sparse {
     pub fn kind(&self) -> &'static str {
         match self.positions {
             Positions::Pairs(_) => "SHiRA",
-            Positions::Flat(_) => "Super-Tuning",
+            Positions::Flat(_) | Positions::Largest | Positions::Smallest => "Super-Tuning",
             Positions::Drawn { .. } => "WaveFT",
         }
     }
@@ -74,6 +78,10 @@ impl Sparse {
         let (rows, cols) = matrix_only(self.kind(), site)?;
         let values = self.values.to_f32()?;
         let count = values.len();
+        if let Positions::Largest | Positions::Smallest = self.positions {
+            let values = values.into_iter().map(|v| (self.scaling * f64::from(v)) as f32).collect();
+            return Found::prepare(values, matches!(self.positions, Positions::Largest), (rows, cols));
+        }
         let places: Vec<(usize, usize)> = match &self.positions {
             Positions::Pairs(tensor) => {
                 length_is("positions", tensor, count.saturating_mul(2))?;
@@ -85,6 +93,7 @@ impl Sparse {
                 length_is("positions", tensor, count)?;
                 indices(tensor)?.into_iter().map(|i| (i / cols, i % cols)).collect()
             }
+            Positions::Largest | Positions::Smallest => Vec::new(), // settled above
             Positions::Drawn { seed, .. } => {
                 let drawn = TorchRng::new(*seed).permutation_head(site.shape.elements()?, count)?;
                 drawn.into_iter().map(|i| (i / cols, i % cols)).collect()
@@ -104,6 +113,66 @@ impl Sparse {
             _ => scaled.map(|((i, j), v)| (i, j, v)).collect(),
         };
         Ok(Action::Act(Box::new(Ready { entries: gathered(entries) })))
+    }
+}
+
+/// Values whose positions are those of the weight's most extreme elements.
+struct Found {
+    values: Vec<f32>,
+    largest: bool,
+}
+
+impl Found {
+    fn prepare(values: Vec<f32>, largest: bool, (rows, cols): (usize, usize)) -> Result<Action> {
+        if rows.checked_mul(cols).is_none_or(|n| values.len() > n || n > u32::MAX as usize) {
+            return Err(Error::mismatch(format!("{} values for a weight [{rows}, {cols}]", values.len())));
+        }
+        Ok(Action::Act(Box::new(Found { values, largest })))
+    }
+
+    /// Positions from the most extreme element on, one more than there are values where the weight has it.
+    fn positions(&self, magnitudes: &[f32]) -> Vec<u32> {
+        let order = |&i: &u32, &j: &u32| {
+            let order = magnitudes[i as usize].total_cmp(&magnitudes[j as usize]);
+            if self.largest { order.reverse() } else { order }
+        };
+        let mut positions: Vec<u32> = (0..magnitudes.len() as u32).collect();
+        let wanted = (self.values.len() + 1).min(positions.len());
+        if wanted < positions.len() {
+            positions.select_nth_unstable_by(wanted, order);
+            positions.truncate(wanted);
+        }
+        positions.sort_unstable_by(order);
+        positions
+    }
+}
+
+impl Act for Found {
+    fn rows(&self) -> Rows {
+        Rows::Whole
+    }
+
+    fn footprint(&self, rows: usize, cols: usize) -> u64 {
+        8 * (rows * cols) as u64
+    }
+
+    fn act(&self, _: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        let magnitudes: Vec<f32> = w.iter().map(|v| v.abs()).collect();
+        let positions = self.positions(&magnitudes);
+        let equal = |pair: &[u32]| magnitudes[pair[0] as usize] == magnitudes[pair[1] as usize];
+        if positions.windows(2).any(equal) {
+            return Err(Error::unsupported(
+                "Super-Tuning without saved positions: elements of the base have the same magnitude, and the file does \
+                 not say which of them comes first",
+            )
+            .hint("save the adapter again with save_precomputed_indices"));
+        }
+        let cols = w.ncols();
+        for (&position, &value) in positions.iter().zip(&self.values) {
+            let position = position as usize;
+            w[[position / cols, position % cols]] += value;
+        }
+        Ok(())
     }
 }
 

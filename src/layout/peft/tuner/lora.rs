@@ -4,7 +4,7 @@
 use ndarray::{Array2, s};
 
 use super::{Tuner, need, owned, require_taken, take, take_modules};
-use crate::adapter::delta::{Delta, Experts, Full, Kasa, LowRank, Packing, full::Mode, low_rank::Facing};
+use crate::adapter::delta::{Delta, Experts, Full, Kasa, LowRank, Packing, Qalora, full::Mode, low_rank::Facing};
 use crate::adapter::{Note, Scale, SiteKind};
 use crate::error::{Context, Error, Kind, Result};
 use crate::layout::peft::Reader;
@@ -62,6 +62,8 @@ pub static TUNER: Tuner = Tuner {
     read,
 };
 
+/// Inputs that QA-LoRA pools where the config says nothing.
+const DEFAULT_GROUP: usize = 16;
 /// Most elements a factor may have once it is written out.
 const MAX_ELEMENTS: usize = 1 << 27;
 
@@ -155,7 +157,7 @@ fn read_layer(
     let bias = take(&mut parts, "lora_B.bias")?;
     let diagonal = diagonal(reader.config, &mut parts)?;
     require_taken(&parts, TUNER.peft_type)?;
-    let (a, b) = expand_variants(reader.config, path, a, b)?;
+    let (a, b) = expand_blocks(reader.config, path, a, b)?;
     let mut delta = plain(patterns, path, a, b)?;
     let mut path = path.to_string();
     if let Some(outer) = path.strip_suffix(".base_layer.out_proj") {
@@ -167,6 +169,8 @@ fn read_layer(
             .notes
             .push(Note::info(&path, "PEFT applies the output projection of attention twice; so does this merge"));
     }
+    let pooled = reader.config.flag("use_qalora")?;
+    let group = if pooled { reader.config.integer("qalora_group_size")?.or(Some(DEFAULT_GROUP)) } else { None };
     let factor = delta.factor();
     let fan_in_fan_out = reader.config.flag("fan_in_fan_out")?;
     let lora_bias = reader.config.flag("lora_bias")?;
@@ -179,9 +183,10 @@ fn read_layer(
         target.site = SiteKind::FanInFanOut;
     }
     target.magnitude = magnitude;
-    target.weight.push(match diagonal {
-        Some(diagonal) => Delta::Kasa(Kasa { factors: delta, diagonal }),
-        None => Delta::LowRank(delta),
+    target.weight.push(match (diagonal, group) {
+        (Some(diagonal), _) => Delta::Kasa(Kasa { factors: delta, diagonal }),
+        (None, Some(group)) => Delta::Qalora(Qalora { factors: delta, group }),
+        (None, None) => Delta::LowRank(delta),
     });
     if let Some(tensor) = bias {
         let mode = Mode::Add(if lora_bias { factor } else { 1.0 });
@@ -238,17 +243,8 @@ fn drop_training_state(reader: &mut Reader, parts: &mut Parts) {
     }
 }
 
-/// QA-LoRA's pooled A and BD-LoRA's block-diagonal factors, written out as plain ones.
-fn expand_variants(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
-    if config.flag("use_qalora")? {
-        let group = config.integer("qalora_group_size")?.unwrap_or(16).max(1);
-        let pooled = a.to_matrix()?;
-        let inputs = written_out(&pooled, group)?;
-        // x is averaged over groups and multiplied by in/group: each input gets in/group² of its group's column.
-        let share = inputs as f32 / (group * group) as f32;
-        let a = Array2::from_shape_fn((pooled.nrows(), inputs), |(k, j)| share * pooled[[k, j / group]]);
-        return Ok((owned(&a)?, b));
-    }
+/// BD-LoRA's block-diagonal factors, written out as plain ones.
+fn expand_blocks(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<(Tensor, Tensor)> {
     let Some(blocks) = config.value("use_bdlora") else { return Ok((a, b)) };
     let count = blocks.get("nblocks").and_then(serde_json::Value::as_u64).unwrap_or(1).max(1) as usize;
     // PEFT looks for each name anywhere in the path, not for a component of it.
@@ -264,16 +260,6 @@ fn expand_variants(config: &Config, path: &str, a: Tensor, b: Tensor) -> Result<
     }
 }
 
-/// Columns of a factor that is stored `times` narrower than it is.
-fn written_out(factor: &Array2<f32>, times: usize) -> Result<usize> {
-    let columns = factor.ncols().checked_mul(times);
-    let fits = columns.and_then(|c| c.checked_mul(factor.nrows())).is_some_and(|n| n <= MAX_ELEMENTS);
-    columns.filter(|_| fits).ok_or_else(|| {
-        let [rows, cols] = [factor.nrows(), factor.ncols()];
-        Error::new(Kind::Limit, format!("a factor [{rows}, {cols}] written out {times} times as wide"))
-    })
-}
-
 /// `count` equal bands of rows, moved side by side onto a diagonal.
 fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
     let (rows, cols) = bands.dim();
@@ -281,7 +267,10 @@ fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
         return Err(Error::mismatch(format!("{rows} rows do not fall into {count} blocks")));
     }
     let height = rows / count;
-    let mut out = Array2::zeros((rows, written_out(bands, count)?));
+    if cols.checked_mul(count).and_then(|wide| wide.checked_mul(rows)).is_none_or(|n| n > MAX_ELEMENTS) {
+        return Err(Error::new(Kind::Limit, format!("[{rows}, {cols}] written out as {count} blocks")));
+    }
+    let mut out = Array2::zeros((rows, cols * count));
     for i in 0..count {
         let band = i * height..(i + 1) * height;
         out.slice_mut(s![band.clone(), i * cols..(i + 1) * cols]).assign(&bands.slice(s![band, ..]));

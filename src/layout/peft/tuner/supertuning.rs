@@ -3,7 +3,7 @@
 
 use super::{Tuner, need, require_taken, take, take_modules};
 use crate::adapter::Scale;
-use crate::adapter::delta::{Delta, LowRank, Opaque, Sparse, sparse::Positions};
+use crate::adapter::delta::{Delta, LowRank, Sparse, sparse::Positions};
 use crate::error::{Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::saved::target;
@@ -21,11 +21,9 @@ pub static TUNER: Tuner = Tuner {
     read,
 };
 
-const NO_POSITIONS: &str =
-    "the positions were not saved, and their order in the base is open where magnitudes are equal";
-
 fn read(reader: &mut Reader) -> Result<()> {
     let alpha = reader.config.number("lora_alpha")?;
+    let largest = reader.config.flag_or("select_top", true)?;
     for ((path, _), mut parts) in take_modules(reader) {
         let values = need(&mut parts, "supertuning_values")?;
         let indices = parts.remove("supertuning_indices").map(|p| p.tensor);
@@ -42,10 +40,12 @@ fn read(reader: &mut Reader) -> Result<()> {
         };
         require_taken(&parts, TUNER.peft_type)?;
         let target = target(reader, path.as_str());
-        target.weight.push(match indices {
-            Some(indices) => Delta::Sparse(Sparse { values, positions: Positions::Flat(indices), scaling: 1.0 }),
-            None => Delta::Opaque(Opaque { kind: "Super-Tuning", reason: NO_POSITIONS, tensors: vec![values] }),
-        });
+        let positions = match indices {
+            Some(indices) => Positions::Flat(indices),
+            None if largest => Positions::Largest,
+            None => Positions::Smallest,
+        };
+        target.weight.push(Delta::Sparse(Sparse { values, positions, scaling: 1.0 }));
         target.weight.extend(low_rank.map(Delta::LowRank));
     }
     Ok(())
