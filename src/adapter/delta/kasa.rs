@@ -1,5 +1,5 @@
-//! KaSA, a variant of LoRA: `trunc(W) + s · B · diag(d) · A`, where trunc drops the r smallest singular components of the
-//! weight (Wang et al., <https://arxiv.org/abs/2412.06071>; huggingface/peft, `src/peft/tuners/lora/variants.py`).
+//! KaSA, a variant of LoRA: `trunc(W) + s · B · diag(d) · A`, where trunc drops the r smallest singular components of
+//! the weight (Wang et al., <https://arxiv.org/abs/2412.06071>; huggingface/peft, `src/peft/tuners/lora/variants.py`).
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! OSF: the small singular components of the weight, replaced by trained ones (Nayak et al.,
 //! <https://arxiv.org/abs/2504.07097>; huggingface/peft, `src/peft/tuners/osf`).
 //!
-//! `W' = (U S V)_high of W + U_low · diag(S_low) · V_low`, with U_low: [out, k], S_low: [k], V_low: [k, in]; the k smallest
-//! components of W make room.
+//! `W' = (U S V)_high of W + U_low · diag(S_low) · V_low`, with U_low: [out, k], S_low: [k], V_low: [k, in]; the k
+//! smallest components of W make room.
 
 use std::ops::Range;
 

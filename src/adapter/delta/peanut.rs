@@ -2,8 +2,8 @@
 //! huggingface/peft, `src/peft/tuners/peanut`).
 //!
 //! Every input's column of the weight runs through `h = f(A w)` with A: [r, out], then through d encoders `h = f(E h)`
-//! and as many decoders `h = f(D h) + (what stood before the encoder of the same depth)`, E and D: [r, r]; the change of
-//! the column is `scaling · B h`, B: [out, r].
+//! and as many decoders `h = f(D h) + (what stood before the encoder of the same depth)`, E and D: [r, r]; the change
+//! of the column is `scaling · B h`, B: [out, r].
 
 use std::ops::Range;
 use std::sync::OnceLock;

@@ -1,9 +1,9 @@
 //! QA-LoRA: LoRA whose A sees the inputs pooled in groups of g (Xu et al., <https://arxiv.org/abs/2309.14717>;
 //! huggingface/peft, `src/peft/tuners/lora/variants.py`).
 //!
-//! With A: [r, in/g] every input has in/g² of its group's column: the mean over the group, times in/g. PEFT does this for
-//! GPTQ layers only and ignores the setting elsewhere, so that A may also be an ordinary [r, in]; which of the two it is,
-//! the weight's width says.
+//! With A: [r, in/g] every input has in/g² of its group's column: the mean over the group, times in/g. PEFT does this
+//! for GPTQ layers only and ignores the setting elsewhere, so that A may also be an ordinary [r, in]; which of the two
+//! it is, the weight's width says.
 
 use ndarray::Array2;
 

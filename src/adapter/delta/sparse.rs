@@ -1,9 +1,10 @@
 //! Sparse differences: some elements of the weight, each with a number added.
 //!
-//! SHiRA (Bhardwaj et al., <https://arxiv.org/abs/2406.13175>) stores rows and columns, Super-Tuning flat positions
-//! or none, when they are those of the largest elements of the base; WaveFT (Bilican et al., <https://arxiv.org/abs/2505.12532>) only the seed they were drawn with; its values may be
-//! coefficients of a wavelet transform, each of which touches a few neighbouring elements. Source: huggingface/peft,
-//! `src/peft/tuners/{shira,supertuning,waveft}`.
+//! SHiRA (Bhardwaj et al., <https://arxiv.org/abs/2406.13175>) stores rows and columns. Super-Tuning
+//! (<https://arxiv.org/abs/2607.09287>) stores flat positions, or none where they are those of the base's largest
+//! elements. WaveFT (Bilican et al., <https://arxiv.org/abs/2505.12532>) stores the seed they were drawn with; its values
+//! may be coefficients of a wavelet transform, each of which touches a few neighbouring elements. Source:
+//! huggingface/peft, `src/peft/tuners/{shira,supertuning,waveft}`.
 
 use std::ops::Range;
 

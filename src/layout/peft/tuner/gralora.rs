@@ -1,8 +1,9 @@
 //! GraLoRA: a small LoRA for every block of a weight cut into K × K (Jung et al., <https://arxiv.org/abs/2505.20355>;
 //! huggingface/peft, `src/peft/tuners/gralora`). It is low rank, and becomes factors here.
 //!
-//! With A: [K, in/K, r], B: [K, r, out/K] and σ = r/K ranks a block, block (a, m) of the difference, a along the outputs,
-//! is `s · (A[m][:, aσ..(a+1)σ] · B[a][mσ..(m+1)σ, :])ᵀ`. The hybrid form adds an ordinary pair over the whole weight.
+//! With A: [K, in/K, r], B: [K, r, out/K] and σ = r/K ranks a block, block (a, m) of the difference, a along the
+//! outputs, is `s · (A[m][:, aσ..(a+1)σ] · B[a][mσ..(m+1)σ, :])ᵀ`. The hybrid form adds an ordinary pair over the whole
+//! weight.
 
 use ndarray::{Array2, s};
 

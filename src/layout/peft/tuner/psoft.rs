@@ -1,9 +1,9 @@
 //! PSOFT: a rotation inside the weight's own principal subspace (huggingface/peft, `src/peft/tuners/psoft`). It can be
 //! named and carried, not computed.
 //!
-//! `W + U S (R − 1) Vᵀ` over the first r singular vectors of W. An element of R off the diagonal couples two of them, so
-//! its sign depends on theirs, which a decomposition leaves open: LAPACK builds disagree with each other and with GPUs,
-//! and the file says nothing of the vectors. PEFT itself decomposes the base anew when it loads such an adapter.
+//! `W + U S (R − 1) Vᵀ` over the first r singular vectors of W. An element of R off the diagonal couples two of them,
+//! so its sign depends on theirs, which a decomposition leaves open: two builds of LAPACK disagree about many of them, and
+//! the file says nothing of the vectors. PEFT itself decomposes the base anew when it loads such an adapter.
 
 use super::{Tuner, take_modules};
 use crate::adapter::delta::{Delta, Opaque};
