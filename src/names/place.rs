@@ -9,7 +9,8 @@ pub struct Region {
     pub expert: Option<usize>,
     /// A range along the first axis of what is left once the expert is taken. `None`: all of it.
     pub rows: Option<Range<usize>>,
-    /// A range along the axis after that. `None`: all of it.
+    /// A range along the axis after that. `None`: all of it. Only experts that lie transposed, (E, in, out), need it:
+    /// there the gate is a range of columns.
     pub cols: Option<Range<usize>>,
 }
 
