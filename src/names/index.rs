@@ -56,14 +56,19 @@ struct Claim {
     by: Option<&'static str>,
 }
 
+/// A claim, and what the marks of its kind stand for in the name that is looked for.
+type Bound<'a> = (&'a Claim, Vec<Option<usize>>);
+
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     number: usize,
     highest: usize,
 }
 
+type Form = fn(&str) -> String;
+
 /// The forms in which names are compared, and what it means to be found so.
-const LEVELS: [(fn(&str) -> String, How); 3] =
+const LEVELS: [(Form, How); 3] =
     [(str::to_owned, How::Renamed("")), (equivalent::form, How::Equivalent), (equivalent::core, How::Suffix)];
 
 /// The outcome on one level.
@@ -139,7 +144,7 @@ impl Index {
     /// What these claims make of a name with these numbers.
     fn decide(&self, claims: &[usize], slots: &[Slot], how: How) -> Answer {
         // The parts of one conversion belong together; every other claim is one of its own.
-        let mut groups: IndexMap<(Option<(usize, usize)>, usize), Vec<(&Claim, Vec<Option<usize>>)>> = IndexMap::new();
+        let mut groups: IndexMap<_, Vec<Bound<'_>>> = IndexMap::new();
         for (i, claim) in claims.iter().filter_map(|i| Some((i, self.claims.get(*i)?))) {
             let Some(numbers) = self.bind(claim, slots) else { continue };
             let key = match claim.part {
@@ -188,7 +193,7 @@ impl Index {
         Some(numbers)
     }
 
-    fn put_together(&self, parts: &[(&Claim, Vec<Option<usize>>)], how: How) -> Answer {
+    fn put_together(&self, parts: &[Bound<'_>], how: How) -> Answer {
         let Some((first, _)) = parts.first() else { return Answer::Nothing };
         let sources: Vec<_> = parts
             .iter()
@@ -198,7 +203,7 @@ impl Index {
             return Answer::Nothing;
         }
         let made = match first.part {
-            None => sources.first().and_then(|(_, keys)| self.assemble(Op::Join, &[keys.clone()], (0, 1))),
+            None => sources.first().and_then(|(_, keys)| self.assemble(Op::Join, std::slice::from_ref(keys), (0, 1))),
             Some((conversion, target)) => {
                 // Every source once.
                 let ordered: Option<Vec<_>> = (0..conversion.source.1)
@@ -256,6 +261,8 @@ impl Index {
             Op::StackHalves => stack(&sources, false, target),
             Op::JoinExperts => join_experts(&sources),
             Op::Split => split(single()?, target),
+            // A permutation of the rows is more than a range can say.
+            Op::SplitTurned => split(single()?, target).filter(|_| target.0.checked_add(1) == Some(target.1)),
             Op::Transpose => transpose(single()?),
             Op::TransposeExperts => {
                 let (key, shape) = single()?;
@@ -483,4 +490,115 @@ fn transpose((key, shape): (&str, &[usize])) -> Made {
     let last = shape.len().checked_sub(1).filter(|last| *last > 0)?;
     shape.swap(last - 1, last);
     Some((vec![Piece { transposed: true, ..Piece::whole(key) }], shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A table of `fixtures/names`; `fixtures/make/names.py` says how to read one.
+    #[derive(Default)]
+    struct Table {
+        model_types: Vec<String>,
+        disk: Vec<(String, Vec<usize>)>,
+        memory: Vec<Tensor>,
+    }
+
+    struct Tensor {
+        name: String,
+        shape: Vec<usize>,
+        /// `None`: it cannot be described by parts.
+        pieces: Option<Vec<Piece>>,
+    }
+
+    fn table(path: &Path) -> Table {
+        let mut table = Table::default();
+        let shape = |text: &str| text.split(',').filter(|n| !n.is_empty()).map(|n| n.parse().unwrap()).collect();
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            let fields: Vec<&str> = line.split('\t').collect();
+            match fields.as_slice() {
+                ["#", words @ ..] => table.model_types = words.iter().map(|word| (*word).to_owned()).collect(),
+                ["=", name, dims] => {
+                    table.disk.push(((*name).to_owned(), shape(dims)));
+                    let pieces = Some(vec![Piece::whole(*name)]);
+                    table.memory.push(Tensor { name: (*name).to_owned(), shape: shape(dims), pieces });
+                }
+                ["K", name, dims] => table.disk.push(((*name).to_owned(), shape(dims))),
+                [kind @ ("M" | "X"), name, dims] => {
+                    let pieces = (*kind == "M").then(Vec::new);
+                    table.memory.push(Tensor { name: (*name).to_owned(), shape: shape(dims), pieces });
+                }
+                ["P", memory, key, disk, rest @ ..] => {
+                    let piece = Piece {
+                        key: (*key).to_owned(),
+                        memory: region(memory),
+                        disk: region(disk),
+                        transposed: rest == ["T"],
+                    };
+                    table.memory.last_mut().unwrap().pieces.as_mut().unwrap().push(piece);
+                }
+                _ => panic!("{line}"),
+            }
+        }
+        table
+    }
+
+    fn region(text: &str) -> Region {
+        let mut region = Region::ALL;
+        for part in text.split(' ').filter(|part| *part != "*") {
+            let (letter, rest) = part.split_at(1);
+            let range = || rest.split_once(':').map(|(a, b)| a.parse().unwrap()..b.parse().unwrap());
+            match letter {
+                "e" => region.expert = rest.parse().ok(),
+                "r" => region.rows = range(),
+                "c" => region.cols = range(),
+                _ => panic!("{part}"),
+            }
+        }
+        region
+    }
+
+    fn sorted(mut pieces: Vec<Piece>) -> Vec<Piece> {
+        pieces.sort_by_key(|piece| format!("{piece:?}"));
+        pieces
+    }
+
+    /// What is wrong with the answers to the names of a table.
+    fn faults(table: &Table) -> Vec<String> {
+        let index = Index::new(table.disk.iter().cloned(), &table.model_types);
+        let mut faults = Vec::new();
+        for Tensor { name, shape, pieces } in &table.memory {
+            let found = index.find(name);
+            let wanted = pieces.clone().map(sorted);
+            let got = found.clone().map(|found| sorted(found.pieces));
+            if got != wanted {
+                faults.push(format!("{name}: found {got:?}, expected {wanted:?}"));
+            } else if found.as_ref().is_some_and(|found| found.memory_shape != *shape) {
+                faults.push(format!("{name}: found shape {:?}, expected {shape:?}", found.unwrap().memory_shape));
+            }
+        }
+        faults
+    }
+
+    #[test]
+    fn names_of_real_models_are_found_where_they_were_saved() {
+        let mut folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/names");
+        if let Ok(other) = std::env::var("NAMES_TABLES") {
+            folder = other.into();
+        }
+        let mut count = 0;
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "tsv") {
+                count += 1;
+                let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+                all.extend(faults(&table(&path)).into_iter().map(|fault| format!("{name}: {fault}")));
+            }
+        }
+        assert!(count > 0);
+        assert!(all.is_empty(), "{} faults\n{}", all.len(), all.join("\n"));
+    }
 }

@@ -56,6 +56,16 @@ impl Set {
         Set { names, within, rules }
     }
 
+    /// Rules for the first of two image encoders inside a tower.
+    pub const fn sam_encoder(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
+        Set { names, within: &["model.vision_tower.sam_encoder.", "vision_tower.sam_encoder."], rules }
+    }
+
+    /// Rules for the second.
+    pub const fn vision_encoder(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
+        Set { names, within: &["model.vision_tower.vision_encoder.", "vision_tower.vision_encoder."], rules }
+    }
+
     /// Rules for a tower that contains a `vision_model` of its own.
     pub const fn clip(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
         let within = &[
@@ -93,6 +103,8 @@ pub enum Op {
     JoinExperts,
     /// The targets are equal shares of the rows of the source.
     Split,
+    /// The same, and the rows of all targets but the last are permuted (queries and keys, for rotary embedding).
+    SplitTurned,
     /// The last two axes change places.
     Transpose,
     /// The same for a tensor of all experts, unless its shape shows that it was done before.
@@ -175,6 +187,7 @@ conversions! {
     join: Join;
     join_experts: JoinExperts;
     split: Split;
+    split_turned: SplitTurned;
     transpose: Transpose;
     transpose_experts: TransposeExperts;
     opaque: Opaque;

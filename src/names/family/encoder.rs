@@ -53,6 +53,10 @@ pub(super) const SETS: &[Set] = &[
         &[rename(r"^ultrabert\.", "model."), rename(r"^cls\.", "head.decoder.")],
     ),
     Set::whole(
+        &["UltraVBertForMaskedLM"],
+        &[rename(r"^head\.decoder\.", "lm_head."), rename(r"^head\.", "projection_head.")],
+    ),
+    Set::whole(
         &["UltrabertForSequenceClassification", "UltrabertForTokenClassification", "UltrabertForQuestionAnswering"],
         &[rename(r"^ultrabert\.", "model.")],
     ),

@@ -12,7 +12,7 @@ mod multimodal;
 mod text;
 mod tower;
 
-use super::rewrite::{Rule, Set, stack};
+use super::rewrite::{Set, stack};
 
 /// The groups, composite models first: their rules put the parts in place, and the rules of a part come after.
 const GROUPS: &[&[Set]] =
@@ -50,6 +50,6 @@ const ANY_EXPERTS: Set = Set::whole(
 
 /// Every rule of every table.
 #[cfg(test)]
-pub fn all() -> impl Iterator<Item = &'static Rule> {
+pub fn all() -> impl Iterator<Item = &'static super::rewrite::Rule> {
     GROUPS.iter().flat_map(|group| group.iter()).chain(legacy::SETS).chain([&ANY_EXPERTS]).flat_map(|set| set.rules)
 }

@@ -3,8 +3,8 @@
 //! Source: huggingface/transformers:src/transformers/conversion_mapping.py (5.24).
 
 use super::super::rewrite::{
-    Set, cascade, join, join_experts, opaque, rename, rename_shifted, split, stack, stack_halves, transpose,
-    transpose_experts,
+    Set, cascade, join, join_experts, opaque, rename, rename_shifted, split, split_turned, stack, stack_halves,
+    transpose, transpose_experts,
 };
 
 /// The rule sets of this group.
@@ -206,7 +206,7 @@ pub(super) const SETS: &[Set] = &[
                 r"vision_tower\.patch_embed\.pos_emb\.weight",
                 "model.vision_tower.patch_embed.pos_emb.position_embeddings",
             ),
-            opaque(&["wqkv"], &["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
+            split_turned(&["wqkv"], &["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
             stack(
                 &[r"mlp\.experts\.\d+\.gate_proj\.weight", r"mlp\.experts\.\d+\.up_proj\.weight"],
                 &["mlp.experts.gate_up_proj"],
@@ -323,6 +323,30 @@ pub(super) const SETS: &[Set] = &[
             rename(r"(^|model\.)embed_tokens\.", "${1}language_model.embed_tokens."),
             rename(r"(^|model\.)layers\.", "${1}language_model.layers."),
             rename(r"(^|model\.)norm\.", "${1}language_model.norm."),
+        ],
+    ),
+    Set::sam_encoder(
+        &["unlimited_ocr", "UnlimitedOcrSamVisionEncoder"],
+        &[
+            rename(r"blocks\.(\d+)\.norm1\.", "layers.${1}.layer_norm1."),
+            rename(r"blocks\.(\d+)\.norm2\.", "layers.${1}.layer_norm2."),
+            rename(r"blocks\.(\d+)\.attn\.", "layers.${1}.attn."),
+            rename(r"blocks\.(\d+)\.mlp\.", "layers.${1}.mlp."),
+            rename(r"patch_embed\.proj\.", "patch_embed.projection."),
+            rename(r"neck\.0\.", "neck.conv1."),
+            rename(r"neck\.1\.", "neck.layer_norm1."),
+            rename(r"neck\.2\.", "neck.conv2."),
+            rename(r"neck\.3\.", "neck.layer_norm2."),
+            rename(r"net_2\.", "proj.conv1."),
+            rename(r"net_3\.", "proj.conv2."),
+        ],
+    ),
+    Set::vision_encoder(
+        &["unlimited_ocr", "UnlimitedOcrVisionEncoder"],
+        &[
+            rename("transformer", "encoder"),
+            split(&[r"qkv_proj\.weight"], &["q_proj.weight", "k_proj.weight", "v_proj.weight"]),
+            split(&[r"qkv_proj\.bias"], &["q_proj.bias", "k_proj.bias", "v_proj.bias"]),
         ],
     ),
     Set::whole(

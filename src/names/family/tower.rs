@@ -2,7 +2,7 @@
 //!
 //! Source: huggingface/transformers:src/transformers/conversion_mapping.py (5.24).
 
-use super::super::rewrite::{Set, opaque, rename, split};
+use super::super::rewrite::{Set, rename, split, split_turned};
 
 /// The rule sets of this group.
 pub(super) const SETS: &[Set] = &[
@@ -204,8 +204,11 @@ pub(super) const SETS: &[Set] = &[
             rename(r"\.attn\.", ".self_attn."),
             rename(r"\.ln_1\.", ".layernorm_before."),
             rename(r"\.ln_2\.", ".layernorm_after."),
-            opaque(&[r"attn\.in_proj_weight"], &["attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"]),
-            opaque(&[r"attn\.in_proj_bias"], &["attn.q_proj.bias", "attn.k_proj.bias", "attn.v_proj.bias"]),
+            split_turned(
+                &[r"attn\.in_proj_weight"],
+                &["attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"],
+            ),
+            split_turned(&[r"attn\.in_proj_bias"], &["attn.q_proj.bias", "attn.k_proj.bias", "attn.v_proj.bias"]),
         ],
     ),
     Set::tower(
