@@ -168,7 +168,7 @@ impl Resolver<'_> {
         let weight = self.base.names.find(&path.tensor("weight"));
         match (part, deltas, weight) {
             // A layer without a bias: a product with it is nothing, a sum creates it.
-            (Part::Bias, [Delta::Rescale(_)], Some(_)) => Ok(Missing::Nothing),
+            (Part::Bias, [Delta::Rescale(_) | Delta::Road(_)], Some(_)) => Ok(Missing::Nothing),
             (Part::Bias, _, Some(_)) if !self.options.allow_unmatched => {
                 let what = "the adapter changes the bias of this layer, and the base has none there";
                 Err(Error::missing(what)

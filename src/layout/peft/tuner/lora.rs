@@ -3,8 +3,9 @@
 
 use ndarray::{Array2, s};
 
+use super::parameter::{self, Parameters};
 use super::{Tuner, need, owned, require_taken, take, take_modules};
-use crate::adapter::delta::{Delta, Experts, Full, Kasa, LowRank, Packing, Qalora, full::Mode, low_rank::Facing};
+use crate::adapter::delta::{Delta, Full, Kasa, LowRank, Qalora, full::Mode};
 use crate::adapter::{Note, Scale, SiteKind};
 use crate::error::{Context, Error, Kind, Result};
 use crate::layout::peft::Reader;
@@ -76,9 +77,10 @@ fn read(reader: &mut Reader) -> Result<()> {
     reader.adapter.ties_embeddings = reader.config.flag("ensure_weight_tying")?;
     let patterns = reader.config.patterns("lora_alpha", 8)?;
     let modules = take_modules(reader);
+    let parameters = Parameters::of(reader.config, modules.iter().map(|(place, _)| place))?;
     let mut paths = Vec::new();
     for (place, parts) in modules {
-        paths.push(read_module(reader, &patterns, place, parts)?);
+        paths.push(read_module(reader, &patterns, &parameters, place, parts)?);
     }
     patterns.report_idle(paths.iter().map(String::as_str), &mut reader.notes);
     Ok(())
@@ -105,8 +107,14 @@ fn residual_init(config: &Config) -> Result<Option<String>> {
 }
 
 /// Adds what one module's tensors say; returns the name its patterns were matched against.
-fn read_module(reader: &mut Reader, patterns: &Patterns, place: Place, mut parts: Parts) -> Result<String> {
-    let (path, depth) = &place;
+fn read_module(
+    reader: &mut Reader,
+    patterns: &Patterns,
+    parameters: &Parameters,
+    place: Place,
+    mut parts: Parts,
+) -> Result<String> {
+    let (path, _) = &place;
     if parts.contains_key("lora_embedding_A") || parts.contains_key("lora_embedding_B") {
         let a = need(&mut parts, "lora_embedding_A")?;
         let b = need(&mut parts, "lora_embedding_B")?;
@@ -133,14 +141,9 @@ fn read_module(reader: &mut Reader, patterns: &Patterns, place: Place, mut parts
             .hint("saved from a sharded model without gathering? save the adapter again from the trainer"));
         }
     }
-    if let Some(parameter) = parameter_name(reader.config, &place)? {
+    if let Some(parameter) = parameters.name(&place).at_key(&key)? {
         require_taken(&parts, TUNER.peft_type)?;
-        return read_parameter(reader, patterns, &place, &parameter, a, b).at_key(&key);
-    }
-    if *depth > 0 && !path.as_str().is_empty() {
-        return Err(
-            Error::unrecognised("a nested adapter, but target_parameters in the config does not name it").at_key(&key)
-        );
+        return parameter::read(reader, patterns, &place, &parameter, a, b).at_key(&key);
     }
     read_layer(reader, patterns, path.as_str(), a, b, parts).at_key(&key)
 }
@@ -276,87 +279,4 @@ fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
         out.slice_mut(s![band.clone(), i * cols..(i + 1) * cols]).assign(&bands.slice(s![band, ..]));
     }
     Ok(out)
-}
-
-/// Order in which experts' modules of transformers register their parameters. PEFT wraps the first one innermost.
-const REGISTRATION: [&str; 8] =
-    ["weight", "bias", "gate_up_proj", "gate_up_proj_bias", "up_proj", "gate_proj", "down_proj", "down_proj_bias"];
-
-/// The parameter of a module that a nested pair of factors belongs to; none for an ordinary layer.
-fn parameter_name(config: &Config, (path, depth): &Place) -> Result<Option<String>> {
-    let mut candidates: Vec<String> = Vec::new();
-    for entry in config.names("target_parameters")? {
-        let (module, name) = entry.rsplit_once('.').unwrap_or(("", &entry));
-        let here = module.is_empty() || path.as_str() == module || path.as_str().ends_with(&format!(".{module}"));
-        if here && !candidates.iter().any(|c| c == name) {
-            candidates.push(name.to_string());
-        }
-    }
-    if candidates.is_empty() {
-        return Ok(None);
-    }
-    let order = |name: &String| REGISTRATION.iter().position(|r| r == name).unwrap_or(REGISTRATION.len());
-    candidates.sort_by_key(order);
-    // Depth 0 is the outermost wrapper: the parameter registered last.
-    let found = candidates.len().checked_sub(depth + 1).map(|i| candidates[i].clone());
-    found.map(Some).ok_or_else(|| {
-        Error::mismatch(format!("{} levels of nesting, target_parameters names {}", depth + 1, candidates.len()))
-            .at_key(path.as_str())
-    })
-}
-
-fn read_parameter(
-    reader: &mut Reader,
-    patterns: &Patterns,
-    (path, _): &Place,
-    parameter: &str,
-    a: Tensor,
-    b: Tensor,
-) -> Result<String> {
-    let full = format!("{path}.{parameter}");
-    let rank = patterns.rank_at(&full)?;
-    let rows = a.shape.dims()[0];
-    if rows % rank != 0 || b.shape.dims()[1] != rows {
-        let what = format!("A {} and B {} do not hold whole experts of rank {rank}", a.shape, b.shape);
-        return Err(Error::mismatch(what).hint("the config may belong to another adapter"));
-    }
-    let count = rows / rank;
-    let experts = Experts { count, packing: packing(reader)?, facing: facing(reader.config) };
-    let experts = (count > 1).then_some(experts);
-    let delta = LowRank { a, b, scale: patterns.scale_at(&full), experts };
-    let target = target(reader, &full);
-    target.site = SiteKind::Parameter;
-    target.weight.push(Delta::LowRank(delta));
-    Ok(full)
-}
-
-fn packing(reader: &mut Reader) -> Result<Packing> {
-    const FIELD: &str = "lora_B_layout";
-    match reader.config.text(FIELD)?.as_deref() {
-        Some("rank_major") => Ok(Packing::RankMajor),
-        Some("grouped_by_expert") => Ok(Packing::ByExpert),
-        Some(other) => {
-            Err(Error::unrecognised(format!("`{other}`, expected rank_major or grouped_by_expert")).at_key(FIELD))
-        }
-        None => {
-            let base = reader.config.text("base_model_name_or_path")?.unwrap_or_default();
-            let told = reader.notes.iter().any(|n| n.key == FIELD);
-            if base.to_ascii_lowercase().contains("unsloth") && !told {
-                let text = "the base is one of Unsloth's, whose older files order B's columns by expert; taken as \
-                            PEFT's order. Set lora_B_layout to grouped_by_expert in a copy of the config otherwise";
-                reader.notes.push(Note::lossy(FIELD, text));
-            }
-            Ok(Packing::RankMajor)
-        }
-    }
-}
-
-/// Which axis of a stack `[E, d1, d2]` A faces, by the version that wrote the file; shapes decide before this does.
-fn facing(config: &Config) -> Facing {
-    match config.version() {
-        None => Facing::Unknown,
-        Some(v) if v >= (0, 19, 1) => Facing::Input,
-        Some(v) if v >= (0, 19, 0) => Facing::FirstUnlessTransposed,
-        Some(_) => Facing::First,
-    }
 }

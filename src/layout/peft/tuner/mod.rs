@@ -13,6 +13,7 @@ pub mod lora;
 pub mod miss;
 pub mod none;
 pub mod osf;
+mod parameter;
 #[cfg(test)]
 mod parity;
 pub mod peanut;

@@ -1,0 +1,148 @@
+//! LoRA on parameters by their own names (`target_parameters`): the stacked experts of a mixture
+//! (huggingface/peft, `src/peft/tuners/lora/layer.py`, `ParamWrapper`).
+//!
+//! All parameters of one module share its path. The wrapper of the one registered first is innermost, each further one
+//! adds a `base_layer` level, so a key says only how deep its parameter lies; the config says which that is.
+
+use std::collections::BTreeMap;
+
+use crate::adapter::delta::low_rank::Facing;
+use crate::adapter::delta::{Delta, Experts, LowRank, Packing};
+use crate::adapter::{Note, SiteKind};
+use crate::error::{Error, Result};
+use crate::layout::peft::Reader;
+use crate::layout::peft::config::{Config, Patterns};
+use crate::layout::peft::keys::Place;
+use crate::layout::peft::saved::target;
+use crate::names::ModulePath;
+use crate::tensor::Tensor;
+
+/// Order in which experts' modules of transformers register their parameters. PEFT wraps the first one innermost.
+const REGISTRATION: [&str; 8] =
+    ["weight", "bias", "gate_up_proj", "gate_up_proj_bias", "up_proj", "gate_proj", "down_proj", "down_proj_bias"];
+
+/// What the config says about parameters, and how many levels each module of the file has.
+pub struct Parameters {
+    /// Module (empty for any) and parameter.
+    entries: Vec<(String, String)>,
+    levels: BTreeMap<ModulePath, usize>,
+    modules: Vec<String>,
+}
+
+impl Parameters {
+    /// Reads `target_parameters` and counts the levels of the modules in the file.
+    pub fn of<'p>(config: &Config, places: impl Iterator<Item = &'p Place>) -> Result<Parameters> {
+        let entries = config
+            .names("target_parameters")?
+            .into_iter()
+            .map(|entry| match entry.rsplit_once('.') {
+                Some((module, name)) => (module.to_string(), name.to_string()),
+                None => (String::new(), entry),
+            })
+            .collect();
+        let mut levels = BTreeMap::new();
+        for (path, _) in places {
+            *levels.entry(path.clone()).or_insert(0) += 1;
+        }
+        Ok(Parameters { entries, levels, modules: config.names("target_modules")? })
+    }
+
+    /// The parameter that the factors at this place belong to; none for an ordinary layer.
+    pub fn name(&self, (path, depth): &Place) -> Result<Option<String>> {
+        let mut names = self.names_at(path);
+        let levels = self.levels.get(path).copied().unwrap_or(1);
+        if names.is_empty() {
+            // Wrapped twice and tuned once: the level says nothing.
+            if levels == 1 {
+                return Ok(None);
+            }
+            let what = format!("{levels} adapters on one module, and target_parameters does not name its parameters");
+            return Err(Error::unrecognised(what));
+        }
+        if names.len() != levels {
+            let what = format!("{levels} levels of nesting, target_parameters names {}", names.join(", "));
+            return Err(Error::mismatch(what));
+        }
+        names.sort_by_key(|name| REGISTRATION.iter().position(|r| r == name).unwrap_or(REGISTRATION.len()));
+        // Depth 0 is the outermost wrapper: the parameter registered last.
+        let found = names.len().checked_sub(depth + 1).and_then(|i| names.get(i).cloned());
+        found.map(Some).ok_or_else(|| Error::mismatch(format!("level {depth} of nesting, expected below {levels}")))
+    }
+
+    /// Parameters that the config names for this module: those it names with the module, else those without one,
+    /// unless the module is a target of its own.
+    fn names_at(&self, path: &ModulePath) -> Vec<String> {
+        let ends_with = |name: &str| path.as_str() == name || path.as_str().ends_with(&format!(".{name}"));
+        let taken = |wanted: &dyn Fn(&str) -> bool| {
+            let mut out: Vec<String> = Vec::new();
+            for (_, name) in self.entries.iter().filter(|(module, _)| wanted(module)) {
+                if !out.contains(name) {
+                    out.push(name.clone());
+                }
+            }
+            out
+        };
+        let named = taken(&|module| !module.is_empty() && ends_with(module));
+        if !named.is_empty() || self.modules.iter().any(|m| ends_with(m)) {
+            return named;
+        }
+        taken(&str::is_empty)
+    }
+}
+
+/// Reads the factors of one parameter; returns the name its patterns were matched against.
+pub fn read(
+    reader: &mut Reader,
+    patterns: &Patterns,
+    (path, _): &Place,
+    parameter: &str,
+    a: Tensor,
+    b: Tensor,
+) -> Result<String> {
+    let full = format!("{path}.{parameter}");
+    let rank = patterns.rank_at(&full)?;
+    let rows = a.shape.dims().first().copied().unwrap_or(0);
+    if a.shape.rank() != 2 || rows == 0 || rows % rank != 0 || b.shape.dims().get(1) != Some(&rows) {
+        let what = format!("A {} and B {} do not hold whole experts of rank {rank}", a.shape, b.shape);
+        return Err(Error::mismatch(what).hint("the config may belong to another adapter"));
+    }
+    let count = rows / rank;
+    let experts = Experts { count, packing: packing(reader)?, facing: facing(reader.config) };
+    let experts = (count > 1).then_some(experts);
+    let delta = LowRank { a, b, scale: patterns.scale_at(&full), experts };
+    let target = target(reader, &full);
+    target.site = SiteKind::Parameter;
+    target.weight.push(Delta::LowRank(delta));
+    Ok(full)
+}
+
+fn packing(reader: &mut Reader) -> Result<Packing> {
+    const FIELD: &str = "lora_B_layout";
+    match reader.config.text(FIELD)?.as_deref() {
+        Some("rank_major") => Ok(Packing::RankMajor),
+        Some("grouped_by_expert") => Ok(Packing::ByExpert),
+        Some(other) => {
+            Err(Error::unrecognised(format!("`{other}`, expected rank_major or grouped_by_expert")).at_key(FIELD))
+        }
+        None => {
+            let base = reader.config.text("base_model_name_or_path")?.unwrap_or_default();
+            let told = reader.notes.iter().any(|n| n.key == FIELD);
+            if base.to_ascii_lowercase().contains("unsloth") && !told {
+                let text = "the base is one of Unsloth's, whose older files order B's columns by expert; taken as \
+                            PEFT's order. Set lora_B_layout to grouped_by_expert in a copy of the config otherwise";
+                reader.notes.push(Note::lossy(FIELD, text));
+            }
+            Ok(Packing::RankMajor)
+        }
+    }
+}
+
+/// Which axis of a stack `[E, d1, d2]` A faces, by the version that wrote the file; shapes decide before this does.
+fn facing(config: &Config) -> Facing {
+    match config.version() {
+        None => Facing::Unknown,
+        Some(v) if v >= (0, 19, 1) => Facing::Input,
+        Some(v) if v >= (0, 19, 0) => Facing::FirstUnlessTransposed,
+        Some(_) => Facing::First,
+    }
+}
