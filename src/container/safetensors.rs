@@ -286,7 +286,7 @@ impl SafetensorsWriter {
     }
 
     /// Makes the file durable.
-    pub fn finish(self, sync: bool) -> Result<()> {
+    pub fn finish(&self, sync: bool) -> Result<()> {
         if sync {
             self.file.sync_all().map_err(|e| Error::io("cannot bring to disk", e).in_file(&self.path))?;
         }

@@ -11,7 +11,7 @@ pub mod plan;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use budget::{Budget, Limits};
 pub use output::{IndexFile, Output, Writing};
@@ -75,8 +75,8 @@ pub fn run(
     sync: bool,
     progress: &dyn Progress,
 ) -> Result<Outcomes> {
-    let writers = plan.files.iter().map(|file| create(file, place)).collect::<Result<Vec<_>>>()?;
     let pieces = pieces(plan)?;
+    let files = Files::new(plan, place, &pieces, sync)?;
     let results: Vec<Mutex<Option<Moved>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
     let budget = Budget::new(limits.memory);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -87,11 +87,8 @@ pub fn run(
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(piece) = pieces.get(number) else { break };
             let signal = progress.stop();
-            let step = if signal == 0 {
-                run_piece(plan, piece, &writers[piece.file], kernels, &budget, progress)
-            } else {
-                Err(stopped(signal))
-            };
+            let step =
+                if signal == 0 { run_piece(plan, piece, &files, kernels, &budget, progress) } else { Err(stopped(signal)) };
             match step {
                 Ok(moved) => *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved,
                 Err(e) => {
@@ -117,10 +114,51 @@ pub fn run(
             outcomes[piece.file][piece.job].get_or_insert_with(Moved::default).add(&moved);
         }
     }
-    for writer in writers {
-        writer.finish(sync)?;
-    }
     Ok(outcomes)
+}
+
+/// The files being written. One is opened for its first piece and brought to disk after its last, so that a model of
+/// many shards needs few of them open at a time.
+struct Files<'a> {
+    plan: &'a Plan,
+    place: Place<'a>,
+    sync: bool,
+    open: Vec<Mutex<Option<Arc<SafetensorsWriter>>>>,
+    left: Vec<AtomicUsize>,
+}
+
+impl<'a> Files<'a> {
+    fn new(plan: &'a Plan, place: Place<'a>, pieces: &[Piece], sync: bool) -> Result<Files<'a>> {
+        let left: Vec<AtomicUsize> = plan.files.iter().map(|_| AtomicUsize::new(0)).collect();
+        for piece in pieces {
+            left[piece.file].fetch_add(1, Ordering::Relaxed);
+        }
+        let open = plan.files.iter().map(|_| Mutex::new(None)).collect();
+        for (file, left) in plan.files.iter().zip(&left) {
+            if left.load(Ordering::Relaxed) == 0 {
+                create(file, place)?.finish(sync)?; // only tensors without bytes
+            }
+        }
+        Ok(Files { plan, place, sync, open, left })
+    }
+
+    fn writer(&self, file: usize) -> Result<Arc<SafetensorsWriter>> {
+        let mut open = self.open[file].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(writer) = &*open {
+            return Ok(Arc::clone(writer));
+        }
+        let writer = Arc::new(create(&self.plan.files[file], self.place)?);
+        *open = Some(Arc::clone(&writer));
+        Ok(writer)
+    }
+
+    fn piece_done(&self, file: usize) -> Result<()> {
+        if self.left[file].fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
+        }
+        let writer = self.open[file].lock().unwrap_or_else(PoisonError::into_inner).take();
+        writer.map_or(Ok(()), |writer| writer.finish(self.sync))
+    }
 }
 
 /// The error of a run that a signal ended.
@@ -176,18 +214,18 @@ fn tile_rows(rule: Rows, rows: usize, row_bytes: usize) -> usize {
 fn run_piece(
     plan: &Plan,
     piece: &Piece,
-    writer: &SafetensorsWriter,
+    files: &Files,
     kernels: &dyn Kernels,
     budget: &Budget,
     progress: &dyn Progress,
 ) -> Result<Option<Moved>> {
     let job = &plan.files[piece.file].jobs[piece.job];
-    match &job.make {
+    let writer = files.writer(piece.file)?;
+    let (bytes, moved) = match &job.make {
         Make::Copy(tensor) => {
             let part = tensor.bytes.slice(piece.rows.clone());
             writer.copy(piece.job, piece.rows.start as u64, &part)?;
-            progress.advance(part.len() as u64);
-            Ok(None)
+            (part.len(), None)
         }
         Make::Compute(produce) => {
             let (rows, _) = produce.matrix();
@@ -197,8 +235,11 @@ fn run_piece(
             let mut out = vec![0u8; bytes];
             let moved = produce.produce(kernels, piece.rows.clone(), &mut out).at_key(&job.entry.name)?;
             writer.put(piece.job, (piece.rows.start * row_bytes) as u64, &out)?;
-            progress.advance(bytes as u64);
-            Ok(Some(moved))
+            (bytes, Some(moved))
         }
-    }
+    };
+    drop(writer);
+    files.piece_done(piece.file)?;
+    progress.advance(bytes as u64);
+    Ok(moved)
 }
