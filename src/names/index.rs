@@ -6,15 +6,16 @@
 //! everywhere, names that differ in what is wrapped around the model. The first level with an answer decides; if two
 //! tensors answer there, or the answer cannot be put together from whole tensors and ranges, there is none.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use indexmap::IndexMap;
 
+use super::equivalent::{self, Loose};
 use super::experts::{self, Which};
 use super::outline::{self, Slot};
 use super::place::{Found, How, Piece, Region};
 use super::rewrite::{self, Conversion, Op};
-use super::{equivalent, family, similar};
+use super::{family, similar};
 
 /// The names of a checkpoint with their shapes.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +24,11 @@ pub struct Index {
     kinds: Vec<Kind>,
     kind_of: HashMap<String, usize>,
     claims: Vec<Claim>,
-    /// The claims by the form of their name, one table for each of `LEVELS`.
-    by_form: [HashMap<String, Vec<usize>>; 3],
+    /// The claims by the form of their name, one table for each level.
+    by_form: [HashMap<String, Vec<usize>>; LEVELS],
     /// For a kind of expert tensors: how many experts are there, given the other numbers of the name.
     experts: HashMap<(usize, Vec<usize>), Count>,
+    loose: Loose,
     /// Whether gate and up alternate in fused tensors, so that no range is one of them.
     interleaved: bool,
 }
@@ -65,11 +67,8 @@ struct Count {
     highest: usize,
 }
 
-type Form = fn(&str) -> String;
-
-/// The forms in which names are compared, and what it means to be found so.
-const LEVELS: [(Form, How); 3] =
-    [(str::to_owned, How::Renamed("")), (equivalent::form, How::Equivalent), (equivalent::core, How::Suffix)];
+/// How many forms of a name are compared.
+const LEVELS: usize = 3;
 
 /// The outcome on one level.
 enum Answer {
@@ -86,6 +85,8 @@ impl Index {
         let mut index = Index { shapes: names.into_iter().collect(), ..Index::default() };
         index.interleaved = model_types.iter().any(|name| family::interleaved(name));
         let members = index.sort_into_kinds();
+        let roots: BTreeSet<&str> = index.kinds.iter().filter_map(|kind| kind.bare.split('.').next()).collect();
+        index.loose = Loose::new(roots, model_types);
         index.claim(model_types);
         index.count_experts(&members);
         index
@@ -131,14 +132,23 @@ impl Index {
             });
         }
         let (bare, slots) = outline::bare(name);
-        for ((form, how), claims) in LEVELS.into_iter().zip(&self.by_form) {
-            let claims = claims.get(&form(&bare)).map_or(&[][..], Vec::as_slice);
+        for ((form, how), claims) in self.forms(&bare).into_iter().zip(&self.by_form) {
+            let claims = claims.get(&form).map_or(&[][..], Vec::as_slice);
             match self.decide(claims, &slots, how) {
                 Answer::Nothing => {}
                 answer => return answer,
             }
         }
         Answer::Nothing
+    }
+
+    /// The forms in which a name is compared, from the strictest to the loosest, and what it means to be found so.
+    fn forms(&self, bare: &str) -> [(String, How); LEVELS] {
+        [
+            (bare.to_owned(), How::Renamed("")),
+            (equivalent::form(bare), How::Equivalent),
+            (self.loose.core(bare), How::Suffix),
+        ]
     }
 
     /// What these claims make of a name with these numbers.
@@ -356,9 +366,10 @@ impl Index {
         let (bare, slots) = outline::bare(name);
         let claim = self.claims.len();
         self.claims.push(Claim { kind, slots, part, by });
-        for (level, ((form, _), table)) in LEVELS.into_iter().zip(&mut self.by_form).enumerate() {
-            if levels.contains(&level) {
-                table.entry(form(&bare)).or_default().push(claim);
+        for (level, (form, _)) in self.forms(&bare).into_iter().enumerate().filter(|(level, _)| levels.contains(level))
+        {
+            if let Some(table) = self.by_form.get_mut(level) {
+                table.entry(form).or_default().push(claim);
             }
         }
     }
@@ -584,10 +595,7 @@ mod tests {
 
     #[test]
     fn names_of_real_models_are_found_where_they_were_saved() {
-        let mut folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/names");
-        if let Ok(other) = std::env::var("NAMES_TABLES") {
-            folder = other.into();
-        }
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/names");
         let mut count = 0;
         let mut all = Vec::new();
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -600,5 +608,252 @@ mod tests {
         }
         assert!(count > 0);
         assert!(all.is_empty(), "{} faults\n{}", all.len(), all.join("\n"));
+    }
+
+    fn index(model_types: &[&str], names: &[(&str, &[usize])]) -> Index {
+        let types: Vec<String> = model_types.iter().map(|word| (*word).to_owned()).collect();
+        Index::new(names.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())), &types)
+    }
+
+    fn plain(index: &Index, name: &str) -> Option<String> {
+        Some(index.find(name)?.plain().unwrap().to_owned())
+    }
+
+    #[test]
+    fn both_places_of_a_language_model_are_found() {
+        let disk = [
+            ("language_model.model.layers.0.mlp.up_proj.weight", &[6, 4][..]),
+            ("language_model.lm_head.weight", &[9, 4]),
+            ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", &[5, 3]),
+            ("multi_modal_projector.linear_1.weight", &[4, 3]),
+        ];
+        let spellings: [&[&str]; 4] = [
+            &[
+                "model.language_model.layers.0.mlp.up_proj.weight",
+                "language_model.model.layers.0.mlp.up_proj.weight",
+                "language_model.layers.0.mlp.up_proj.weight",
+                "model.layers.0.mlp.up_proj.weight",
+                "layers.0.mlp.up_proj.weight",
+                "base_model.model.model.layers.0.mlp.up_proj.weight",
+            ],
+            &["lm_head.weight", "language_model.lm_head.weight"],
+            &[
+                "model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+                "model.vision_tower.encoder.layers.0.mlp.fc1.weight",
+                "vision_tower.encoder.layers.0.mlp.fc1.weight",
+            ],
+            &["model.multi_modal_projector.linear_1.weight"],
+        ];
+        for types in [&["llava", "LlavaForConditionalGeneration", "llama", "clip_vision_model"][..], &[]] {
+            let index = index(types, &disk);
+            for ((key, _), names) in disk.iter().zip(spellings) {
+                for name in names {
+                    assert_eq!(plain(&index, name).as_deref(), Some(*key), "{name} of {types:?}");
+                }
+            }
+            // Neither tower nor layer is taken for another.
+            for name in
+                ["model.encoder.layers.0.mlp.fc1.weight", "layers.1.mlp.up_proj.weight", "model.linear_1.weight"]
+            {
+                assert_eq!(index.find(name), None, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_with_and_without_its_head_is_the_same() {
+        let bert = index(&["bert"], &[("bert.encoder.layer.0.output.dense.weight", &[4, 4])]);
+        assert!(plain(&bert, "encoder.layer.0.output.dense.weight").is_some());
+        let bare = index(&["bert"], &[("encoder.layer.0.output.dense.weight", &[4, 4])]);
+        assert!(plain(&bare, "bert.encoder.layer.0.output.dense.weight").is_some());
+        let gpt2 = index(&["gpt2"], &[("h.0.attn.c_attn.weight", &[4, 12])]);
+        assert!(plain(&gpt2, "transformer.h.0.attn.c_attn.weight").is_some());
+        let neox = index(&[], &[("embed_out.weight", &[9, 4]), ("gpt_neox.embed_in.weight", &[9, 4])]);
+        assert_eq!(plain(&neox, "lm_head.weight").as_deref(), Some("embed_out.weight"));
+    }
+
+    #[test]
+    fn two_candidates_are_none() {
+        let two = index(&[], &[("model.layers.0.w.weight", &[4]), ("language_model.layers.0.w.weight", &[4])]);
+        assert_eq!(two.find("layers.0.w.weight"), None);
+        assert!(two.find("model.layers.0.w.weight").is_some_and(|found| found.how == How::Direct));
+    }
+
+    #[test]
+    fn how_it_was_found_is_said() {
+        let mixtral = index(
+            &["mixtral"],
+            &[("model.layers.0.block_sparse_moe.gate.weight", &[2, 4]), ("model.norm.weight", &[4])],
+        );
+        let how = |name: &str| mixtral.find(name).map(|found| found.how);
+        assert_eq!(how("model.layers.0.block_sparse_moe.gate.weight"), Some(How::Direct));
+        assert_eq!(how("model.layers.0.mlp.gate.weight"), Some(How::Renamed("mixtral")));
+        assert_eq!(how("norm.weight"), Some(How::Equivalent));
+        assert_eq!(how("base_model.model.model.norm.weight"), Some(How::Suffix));
+        assert_eq!(how("model.layers.1.mlp.gate.weight"), None);
+        let clippable = index(&["gemma4"], &[("model.layers.0.q_proj.linear.weight", &[4, 4])]);
+        assert!(clippable.find("model.layers.0.q_proj.weight").is_some());
+    }
+
+    /// Three experts of hidden size 8 and intermediate size 6, one by one.
+    fn single_experts(module: &str, leaves: [&str; 3], skip: usize) -> Vec<(String, Vec<usize>)> {
+        let leaf = |expert: usize, leaf: &str| format!("{module}.{expert}.{leaf}.weight");
+        (0..3)
+            .filter(|expert| *expert != skip)
+            .flat_map(|e| {
+                leaves.iter().zip([[6, 8], [6, 8], [8, 6]]).map(move |(name, shape)| (leaf(e, name), shape.to_vec()))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn single_experts_make_a_fused_tensor() {
+        let (mixtral, qwen) = (["w1", "w3", "w2"], ["gate_proj", "up_proj", "down_proj"]);
+        // The last is of no family that is known.
+        for (types, module, leaves, memory) in [
+            (&["mixtral"][..], "model.layers.0.block_sparse_moe.experts", mixtral, "model.layers.0.mlp.experts"),
+            (&["qwen3_moe"], "model.layers.0.mlp.experts", qwen, "model.layers.0.mlp.experts"),
+            (&["lfm2_moe"], "model.layers.0.feed_forward.experts", mixtral, "layers.0.feed_forward.experts"),
+            (&["not_known_yet"], "model.layers.0.moe.experts", qwen, "model.layers.0.moe.experts"),
+        ] {
+            let types: Vec<String> = types.iter().map(|word| (*word).to_owned()).collect();
+            let index = Index::new(single_experts(module, leaves, 9), &types);
+            let found = index.find(&format!("{memory}.gate_up_proj")).unwrap();
+            assert_eq!((found.memory_shape.as_slice(), found.pieces.len()), (&[3, 12, 8][..], 6));
+            let up = Piece {
+                memory: Region { expert: Some(2), rows: Some(6..12), cols: None },
+                ..Piece::whole(format!("{module}.2.{}.weight", leaves[1]))
+            };
+            assert!(found.pieces.contains(&up), "{types:?}");
+            assert_eq!(index.find(&format!("{memory}.down_proj")).unwrap().memory_shape, [3, 8, 6]);
+            // One by one, by any of the names.
+            for (name, leaf) in [("up_proj", leaves[1]), ("w3", leaves[1]), ("down_proj", leaves[2]), ("w1", leaves[0])]
+            {
+                let key = format!("{module}.1.{leaf}.weight");
+                assert_eq!(plain(&index, &format!("{memory}.1.{name}.weight")), Some(key), "{name} of {types:?}");
+            }
+            assert_eq!(index.find(&format!("{memory}.3.{}.weight", leaves[0])), None);
+            // One is missing.
+            let index = Index::new(single_experts(module, leaves, 1), &types);
+            assert_eq!(index.find(&format!("{memory}.gate_up_proj")), None);
+        }
+    }
+
+    #[test]
+    fn experts_of_different_shapes_are_none() {
+        let mut names = single_experts("mlp.experts", ["gate_proj", "up_proj", "down_proj"], 9);
+        names[3].1 = vec![7, 8];
+        let index = Index::new(names, &["qwen3_moe".to_owned()]);
+        assert_eq!(index.find("mlp.experts.gate_up_proj"), None);
+        assert!(index.find("mlp.experts.down_proj").is_some());
+    }
+
+    #[test]
+    fn a_fused_tensor_has_parts_for_single_experts() {
+        let fused = |module: &str, transposed: bool| -> Vec<(String, Vec<usize>)> {
+            let (gate_up, down) = if transposed { ([3, 8, 12], [3, 6, 8]) } else { ([3, 12, 8], [3, 8, 6]) };
+            vec![(format!("{module}.gate_up_proj"), gate_up.into()), (format!("{module}.down_proj"), down.into())]
+        };
+        let module = "model.language_model.layers.0.mlp.experts";
+        for (types, transposed) in [("qwen3_vl_moe", true), ("llama4", true), ("qwen3_5_moe", false), ("", false)] {
+            let index = Index::new(fused(module, transposed), &[types.to_owned()]);
+            let found = index.find("model.layers.0.mlp.experts.1.up_proj.weight").unwrap();
+            let region = Region { expert: Some(1), ..Region::ALL };
+            let disk = if transposed {
+                Region { cols: Some(6..12), ..region.clone() }
+            } else {
+                Region { rows: Some(6..12), ..region.clone() }
+            };
+            let piece = |leaf: &str| Piece { transposed, ..Piece::whole(format!("{module}.{leaf}")) };
+            assert_eq!(found.pieces, [Piece { disk, ..piece("gate_up_proj") }], "{types}");
+            assert_eq!(found.memory_shape, [6, 8]);
+            let found = index.find(&format!("{module}.2.w2.weight")).unwrap();
+            assert_eq!(found.pieces, [Piece { disk: Region::expert(2), ..piece("down_proj") }], "{types}");
+            assert_eq!(found.memory_shape, [8, 6]);
+        }
+        // Gate and up alternate here.
+        let mut names = fused(module, true);
+        assert_eq!(
+            Index::new(names.clone(), &["gpt_oss".to_owned()]).find(&format!("{module}.0.up_proj.weight")),
+            None
+        );
+        names.push((format!("{module}.gate_up_proj_bias"), vec![3, 12]));
+        assert_eq!(Index::new(names, &[]).find(&format!("{module}.0.up_proj.weight")), None);
+    }
+
+    #[test]
+    fn experts_that_lie_transposed_are_turned_once() {
+        let name = "model.language_model.layers.0.mlp.experts.gate_up_proj";
+        let down = "model.language_model.layers.0.mlp.experts.down_proj";
+        let types = ["qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration"];
+        let found = index(&types, &[(name, &[3, 8, 12]), (down, &[3, 6, 8])]).find(name).unwrap();
+        assert_eq!(found.memory_shape, [3, 12, 8]);
+        assert_eq!(found.pieces, [Piece { transposed: true, ..Piece::whole(name) }]);
+        let found = index(&types, &[(name, &[3, 12, 8]), (down, &[3, 8, 6])]).find(name).unwrap();
+        assert_eq!((found.plain(), found.memory_shape.as_slice()), (Some(name), &[3, 12, 8][..]));
+    }
+
+    #[test]
+    fn what_ranges_cannot_say_is_not_found() {
+        let kimi = index(&["kimi_k25"], &[("vision_tower.encoder.blocks.0.wqkv.weight", &[12, 4])]);
+        assert_eq!(kimi.find("model.vision_tower.layers.0.attn.q_proj.weight"), None);
+        let v = kimi.find("model.vision_tower.layers.0.attn.v_proj.weight").unwrap();
+        assert_eq!((&v.pieces[0].disk, v.memory_shape.as_slice()), (&Region::rows(8..12), &[4, 4][..]));
+        let uneven = index(&["gte"], &[("new.encoder.layer.0.attention.qkv_proj.weight", &[13, 4])]);
+        assert_eq!(uneven.find("layers.0.self_attn.q_proj.weight"), None);
+    }
+
+    #[test]
+    fn text_and_vision_experts_share_one_list() {
+        let mut names = Vec::new();
+        for expert in 0..4 {
+            let size = if expert < 2 { 6 } else { 2 };
+            names.push((format!("model.layers.1.mlp.experts.{expert}.down_proj.weight"), vec![8, size]));
+        }
+        let index = Index::new(names, &["ernie4_5_vl_moe".to_owned()]);
+        let found = index.find("model.language_model.layers.1.mlp.vision_moe.experts.down_proj").unwrap();
+        let keys: Vec<_> = found.pieces.iter().map(|piece| (piece.memory.expert, piece.key.as_str())).collect();
+        let key = |expert: usize| format!("model.layers.1.mlp.experts.{expert}.down_proj.weight");
+        assert_eq!(keys, [(Some(0), key(2).as_str()), (Some(1), key(3).as_str())]);
+        assert_eq!(found.memory_shape, [2, 8, 2]);
+    }
+
+    #[test]
+    fn the_nearest_name_has_the_same_numbers_if_it_can() {
+        let names = ["model.layers.0.attn.q_proj.weight", "model.layers.1.attn.q_proj.weight", "model.norm.weight"];
+        let index = index(&[], &names.map(|name| (name, &[4][..])));
+        assert_eq!(index.nearest("layers.1.self_attn.q_proj.weight"), Some(names[1]));
+        assert_eq!(index.nearest("layers.7.self_attn.q_proj.weight"), Some(names[0]));
+        assert_eq!(index.nearest("something.else"), None);
+        assert_eq!(Index::default().nearest(""), None);
+    }
+
+    #[test]
+    fn hostile_names_and_shapes_do_no_harm() {
+        let most = usize::MAX;
+        let shapes: [&[usize]; 7] =
+            [&[], &[0], &[most], &[most, most], &[3, 0, most], &[most, 0, most], &[1, most, most - 1]];
+        let names = ["", ".", "...", "experts.0.w1.weight", "a.experts.gate_up_proj", "a.experts.down_proj"];
+        let more =
+            ["layers.73007300730001.weight", "é.experts.00.w1.weight", "a.experts.18446744073709551616.w1.weight"];
+        for shape in shapes {
+            for types in ["mixtral", "qwen3_vl_moe", "step3p7", "llama4", "gte", "ernie4_5_vl_moe", ""] {
+                let disk = names.iter().chain(&more).map(|name| ((*name).to_owned(), shape.to_vec()));
+                let pair = ["moe.gate_proj.weight", "moe.up_proj.weight", "mlp.up_gate_proj.weight"];
+                let disk = disk.chain(pair.map(|name| (name.to_owned(), shape.to_vec())));
+                let index = Index::new(disk, &[types.to_owned()]);
+                let asked = [
+                    "a.experts.0.up_proj.weight",
+                    "a.experts.18446744073709551615.w2.weight",
+                    "experts.gate_up_proj",
+                    "mlp.experts.gate_up_proj",
+                    "mlp.gate_proj.weight",
+                    "experts.down_proj",
+                ];
+                for name in names.iter().chain(&more).chain(&asked) {
+                    let _ = (index.find(name), index.nearest(name));
+                }
+            }
+        }
     }
 }

@@ -23,6 +23,14 @@ pub(super) const SETS: &[Set] = &[
         ],
     ),
     Set::whole(
+        &["dory"],
+        &[
+            rename(r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."),
+            rename(r"^backbone\.", "model."),
+            rename(r"\.embeddings\.", ".embed_tokens."),
+        ],
+    ),
+    Set::whole(
         &["hrm_text"],
         &[
             split(&[r"mlp\.gate_up_proj\.weight"], &["mlp.gate_proj.weight", "mlp.up_proj.weight"]),
