@@ -338,10 +338,7 @@ unsafe fn block<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(
     unsafe {
         if let [term] = terms {
             let d = product::<L, ROWS, VECTORS>(term, place.i, place.lines);
-            let scale = L::splat(term.scale);
-            finish::<L, K, ROWS, VECTORS>(place, &d, term.scale, lanewise, unusual, |r, n, old| {
-                L::fma(scale, d[r][n], old)
-            });
+            finish::<L, K, false, ROWS, VECTORS>(place, &d, &d, term.scale, lanewise, unusual);
         } else {
             several::<L, K, ROWS, VECTORS>(place, terms, lanewise, unusual);
         }
@@ -377,7 +374,7 @@ unsafe fn several<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(
             }
             lines = lines.add(term.rank * VECTORS * L::WIDTH);
         }
-        finish::<L, K, ROWS, VECTORS>(place, &wanted, 1.0, lanewise, unusual, |r, n, _| v[r][n]);
+        finish::<L, K, true, ROWS, VECTORS>(place, &v, &wanted, 1.0, lanewise, unusual);
     }
 }
 
@@ -386,21 +383,25 @@ unsafe fn several<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(
 unsafe fn product<L: Lanes, const ROWS: usize, const VECTORS: usize>(
     term: &Term,
     i: usize,
-    lines: *const f32,
+    mut lines: *const f32,
 ) -> [[L::F; VECTORS]; ROWS] {
     // SAFETY: rows i.. of b have `rank` values each, and the panel has `rank` rows for this term.
     unsafe {
-        let b = term.b.as_ptr().add(i * term.b_stride);
+        let mut b = [term.b.as_ptr().add(i.wrapping_mul(term.b_stride)); ROWS];
+        for r in 1..ROWS {
+            b[r] = b[r - 1].add(term.b_stride);
+        }
         let mut d = [[L::zero(); VECTORS]; ROWS];
         let mut a = [L::zero(); VECTORS];
         for k in 0..term.rank {
             for (n, a) in a.iter_mut().enumerate() {
-                *a = L::load(lines.add((k * VECTORS + n) * L::WIDTH));
+                *a = L::load(lines.add(n * L::WIDTH));
             }
-            for (r, d) in d.iter_mut().enumerate() {
-                let b = L::splat(*b.add(r * term.b_stride + k));
+            lines = lines.add(VECTORS * L::WIDTH);
+            for r in 0..ROWS {
+                let b = L::splat(*b[r].add(k));
                 for n in 0..VECTORS {
-                    d[n] = L::fma(b, a[n], d[n]);
+                    d[r][n] = L::fma(b, a[n], d[r][n]);
                 }
             }
         }
@@ -408,53 +409,127 @@ unsafe fn product<L: Lanes, const ROWS: usize, const VECTORS: usize>(
     }
 }
 
-/// Rounds, stores and counts a block. `value(r, n, old)` is the element before rounding; `wanted · factor` its change.
+/// The sums of one block, by halves of a pair so that no chain of additions is long.
+struct Partial<L: Lanes> {
+    squares: [L::F; 2],
+    along: [L::F; 2],
+    still: L::N,
+}
+
+/// Does something for each row of a block, unrolled: what is indexed by the row stays in registers.
+macro_rules! each_row {
+    ($rows:ident, $r:ident => $body:expr) => {
+        each_row!(@ $rows, $r => $body; 0 1 2 3 4 5 6 7)
+    };
+    (@ $rows:ident, $r:ident => $body:expr; $($n:literal)*) => {
+        $(if $n < $rows {
+            let $r: usize = $n;
+            $body
+        })*
+    };
+}
+
+/// Rounds, stores and counts a block. `factor · wanted` is the change; the element before rounding is `v` where it was
+/// SUMMED already, and otherwise one more multiply-add away.
 #[inline(always)]
-unsafe fn finish<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(
+unsafe fn finish<L: Lanes, K: Kind, const SUMMED: bool, const ROWS: usize, const VECTORS: usize>(
     place: &Place,
+    v: &[[L::F; VECTORS]; ROWS],
     wanted: &[[L::F; VECTORS]; ROWS],
     factor: f32,
     lanewise: &mut Lanewise<L>,
     unusual: &mut Moved,
-    value: impl Fn(usize, usize, L::F) -> L::F,
 ) {
+    const { assert!(ROWS <= MOST_ROWS) };
     // SAFETY: the block lies inside of the weights, or of padded copies.
     unsafe {
-        let (mut squares, mut along) = ([L::zero(); 2], [L::zero(); 2]);
-        let mut still = lanewise.still;
-        for (r, wanted) in wanted.iter().enumerate() {
-            for n in (0..VECTORS).step_by(2) {
-                let at = r * place.row_bytes + n * L::WIDTH * K::BYTES;
-                let old = K::read::<L>(place.w.add(at));
-                let v = [value(r, n, old[0]), value(r, n + 1, old[1])];
-                let new = K::write::<L>(place.out.add(at), v, place.w.add(at), &mut still);
-                for half in 0..2 {
-                    let x = wanted[n + half];
-                    squares[half] = L::fma(x, x, squares[half]);
-                    along[half] = L::fma(x, L::sub(new[half], old[half]), along[half]);
-                }
-            }
-        }
-        let (squares, along) = (L::add(squares[0], squares[1]), L::add(along[0], along[1]));
+        let scale = L::splat(factor);
+        let mut sums = Partial::<L> { squares: [L::zero(); 2], along: [L::zero(); 2], still: lanewise.still };
+        let (mut w, mut out) = (place.w, place.out);
+        each_row!(ROWS, r => {
+            finish_row::<L, K, SUMMED, VECTORS>(w, out, &v[r], &wanted[r], scale, &mut sums);
+            (w, out) = (w.wrapping_add(place.row_bytes), out.wrapping_add(place.row_bytes));
+        });
+        let (squares, along) = (L::add(sums.squares[0], sums.squares[1]), L::add(sums.along[0], sums.along[1]));
         if L::finite(L::add(squares, along)) {
             lanewise.wanted = L::add(lanewise.wanted, squares);
             lanewise.along = L::add(lanewise.along, along);
-            lanewise.still = still;
-            lanewise.elements += (ROWS * VECTORS * L::WIDTH) as u64;
+            lanewise.still = sums.still;
+            lanewise.elements = lanewise.elements.wrapping_add((ROWS * VECTORS * L::WIDTH) as u64);
             return;
         }
-        for (r, wanted) in wanted.iter().enumerate() {
-            for n in (0..VECTORS).step_by(2) {
-                let at = r * place.row_bytes + n * L::WIDTH * K::BYTES;
-                let old = K::read::<L>(place.w.add(at));
-                let v = [value(r, n, old[0]), value(r, n + 1, old[1])];
-                let pair = [v, [wanted[n], wanted[n + 1]]].map(|pair| in_order::<L, K>(pair));
-                let count = place.cols.saturating_sub(n * L::WIDTH).min(2 * L::WIDTH);
-                let (old, new) = (place.w.add(at), place.out.add(at));
-                let old = std::slice::from_raw_parts(old, count * K::BYTES);
-                let new = std::slice::from_raw_parts_mut(new, count * K::BYTES);
-                settle(K::ELEMENT, &pair, factor, old, new, unusual);
+        let (mut w, mut out) = (place.w, place.out);
+        each_row!(ROWS, r => {
+            settle_row::<L, K, SUMMED, VECTORS>(w, out, &v[r], &wanted[r], factor, place.cols, unusual);
+            (w, out) = (w.wrapping_add(place.row_bytes), out.wrapping_add(place.row_bytes));
+        });
+    }
+}
+
+/// A pair before rounding.
+#[inline(always)]
+unsafe fn value<L: Lanes, const SUMMED: bool, const VECTORS: usize>(
+    v: &[L::F; VECTORS],
+    wanted: &[L::F; VECTORS],
+    scale: L::F,
+    old: [L::F; 2],
+    n: usize,
+) -> [L::F; 2] {
+    if SUMMED {
+        return [v[n], v[n + 1]];
+    }
+    // SAFETY: the caller's promise is handed on.
+    unsafe { [L::fma(scale, wanted[n], old[0]), L::fma(scale, wanted[n + 1], old[1])] }
+}
+
+/// One row of [`finish`].
+#[inline(always)]
+unsafe fn finish_row<L: Lanes, K: Kind, const SUMMED: bool, const VECTORS: usize>(
+    w: *const u8,
+    out: *mut u8,
+    v: &[L::F; VECTORS],
+    wanted: &[L::F; VECTORS],
+    scale: L::F,
+    sums: &mut Partial<L>,
+) {
+    // SAFETY: the caller's promise is handed on.
+    unsafe {
+        for pair in 0..VECTORS / 2 {
+            let (n, at) = (2 * pair, 2 * pair * L::WIDTH * K::BYTES);
+            let old = K::read::<L>(w.add(at));
+            let v = value::<L, SUMMED, VECTORS>(v, wanted, scale, old, n);
+            let new = K::write::<L>(out.add(at), v, w.add(at), &mut sums.still);
+            for half in 0..2 {
+                let x = wanted[n + half];
+                sums.squares[half] = L::fma(x, x, sums.squares[half]);
+                sums.along[half] = L::fma(x, L::sub(new[half], old[half]), sums.along[half]);
             }
+        }
+    }
+}
+
+/// One row of a block that holds something out of the ordinary.
+#[inline(always)]
+unsafe fn settle_row<L: Lanes, K: Kind, const SUMMED: bool, const VECTORS: usize>(
+    w: *const u8,
+    out: *mut u8,
+    v: &[L::F; VECTORS],
+    wanted: &[L::F; VECTORS],
+    factor: f32,
+    cols: usize,
+    unusual: &mut Moved,
+) {
+    // SAFETY: the caller's promise is handed on; the first `cols` columns are there.
+    unsafe {
+        for pair in 0..VECTORS / 2 {
+            let (n, at) = (2 * pair, 2 * pair * L::WIDTH * K::BYTES);
+            let old = K::read::<L>(w.add(at));
+            let v = value::<L, SUMMED, VECTORS>(v, wanted, L::splat(factor), old, n);
+            let values = [in_order::<L, K>(v), in_order::<L, K>([wanted[n], wanted[n + 1]])];
+            let bytes = cols.saturating_sub(n * L::WIDTH).min(2 * L::WIDTH) * K::BYTES;
+            let old = std::slice::from_raw_parts(w.add(at), bytes);
+            let new = std::slice::from_raw_parts_mut(out.add(at), bytes);
+            settle(K::ELEMENT, &values, factor, old, new, unusual);
         }
     }
 }

@@ -35,6 +35,24 @@ pub(super) fn avx512(step: Step) -> Moved {
 /// To nearest even, whatever the mode of the processor is.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
+/// Bits of which the upper 16 are the bf16: adding half a unit, less one where the last bit is even, carries into them.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn round256(v: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(v);
+    let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last)
+}
+
+/// As [`round256`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round512(v: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(v);
+    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last)
+}
+
 #[derive(Clone, Copy)]
 struct Avx2;
 
@@ -74,7 +92,9 @@ impl Lanes for Avx2 {
             // Within each half of a vector first, then the quarters of 64 bits into order.
             let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(pair[0], pair[1]));
             let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(pair[0], pair[1]));
-            [even, odd].map(|x| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(x)))
+            let even = _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even));
+            let odd = _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd));
+            [even, odd]
         }
         fn interleave(pair: [__m256; 2]) -> [__m256; 2] {
             let (low, high) = (_mm256_unpacklo_ps(pair[0], pair[1]), _mm256_unpackhi_ps(pair[0], pair[1]));
@@ -109,16 +129,12 @@ impl Lanes for Avx2 {
             [_mm256_cvtph_ps(h[0]), _mm256_cvtph_ps(h[1])]
         }
         fn write_bf16(out: *mut u8, v: [__m256; 2], old: *const u8, still: &mut __m256i) -> [__m256; 2] {
-            // Adding half a unit, less one where the last bit is even, carries into the bits that stay.
-            let [even, odd] = v.map(|v| {
-                let bits = _mm256_castps_si256(v);
-                let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-                _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last)
-            });
+            let (even, odd) = (round256(v[0]), round256(v[1]));
             let both = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd);
             _mm256_storeu_si256(out.cast(), both);
             *still = _mm256_sub_epi16(*still, _mm256_cmpeq_epi16(both, _mm256_loadu_si256(old.cast())));
-            [even, odd].map(|x| _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(HIGH))))
+            let high = _mm256_set1_epi32(HIGH);
+            [_mm256_castsi256_ps(_mm256_and_si256(even, high)), _mm256_castsi256_ps(_mm256_and_si256(odd, high))]
         }
         fn count16(n: __m256i) -> u64 {
             let mut out = [0u16; 16];
@@ -160,12 +176,12 @@ impl Lanes for Avx512 {
         fn deinterleave(pair: [__m512; 2]) -> [__m512; 2] {
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-            [even, odd].map(|index| _mm512_permutex2var_ps(pair[0], index, pair[1]))
+            [_mm512_permutex2var_ps(pair[0], even, pair[1]), _mm512_permutex2var_ps(pair[0], odd, pair[1])]
         }
         fn interleave(pair: [__m512; 2]) -> [__m512; 2] {
             let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
             let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-            [low, high].map(|index| _mm512_permutex2var_ps(pair[0], index, pair[1]))
+            [_mm512_permutex2var_ps(pair[0], low, pair[1]), _mm512_permutex2var_ps(pair[0], high, pair[1])]
         }
         fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn read_f32(p: *const u8) -> [__m512; 2] {
@@ -197,18 +213,13 @@ impl Lanes for Avx512 {
             [_mm512_cvtph_ps(h[0]), _mm512_cvtph_ps(h[1])]
         }
         fn write_bf16(out: *mut u8, v: [__m512; 2], old: *const u8, still: &mut __m512i) -> [__m512; 2] {
-            // Adding half a unit, less one where the last bit is even, carries into the bits that stay.
-            let [even, odd] = v.map(|v| {
-                let bits = _mm512_castps_si512(v);
-                let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last)
-            });
-            let high = [even, odd].map(|x| _mm512_and_si512(x, _mm512_set1_epi32(HIGH)));
-            let both = _mm512_or_si512(_mm512_srli_epi32::<16>(even), high[1]);
+            let (even, odd) = (round512(v[0]), round512(v[1]));
+            let (even, odd) = (_mm512_srli_epi32::<16>(even), _mm512_and_si512(odd, _mm512_set1_epi32(HIGH)));
+            let both = _mm512_or_si512(even, odd);
             _mm512_storeu_si512(out.cast(), both);
             let same = _mm512_cmpeq_epi16_mask(both, _mm512_loadu_si512(old.cast()));
             *still = _mm512_mask_add_epi16(*still, same, *still, _mm512_set1_epi16(1));
-            high.map(|x| _mm512_castsi512_ps(x))
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(even)), _mm512_castsi512_ps(odd)]
         }
         fn count16(n: __m512i) -> u64 {
             let mut out = [0u16; 32];
