@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use super::{Element, Moved, Step, Term, plain};
 
 /// Most columns of a strip: longer ones gain nothing.
-const STRIP_COLS: usize = 1024;
+const STRIP_COLS: usize = 2048;
 /// Bytes of packed `a` that stay in the cache near the core (L2) beside the weights that stream through it.
 const STRIP_BYTES: usize = 512 << 10;
 /// Columns of the widest register block.
