@@ -53,8 +53,6 @@ pub(super) trait Lanes: Copy {
     /// The even and the odd columns of two neighbouring vectors, and back.
     unsafe fn deinterleave(pair: [Self::F; 2]) -> [Self::F; 2];
     unsafe fn interleave(pair: [Self::F; 2]) -> [Self::F; 2];
-    /// Asks for a cache line soon to be read.
-    unsafe fn prefetch(p: *const u8);
 
     unsafe fn read_f32(p: *const u8) -> [Self::F; 2];
     unsafe fn read_f16(p: *const u8) -> [Self::F; 2];
@@ -67,6 +65,20 @@ pub(super) trait Lanes: Copy {
     unsafe fn count16(n: Self::N) -> u64;
     unsafe fn count32(n: Self::N) -> u64;
 }
+
+/// Defines the methods of [`Lanes`], each always inlined into the function that has the features.
+macro_rules! methods {
+    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block)*) => {
+        $(
+            #[inline(always)]
+            unsafe fn $name($($arg: $type),*) $(-> $out)? {
+                // SAFETY: the caller has the features of the variant, and pointers to what is read or written.
+                unsafe { $body }
+            }
+        )*
+    };
+}
+pub(super) use methods;
 
 /// An element type, as the blocks see it. Safety as for [`Lanes`].
 pub(super) trait Kind {
@@ -299,6 +311,15 @@ struct Place {
     lines: *const f32,
 }
 
+impl Place {
+    /// Where row r of the block is read and written.
+    #[inline(always)]
+    fn row(&self, r: usize) -> (*const u8, *mut u8) {
+        let at = r.wrapping_mul(self.row_bytes);
+        (self.w.wrapping_add(at), self.out.wrapping_add(at))
+    }
+}
+
 /// A block that is wider than what is left of its rows, by way of padded copies. Padding never changes.
 #[inline(always)]
 unsafe fn edge<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(
@@ -445,10 +466,9 @@ unsafe fn finish<L: Lanes, K: Kind, const SUMMED: bool, const ROWS: usize, const
     unsafe {
         let scale = L::splat(factor);
         let mut sums = Partial::<L> { squares: [L::zero(); 2], along: [L::zero(); 2], still: lanewise.still };
-        let (mut w, mut out) = (place.w, place.out);
         each_row!(ROWS, r => {
+            let (w, out) = place.row(r);
             finish_row::<L, K, SUMMED, VECTORS>(w, out, &v[r], &wanted[r], scale, &mut sums);
-            (w, out) = (w.wrapping_add(place.row_bytes), out.wrapping_add(place.row_bytes));
         });
         let (squares, along) = (L::add(sums.squares[0], sums.squares[1]), L::add(sums.along[0], sums.along[1]));
         if L::finite(L::add(squares, along)) {
@@ -458,10 +478,9 @@ unsafe fn finish<L: Lanes, K: Kind, const SUMMED: bool, const ROWS: usize, const
             lanewise.elements = lanewise.elements.wrapping_add((ROWS * VECTORS * L::WIDTH) as u64);
             return;
         }
-        let (mut w, mut out) = (place.w, place.out);
         each_row!(ROWS, r => {
+            let (w, out) = place.row(r);
             settle_row::<L, K, SUMMED, VECTORS>(w, out, &v[r], &wanted[r], factor, place.cols, unusual);
-            (w, out) = (w.wrapping_add(place.row_bytes), out.wrapping_add(place.row_bytes));
         });
     }
 }

@@ -11,11 +11,11 @@
 //! into rows and any width of strip. [`plain`](self) loops are the definition; the vector variants are held to them
 //! bit for bit by `tests/it/kernels.rs`.
 
-mod plain;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod blocks;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
+mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -56,25 +56,12 @@ fn round512(v: __m512) -> __m512i {
 #[derive(Clone, Copy)]
 struct Avx2;
 
-/// Defines the methods of [`Lanes`], each always inlined into the function that has the features.
-macro_rules! methods {
-    ($(fn $name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)? $body:block)*) => {
-        $(
-            #[inline(always)]
-            unsafe fn $name($($arg: $type),*) $(-> $out)? {
-                // SAFETY: the caller has the features of the variant, and pointers to what is read or written.
-                unsafe { $body }
-            }
-        )*
-    };
-}
-
 impl Lanes for Avx2 {
     const WIDTH: usize = 8;
     type F = __m256;
     type N = __m256i;
 
-    methods! {
+    blocks::methods! {
         fn zero() -> __m256 { _mm256_setzero_ps() }
         fn none() -> __m256i { _mm256_setzero_si256() }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
@@ -100,7 +87,6 @@ impl Lanes for Avx2 {
             let (low, high) = (_mm256_unpacklo_ps(pair[0], pair[1]), _mm256_unpackhi_ps(pair[0], pair[1]));
             [_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high)]
         }
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn read_f32(p: *const u8) -> [__m256; 2] {
             [_mm256_loadu_ps(p.cast()), _mm256_loadu_ps(p.add(32).cast())]
         }
@@ -160,7 +146,7 @@ impl Lanes for Avx512 {
     type F = __m512;
     type N = __m512i;
 
-    methods! {
+    blocks::methods! {
         fn zero() -> __m512 { _mm512_setzero_ps() }
         fn none() -> __m512i { _mm512_setzero_si512() }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
@@ -183,7 +169,6 @@ impl Lanes for Avx512 {
             let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
             [_mm512_permutex2var_ps(pair[0], low, pair[1]), _mm512_permutex2var_ps(pair[0], high, pair[1])]
         }
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn read_f32(p: *const u8) -> [__m512; 2] {
             [_mm512_loadu_ps(p.cast()), _mm512_loadu_ps(p.add(64).cast())]
         }
