@@ -87,8 +87,11 @@ pub fn run(
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(piece) = pieces.get(number) else { break };
             let signal = progress.stop();
-            let step =
-                if signal == 0 { run_piece(plan, piece, &files, kernels, &budget, progress) } else { Err(stopped(signal)) };
+            let step = if signal == 0 {
+                run_piece(plan, piece, &files, kernels, &budget, progress)
+            } else {
+                Err(stopped(signal))
+            };
             match step {
                 Ok(moved) => *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved,
                 Err(e) => {

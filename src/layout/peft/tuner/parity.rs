@@ -55,6 +55,7 @@ fn changed(
             match &action {
                 Action::LowRank(factors) => factors.add_to(kernels, rows, part).unwrap(),
                 Action::Act(act) => act.act(kernels, rows, part, &before).unwrap(),
+                Action::Experts(_) => panic!("a stack of experts"),
             }
         }
     }
