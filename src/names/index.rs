@@ -10,12 +10,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use indexmap::IndexMap;
 
+use super::assemble::{Keys, Made};
 use super::equivalent::{self, Loose};
 use super::experts::{self, Which};
 use super::outline::{self, Slot};
-use super::place::{Found, How, Piece, Region};
+use super::place::{Found, How, Piece};
 use super::rewrite::{self, Conversion, Op};
-use super::{family, similar};
+use super::{assemble, family, similar};
 
 /// The names of a checkpoint with their shapes.
 #[derive(Clone, Debug, Default)]
@@ -258,29 +259,29 @@ impl Index {
     }
 
     /// The pieces of a conversion's target and its shape in memory, from the keys of each source.
-    fn assemble(&self, op: Op, sources: &[Vec<&str>], target: (usize, usize)) -> Option<(Vec<Piece>, Vec<usize>)> {
-        let sources: Vec<Vec<(&str, &[usize])>> = sources
+    fn assemble(&self, op: Op, sources: &[Vec<&str>], target: (usize, usize)) -> Made {
+        let sources: Vec<Keys<'_>> = sources
             .iter()
             .map(|keys| keys.iter().map(|key| Some((*key, self.shapes.get(*key)?.as_slice()))).collect())
             .collect::<Option<_>>()?;
         let single = || sources.first().and_then(|keys| keys.first()).copied();
         match op {
-            Op::Join => join(&sources),
-            Op::Stack => stack(&sources, false, (0, 1)),
-            Op::StackTransposed => stack(&sources, true, (0, 1)),
-            Op::StackHalves => stack(&sources, false, target),
-            Op::JoinExperts => join_experts(&sources),
-            Op::Split => split(single()?, target),
+            Op::Join => assemble::join(&sources),
+            Op::Stack => assemble::stack(&sources, false, (0, 1)),
+            Op::StackTransposed => assemble::stack(&sources, true, (0, 1)),
+            Op::StackHalves => assemble::stack(&sources, false, target),
+            Op::JoinExperts => assemble::join_experts(&sources),
+            Op::Split => assemble::split(single()?, target),
             // A permutation of the rows is more than a range can say.
-            Op::SplitTurned => split(single()?, target).filter(|_| target.0.checked_add(1) == Some(target.1)),
-            Op::Transpose => transpose(single()?),
+            Op::SplitTurned => assemble::split(single()?, target).filter(|_| target.0.checked_add(1) == Some(target.1)),
+            Op::Transpose => assemble::transpose(single()?),
             Op::TransposeExperts => {
                 let (key, shape) = single()?;
                 let done = self.pair(key).and_then(|(gate_up, down)| experts::lies_transposed(gate_up, down));
                 if done == Some(false) {
                     return Some((vec![Piece::whole(key)], shape.to_vec()));
                 }
-                transpose((key, shape))
+                assemble::transpose((key, shape))
             }
             Op::Opaque => None,
         }
@@ -417,96 +418,11 @@ fn value(slot: Slot) -> Option<usize> {
     }
 }
 
-/// Keys with their shapes.
-type Keys<'a> = Vec<(&'a str, &'a [usize])>;
-/// The pieces of a tensor and its shape.
-type Made = Option<(Vec<Piece>, Vec<usize>)>;
-
-/// Tensors above each other.
-fn join(sources: &[Keys<'_>]) -> Made {
-    let keys: Keys<'_> = sources.iter().flatten().copied().collect();
-    if let [(key, shape)] = keys.as_slice() {
-        return Some((vec![Piece::whole(*key)], shape.to_vec()));
-    }
-    let (_, tail) = keys.first()?.1.split_first()?;
-    let (mut pieces, mut row) = (Vec::new(), 0usize);
-    for (key, shape) in keys {
-        let (rows, rest) = shape.split_first()?;
-        let end = row.checked_add(*rows).filter(|_| rest == tail)?;
-        pieces.push(Piece { memory: Region::rows(row..end), ..Piece::whole(key) });
-        row = end;
-    }
-    Some((pieces, std::iter::once(row).chain(tail.iter().copied()).collect()))
-}
-
-/// Matrices of single experts as one tensor. Of a `share` of several, the experts are dealt out in order.
-fn stack(sources: &[Keys<'_>], transposed: bool, share: (usize, usize)) -> Made {
-    let (which, of) = share;
-    let all = sources.first()?.len();
-    let each = all.div_ceil(of.max(1));
-    let range = each.checked_mul(which)?.min(all)..each.checked_mul(which + 1)?.min(all);
-    let (mut pieces, mut row, mut cols) = (Vec::new(), 0usize, None);
-    for keys in sources.iter() {
-        let taken = keys.get(range.clone()).filter(|_| keys.len() == all)?;
-        let &[rows, width] = taken.first()?.1 else { return None };
-        let end = row.checked_add(rows)?;
-        if *cols.get_or_insert(width) != width || taken.iter().any(|(_, shape)| *shape != [rows, width]) {
-            return None;
-        }
-        let part = (sources.len() > 1).then_some(row..end);
-        let (rows, cols) = if transposed { (None, part) } else { (part, None) };
-        pieces.extend(taken.iter().enumerate().map(|(expert, (key, _))| Piece {
-            memory: Region { expert: Some(expert), rows: rows.clone(), cols: cols.clone() },
-            transposed,
-            ..Piece::whole(*key)
-        }));
-        row = end;
-    }
-    let (out, into) = (row, cols?);
-    Some((pieces, if transposed { vec![range.len(), into, out] } else { vec![range.len(), out, into] }))
-}
-
-/// Tensors of all experts, above each other in each expert.
-fn join_experts(sources: &[Keys<'_>]) -> Made {
-    let keys: Keys<'_> = sources.iter().flatten().copied().collect();
-    let &[experts, _, cols] = keys.first()?.1 else { return None };
-    // An empty tensor may claim any number of them.
-    if experts > 1 << 16 {
-        return None;
-    }
-    let (mut pieces, mut row) = (Vec::new(), 0usize);
-    for (key, shape) in keys {
-        let &[e, rows, c] = shape else { return None };
-        let end = row.checked_add(rows).filter(|_| (e, c) == (experts, cols))?;
-        pieces.extend((0..experts).map(|expert| Piece {
-            memory: Region { expert: Some(expert), rows: Some(row..end), cols: None },
-            disk: Region::expert(expert),
-            ..Piece::whole(key)
-        }));
-        row = end;
-    }
-    Some((pieces, vec![experts, row, cols]))
-}
-
-/// An equal share of the rows.
-fn split((key, shape): (&str, &[usize]), (which, of): (usize, usize)) -> Made {
-    let (rows, rest) = shape.split_first()?;
-    let share = rows.checked_div(of).filter(|share| share * of == *rows)?;
-    let piece = Piece { disk: Region::rows(share * which..share * (which + 1)), ..Piece::whole(key) };
-    Some((vec![piece], std::iter::once(share).chain(rest.iter().copied()).collect()))
-}
-
-fn transpose((key, shape): (&str, &[usize])) -> Made {
-    let mut shape = shape.to_vec();
-    let last = shape.len().checked_sub(1).filter(|last| *last > 0)?;
-    shape.swap(last - 1, last);
-    Some((vec![Piece { transposed: true, ..Piece::whole(key) }], shape))
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
+    use super::super::place::Region;
     use super::*;
 
     /// A table of `fixtures/names`; `fixtures/make/names.py` says how to read one.

@@ -7,6 +7,7 @@
 //!
 //! Strings and shapes only: this room opens no file and touches no number.
 
+mod assemble;
 mod equivalent;
 mod experts;
 mod family;

@@ -37,7 +37,12 @@ impl Set {
         Set { names, within: &["thinker."], rules }
     }
 
-    /// Rules for the vision or audio tower of a model.
+    /// Rules for the audio tower of a model.
+    pub const fn audio(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
+        Set { names, within: &["model.audio_tower.", "audio_tower."], rules }
+    }
+
+    /// Rules for the vision tower of a model.
     pub const fn tower(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
         let within = &[
             "model.vision_tower.",
@@ -46,12 +51,10 @@ impl Set {
             "model.image_tower.",
             "model.video_tower.",
             "model.visual.",
-            "model.audio_tower.",
             "vision_tower.",
             "vision_model.",
             "vision_encoder.",
             "visual.",
-            "audio_tower.",
         ];
         Set { names, within, rules }
     }

@@ -465,7 +465,7 @@ pub(super) const SETS: &[Set] = &[
             stack(&[r"mlp\.experts\.\d+\.down_proj\.weight"], &["mlp.experts.down_proj"]),
         ],
     ),
-    Set::tower(
+    Set::audio(
         &["dots3_note_audio_encoder"],
         &[
             rename(r"^audio_adapter\.", "adapter."),

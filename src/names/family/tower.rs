@@ -53,6 +53,8 @@ pub(super) const SETS: &[Set] = &[
             "ijepa",
             "vit_msn",
             "vivit",
+            "vit_mae",
+            "ViTMAEForPreTraining",
             "ViTModel",
             "ASTModel",
             "DeiTModel",
@@ -63,17 +65,6 @@ pub(super) const SETS: &[Set] = &[
         ],
         &[
             rename(r"encoder\.layer\.", "layers."),
-            rename(r"attention\.query", "q_proj"),
-            rename(r"attention\.key", "k_proj"),
-            rename(r"attention\.value", "v_proj"),
-            rename(r"attention\.output\.dense", "attention.o_proj"),
-            rename(r"intermediate\.dense", "mlp.fc1"),
-            rename(r"output\.dense", "mlp.fc2"),
-        ],
-    ),
-    Set::tower(
-        &["vit_mae", "ViTMAEForPreTraining"],
-        &[
             rename(r"attention\.query", "q_proj"),
             rename(r"attention\.key", "k_proj"),
             rename(r"attention\.value", "v_proj"),
