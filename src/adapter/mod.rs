@@ -5,8 +5,10 @@
 
 pub mod delta;
 pub mod note;
+pub mod order;
 mod prepare;
 pub mod scale;
+pub mod selection;
 
 use std::collections::BTreeMap;
 
@@ -14,8 +16,13 @@ pub use delta::{Act, Action, Before, Delta, Site};
 pub use note::{Note, Severity};
 pub use scale::{Scale, ScaleRule};
 
+use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
 use crate::tensor::Tensor;
+
+use delta::Residual;
+use delta::derived::{Projection, Seed};
+use delta::residual::Method;
 
 /// An adapter as a whole.
 #[derive(Clone, Debug, Default)]
@@ -87,5 +94,146 @@ impl Adapter {
     /// Number of tensors used by its targets.
     pub fn tensor_count(&self) -> usize {
         self.targets.values().map(|t| t.tensors().len()).sum()
+    }
+
+    // Before deltas are prepared, an operation that has a base calls `restore_base`, `place` and `complete`, in this
+    // order. Each does nothing where there is nothing to do.
+
+    /// Makes an adapter for a changed base right for the base as it was: what its method took out of each weight is
+    /// taken out before the factors are added. An error where that cannot be found again; nothing where
+    /// [`Adapter::residual_base`] is not set.
+    pub fn restore_base(&mut self) -> Result<()> {
+        let Some(name) = &self.residual_base else { return Ok(()) };
+        let method = Method::named(name).ok_or_else(|| {
+            Error::unsupported(format!("what `{name}` took out of the base cannot be found again from the base"))
+                .hint("merge it into the changed base, or convert the adapter with the program that trained it")
+        })?;
+        for (path, target) in &mut self.targets {
+            let Some(at) = target.weight.iter().position(|delta| matches!(delta, Delta::LowRank(_))) else { continue };
+            let Delta::LowRank(factors) = &target.weight[at] else { continue };
+            if factors.experts.is_some() || !matches!(target.site, SiteKind::Layer | SiteKind::FanInFanOut) {
+                return Err(
+                    Error::unsupported(format!("`{name}` starts from linear layers only")).at_key(path.as_str())
+                );
+            }
+            let residual = Residual { method, rank: factors.rank(), scale: factors.factor() };
+            target.weight.insert(at, Delta::Residual(residual));
+        }
+        self.residual_base = None;
+        Ok(())
+    }
+
+    /// Finds the targets of an adapter that does not list them, among all modules of the base and their weights. Call
+    /// it before [`Adapter::complete`]; it does nothing where the targets are known.
+    pub fn place(&mut self, weights: &[(ModulePath, Tensor)]) -> Result<Vec<Note>> {
+        let Some(target) = self.targets.get("") else { return Ok(Vec::new()) };
+        let Some(Delta::Scattered(scattered)) = target.weight.first() else { return Ok(Vec::new()) };
+        let placed = scattered.place(weights)?;
+        let site = if scattered.transposed { SiteKind::FanInFanOut } else { SiteKind::Layer };
+        self.targets.remove("");
+        for (path, factors) in placed.factors {
+            let target = self.targets.entry(path).or_default();
+            target.weight.push(Delta::LowRank(factors));
+            target.site = site;
+        }
+        let uncertain = "the order of some modules in the model is not known here; taken by name";
+        Ok(if placed.certain { Vec::new() } else { vec![Note::lossy("target_modules", uncertain)] })
+    }
+
+    /// Makes what depends on the shapes of the base: shared projections of which the file has only a seed. Call it
+    /// before the deltas are prepared; `shape_of` gives the stored shape of a module's weight. It does nothing, and
+    /// asks for nothing, where all is in the file.
+    ///
+    /// A projection is as large as the largest adapted module, so the shapes of all targets are needed, also of those
+    /// that will not be merged.
+    pub fn complete(&mut self, shape_of: &dyn Fn(&ModulePath) -> Option<Vec<usize>>) -> Result<()> {
+        let Some(seed) = self.projections().find_map(|(_, _, p)| seed_of(p)) else { return Ok(()) };
+        let (mut outputs, mut inputs) = (0, 0);
+        for (path, site, _) in self.projections() {
+            let (rows, cols) = module_shape(path, site, shape_of)?;
+            (outputs, inputs) = (outputs.max(rows), inputs.max(cols));
+        }
+        let made = seed.expand(outputs, inputs)?;
+        for (_, _, projection) in self.projections() {
+            if seed_of(projection) == Some(seed) {
+                *projection = made.clone();
+            }
+        }
+        Ok(())
+    }
+
+    /// Every use of a shared projection.
+    fn projections(&mut self) -> impl Iterator<Item = (&ModulePath, SiteKind, &mut Projection)> {
+        self.targets.iter_mut().flat_map(|(path, target)| {
+            let site = target.site;
+            target.weight.iter_mut().filter_map(Delta::projection_mut).map(move |p| (path, site, p))
+        })
+    }
+}
+
+fn seed_of(projection: &Projection) -> Option<Seed> {
+    match projection {
+        Projection::Seeded(seed) => Some(*seed),
+        Projection::Stored { .. } => None,
+    }
+}
+
+/// Outputs and inputs of a module.
+fn module_shape(
+    path: &ModulePath,
+    site: SiteKind,
+    shape_of: &dyn Fn(&ModulePath) -> Option<Vec<usize>>,
+) -> Result<(usize, usize)> {
+    let missing = || {
+        Error::missing("not in the base, but its shape is needed: the file has only the seed of the shared projection")
+            .hint("is this the base model the adapter was trained on?")
+    };
+    match (shape_of(path).ok_or_else(missing).at_key(path.as_str())?.as_slice(), site) {
+        (&[inputs, outputs], SiteKind::FanInFanOut) => Ok((outputs, inputs)),
+        (&[outputs, inputs], _) => Ok((outputs, inputs)),
+        (other, _) => Err(Error::mismatch(format!("shape {other:?}, expected a matrix")).at_key(path.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::derived::{Vera, projection::Scheme};
+    use crate::adapter::delta::{Derived, Site};
+    use crate::tensor::{Dtype, Shape};
+
+    fn vera(out: usize) -> Delta {
+        let ones = |n| Tensor::from_f32(Dtype::F32, vec![n], &vec![1.0; n]).unwrap();
+        let projection = Projection::Seeded(Seed { key: 0, rank: 2, scheme: Scheme::Vera });
+        Delta::Derived(Derived::Vera(Vera { b: ones(out), d: ones(2), projection, probabilistic: false }))
+    }
+
+    fn adapter() -> Adapter {
+        let target = |out| Target { weight: vec![vera(out)], ..Target::default() };
+        Adapter { targets: [("q".into(), target(4)), ("v".into(), target(3))].into(), ..Adapter::default() }
+    }
+
+    #[test]
+    fn a_projection_is_as_large_as_the_largest_module() {
+        let mut adapter = adapter();
+        let shape = Shape::new([3, 7]);
+        let site = Site { shape: &shape, companion: None };
+        let e = adapter.targets["v"].weight[0].prepare(&site).err().unwrap();
+        assert!(e.to_string().contains("save_projection"), "{e}");
+        let shapes = [("q", vec![4, 5]), ("v", vec![3, 7])];
+        let shape_of = |path: &ModulePath| shapes.iter().find(|(p, _)| *p == path.as_str()).map(|(_, s)| s.clone());
+        adapter.complete(&shape_of).unwrap();
+        let target = adapter.targets.get_mut("q").unwrap();
+        let (a, b) = target.weight[0].projection_mut().unwrap().stored().unwrap();
+        assert_eq!((a.shape.dims(), b.shape.dims()), (&[2, 7][..], &[4, 2][..]));
+        assert!(adapter.targets["v"].weight[0].prepare(&site).is_ok());
+    }
+
+    #[test]
+    fn every_adapted_module_is_needed_for_its_size() {
+        let e = adapter().complete(&|path| (path.as_str() == "q").then(|| vec![4, 5])).unwrap_err();
+        assert_eq!(e.key(), Some("v"));
+        let e = adapter().complete(&|_| Some(vec![4, 5, 3])).unwrap_err();
+        assert!(e.to_string().contains("[4, 5, 3]"), "{e}");
     }
 }

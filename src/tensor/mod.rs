@@ -4,6 +4,7 @@
 pub mod bytes;
 pub mod cast;
 pub mod dtype;
+pub mod numpy_random;
 pub mod random;
 pub mod shape;
 
@@ -12,6 +13,7 @@ use ndarray::Array2;
 
 pub use bytes::{Bytes, MappedFile};
 pub use dtype::Dtype;
+pub use numpy_random::NumpyRng;
 pub use random::TorchRng;
 pub use shape::{Rows, Shape};
 

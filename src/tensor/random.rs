@@ -2,7 +2,7 @@
 //!
 //! The generator is the Mersenne Twister MT19937 (Matsumoto and Nishimura 1998) seeded as `torch.Generator` does; the
 //! distributions follow pytorch/pytorch, `aten/src/ATen/native/TensorFactories.cpp` (randperm) and
-//! `aten/src/ATen/core/TransformationHelper.h` (uniform). Not for cryptography, not for numbers of our own.
+//! `aten/src/ATen/core/TransformationHelper.h` (uniform) and `aten/src/ATen/native/cpu/DistributionTemplates.h` (normal). Not for cryptography, not for numbers of our own.
 
 use std::collections::HashMap;
 
@@ -53,9 +53,54 @@ impl TorchRng {
         high << 32 | u64::from(self.next_u32())
     }
 
-    /// A number in `[lo, hi)` as `uniform_` draws it into a float32 tensor: 24 bits.
+    /// A number in `[lo, hi)` as `uniform_` draws it into a float32 tensor: 24 bits, and one rounding for product and
+    /// sum, as PyTorch's builds for current processors have it.
     pub fn uniform_f32(&mut self, lo: f32, hi: f32) -> f32 {
-        (self.next_u32() & 0x00ff_ffff) as f32 * 2f32.powi(-24) * (hi - lo) + lo
+        self.uniform_rounded(lo, hi, |v| v)
+    }
+
+    /// The same for a bfloat16 tensor: drawn as for float32, then rounded.
+    pub fn uniform_bf16(&mut self, lo: f32, hi: f32) -> f32 {
+        self.uniform_rounded(lo, hi, |v| half::bf16::from_f32(v).to_f32())
+    }
+
+    fn uniform_rounded(&mut self, lo: f32, hi: f32, round: impl Fn(f32) -> f32) -> f32 {
+        let unit = (self.next_u32() & 0x00ff_ffff) as f32 * 2f32.powi(-24);
+        let value = round(unit.mul_add(hi - lo, lo));
+        // The upper bound is not part of the range: what is rounded up to it becomes the lower one.
+        if value == round(hi) { round(lo) } else { value }
+    }
+
+    /// `normal_(mean, deviation)` of a float32 tensor with this many elements.
+    pub fn normal_f32(&mut self, count: usize, mean: f64, deviation: f64) -> Vec<f32> {
+        if count < 16 {
+            let mut pair = None;
+            return (0..count).map(|_| (self.next_normal(&mut pair) * deviation + mean) as f32).collect();
+        }
+        // Groups of sixteen; a rest draws the last sixteen anew.
+        let mut out: Vec<f32> = (0..count).map(|_| self.uniform_f32(0.0, 1.0)).collect();
+        let (mean, deviation) = (mean as f32, deviation as f32);
+        let whole = count / 16 * 16;
+        out[..whole].chunks_mut(16).for_each(|group| box_muller(group, mean, deviation));
+        if whole < count {
+            let last = &mut out[count - 16..];
+            last.iter_mut().for_each(|v| *v = self.uniform_f32(0.0, 1.0));
+            box_muller(last, mean, deviation);
+        }
+        out
+    }
+
+    /// One of a pair of normal numbers in f64; `spare` holds the other for the next call.
+    fn next_normal(&mut self, spare: &mut Option<f64>) -> f64 {
+        if let Some(second) = spare.take() {
+            return second;
+        }
+        let mut unit = || (self.next_u64() & ((1 << 53) - 1)) as f64 * 2f64.powi(-53);
+        let (first, second) = (unit(), unit());
+        let radius = (-2.0 * (-second).ln_1p()).sqrt();
+        let angle = 2.0 * std::f64::consts::PI * first;
+        *spare = Some(radius * angle.sin());
+        radius * angle.cos()
     }
 
     /// `torch.randperm(n)`.
@@ -126,6 +171,17 @@ impl TorchRng {
     }
 }
 
+/// Box-Muller on sixteen uniform numbers, the first eight with the last eight.
+fn box_muller(group: &mut [f32], mean: f32, deviation: f32) {
+    let (first, second) = group.split_at_mut(8);
+    for (a, b) in first.iter_mut().zip(second) {
+        let radius = (-2.0 * (1.0 - *a).ln()).sqrt();
+        let angle = 2.0 * std::f32::consts::PI * *b;
+        *a = radius * angle.cos() * deviation + mean;
+        *b = radius * angle.sin() * deviation + mean;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +194,59 @@ mod tests {
         let expected = [-0.496_802_36, -0.420_822_98, -0.285_618_13, -0.479_783_9, -0.146_289_23, -0.454_912_78];
         for value in expected {
             assert_eq!(rng.uniform_f32(-0.5, 0.25), value);
+        }
+    }
+
+    #[test]
+    fn product_and_sum_are_rounded_once() {
+        let mut rng = TorchRng::new(1);
+        let last = (0..200).map(|_| rng.uniform_f32(-0.3, 0.3)).skip(195).collect::<Vec<_>>();
+        assert_eq!(last, [-0.211_027_13, 0.140_881_9, 0.192_732_42, 0.293_459_18, -0.209_979_28]);
+        // Where floats are far apart, the upper bound would often be rounded to.
+        let mut rng = TorchRng::new(1);
+        assert!((0..2000).all(|_| rng.uniform_f32(1e6, 1e6 + 1.0) < 1e6 + 1.0));
+    }
+
+    #[test]
+    fn draws_in_bfloat16_are_those_of_torch() {
+        let mut rng = TorchRng::new(7);
+        for value in [0.020_996_094, -0.180_664_06, 0.095_703_125, 0.094_238_28, -0.160_156_25, -0.044_921_875] {
+            assert_eq!(rng.uniform_bf16(-0.3, 0.3), value);
+        }
+    }
+
+    #[test]
+    fn normal_numbers_are_those_of_torch() {
+        let few = TorchRng::new(3).normal_f32(7, 0.0, 0.5);
+        let many = TorchRng::new(3).normal_f32(21, 0.0, 0.5);
+        let expected_few =
+            [0.401_638, 0.087_416_69, 0.044_489_05, -0.306_859, 0.023_091_225, -0.684_129_6, 0.168_747_54];
+        let expected_many = [
+            -0.038_322_147,
+            0.179_940_76,
+            -0.391_008_4,
+            0.035_763_867,
+            0.332_419_7,
+            0.261_093_5,
+            -0.083_404_58,
+            0.026_516_7,
+            0.202_303_57,
+            0.305_649_8,
+            0.380_195_2,
+            -0.016_821_63,
+            -0.172_422_66,
+            0.229_590_22,
+            1.218_198_5,
+            -0.073_404_09,
+            0.242_557,
+            0.102_617_19,
+            0.169_214_1,
+            0.676_377,
+            0.186_817_69,
+        ];
+        // PyTorch's vectorised logarithm and cosine may differ from the library's in the last bits.
+        for (found, expected) in few.iter().chain(&many).zip(expected_few.iter().chain(&expected_many)) {
+            assert!((found - expected).abs() < 1e-6, "{found} against {expected}");
         }
     }
 

@@ -83,6 +83,7 @@ mod tests {
             b: tensor(&[rows, r]),
             scale: Scale::direct(1.0),
             experts: None,
+            name: "LoRA",
         };
         let bias = Glora::Bias { c: Some(Letter::Plain(tensor(&[1]))), d: None, e: None };
         // For a weight of [4, 6].

@@ -27,7 +27,8 @@ struct Ready(Factors);
 impl Hira {
     /// The same checks as for LoRA.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
-        let factors = LowRank { a: self.a.clone(), b: self.b.clone(), scale: Scale::direct(1.0), experts: None };
+        let factors =
+            LowRank { a: self.a.clone(), b: self.b.clone(), scale: Scale::direct(1.0), experts: None, name: "HiRA" };
         Ok(match factors.prepare(site)? {
             Action::LowRank(factors) => Action::Act(Box::new(Ready(factors))),
             other => other,

@@ -25,6 +25,8 @@ pub struct LowRank {
     pub scale: Scale,
     /// Set for a stack of experts.
     pub experts: Option<Experts>,
+    /// The name people use for the kind the factors came from: `LoRA` unless they were stored as something else.
+    pub name: &'static str,
 }
 
 /// How one pair of matrices holds the factors of several experts.
@@ -74,7 +76,7 @@ pub struct Factors {
 impl LowRank {
     /// The name people use.
     pub fn kind(&self) -> &'static str {
-        if self.experts.is_some() { "LoRA on experts" } else { "LoRA" }
+        if self.experts.is_some() { "LoRA on experts" } else { self.name }
     }
 
     /// Its tensors.

@@ -7,20 +7,27 @@
 mod check;
 pub mod circulant;
 pub mod deft;
+pub mod derived;
 pub mod dora;
 pub mod fourier;
 pub mod full;
 pub mod glora;
+pub mod hadamard;
 pub mod hira;
 pub mod kasa;
+pub mod kronecker;
 pub mod low_rank;
 pub mod miss;
 pub mod opaque;
+pub mod orthogonal;
 pub mod osf;
 pub mod peanut;
+pub mod product;
 pub mod qalora;
 pub mod rescale;
+pub mod residual;
 pub mod road;
+pub mod scattered;
 pub mod sparse;
 mod survey;
 pub mod token_rows;
@@ -33,19 +40,26 @@ use ndarray::{Array2, ArrayViewMut2};
 
 pub use circulant::Circulant;
 pub use deft::Deft;
+pub use derived::Derived;
 pub use fourier::Fourier;
 pub use full::Full;
 pub use glora::Glora;
+pub use hadamard::Hadamard;
 pub use hira::Hira;
 pub use kasa::Kasa;
+pub use kronecker::Kronecker;
 pub use low_rank::{Experts, Factors, LowRank, Packing};
 pub use miss::Miss;
 pub use opaque::Opaque;
+pub use orthogonal::Orthogonal;
 pub use osf::Osf;
 pub use peanut::Peanut;
+pub use product::Product;
 pub use qalora::Qalora;
 pub use rescale::Rescale;
+pub use residual::Residual;
 pub use road::Road;
+pub use scattered::Scattered;
 pub use sparse::Sparse;
 pub use token_rows::TokenRows;
 
@@ -56,8 +70,16 @@ use crate::tensor::{Rows, Shape, Tensor};
 /// The change to one weight. The enum is closed: a new kind makes the compiler list every question it must answer.
 #[derive(Clone, Debug)]
 pub enum Delta {
+    /// Low-rank factors made from tensors that all targets share: VeRA, PVeRA, RandLoRA.
+    Derived(Derived),
+    /// LoHa: an elementwise product of two low-rank matrices.
+    Hadamard(Hadamard),
+    /// LoKr: a Kronecker product.
+    Kronecker(Kronecker),
     /// LoRA and everything that is exactly a product of two factors.
     LowRank(LowRank),
+    /// OFT, BOFT, HRA: the inputs turned by an orthogonal matrix.
+    Orthogonal(Orthogonal),
     /// A whole tensor, in place of the old one or added to it.
     Full(Full),
     /// Some rows of an embedding, replaced.
@@ -84,8 +106,12 @@ pub enum Delta {
     Peanut(Peanut),
     /// QA-LoRA: LoRA on pooled inputs.
     Qalora(Qalora),
+    /// PiSSA, OLoRA: what the factors started from, taken out.
+    Residual(Residual),
     /// RoAd: pairs of outputs rotated.
     Road(Road),
+    /// UniLoRA that has to be placed first.
+    Scattered(Scattered),
     /// SHiRA, Super-Tuning, WaveFT: some elements.
     Sparse(Sparse),
     /// A kind that is understood as far as its name; it can be inspected and carried, not computed.
@@ -192,7 +218,11 @@ impl Delta {
     /// The name people use for the kind.
     pub fn kind(&self) -> &'static str {
         match self {
+            Delta::Derived(d) => d.kind(),
+            Delta::Hadamard(_) => "LoHa",
+            Delta::Kronecker(_) => "LoKr",
             Delta::LowRank(d) => d.kind(),
+            Delta::Orthogonal(d) => d.kind(),
             Delta::Full(d) => d.kind(),
             Delta::TokenRows(_) => "token rows",
             Delta::Rescale(_) => "IA3",
@@ -206,7 +236,9 @@ impl Delta {
             Delta::Osf(_) => "OSF",
             Delta::Peanut(_) => "PEANuT",
             Delta::Qalora(_) => "QA-LoRA",
+            Delta::Residual(d) => d.kind(),
             Delta::Road(_) => "RoAd",
+            Delta::Scattered(_) => "UniLoRA",
             Delta::Sparse(d) => d.kind(),
             Delta::Opaque(d) => d.kind,
         }
@@ -215,7 +247,11 @@ impl Delta {
     /// Its tensors with the words for their roles.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
+            Delta::Derived(d) => d.tensors(),
+            Delta::Hadamard(d) => d.tensors(),
+            Delta::Kronecker(d) => d.tensors(),
             Delta::LowRank(d) => d.tensors(),
+            Delta::Orthogonal(d) => d.tensors(),
             Delta::Full(d) => vec![("weight", &d.tensor)],
             Delta::TokenRows(d) => vec![("rows", &d.rows)],
             Delta::Rescale(d) => vec![("l", &d.factors)],
@@ -229,7 +265,9 @@ impl Delta {
             Delta::Osf(d) => vec![("u", &d.u), ("s", &d.s), ("v", &d.v)],
             Delta::Peanut(d) => d.tensors(),
             Delta::Qalora(d) => d.factors.tensors(),
+            Delta::Residual(_) => Vec::new(),
             Delta::Road(d) => vec![("theta", &d.theta), ("alpha", &d.alpha)],
+            Delta::Scattered(d) => vec![("theta", &d.theta)],
             Delta::Sparse(d) => d.tensors(),
             Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
         }
@@ -243,7 +281,11 @@ impl Delta {
     /// Checks that the delta fits the weight and makes it ready.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
         match self {
+            Delta::Derived(d) => d.prepare(site),
+            Delta::Hadamard(d) => d.prepare(site),
+            Delta::Kronecker(d) => d.prepare(site),
             Delta::LowRank(d) => d.prepare(site),
+            Delta::Orthogonal(d) => d.prepare(site),
             Delta::Full(d) => d.prepare(site),
             Delta::TokenRows(d) => d.prepare(site),
             Delta::Rescale(d) => d.prepare(site),
@@ -257,9 +299,29 @@ impl Delta {
             Delta::Osf(d) => d.prepare(site),
             Delta::Peanut(d) => d.prepare(site),
             Delta::Qalora(d) => d.prepare(site),
+            Delta::Residual(d) => d.prepare(site),
             Delta::Road(d) => d.prepare(site),
+            Delta::Scattered(d) => d.prepare(),
             Delta::Sparse(d) => d.prepare(site),
             Delta::Opaque(d) => d.prepare(),
+        }
+    }
+
+    /// The shared projection the delta is made from, where its kind has one.
+    pub fn projection_mut(&mut self) -> Option<&mut derived::Projection> {
+        match self {
+            Delta::Derived(d) => Some(d.projection_mut()),
+            _ => None,
+        }
+    }
+
+    /// The factors where the delta is a product of two, for a weight of this many rows and columns; none where it is
+    /// not, or is a stack of experts.
+    pub fn factors(&self, matrix: (usize, usize)) -> Option<Result<Factors>> {
+        match self {
+            Delta::LowRank(d) if d.experts.is_none() => Some(d.factors()),
+            Delta::Derived(d) => Some(d.factors(matrix)),
+            _ => None,
         }
     }
 }

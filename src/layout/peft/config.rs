@@ -109,6 +109,11 @@ impl Config {
         field(&self.raw, name, "a whole number")
     }
 
+    /// A list of whole numbers.
+    pub fn integers(&self, name: &str) -> Result<Option<Vec<usize>>> {
+        field(&self.raw, name, "a list of whole numbers")
+    }
+
     /// A rank: a whole number from one up to a limit no adapter reaches.
     pub fn rank(&self, name: &str, default: usize) -> Result<usize> {
         let rank: Option<u64> = field(&self.raw, name, "a whole number above zero")?;
@@ -214,8 +219,21 @@ impl Matcher {
 }
 
 fn compile(text: &str) -> Result<Regex> {
+    build(text, &format!(r"^(?:.*\.)?(?:{text})$"))
+}
+
+/// An expression for the whole of a module path.
+pub fn compile_whole(text: &str) -> Result<Regex> {
+    build(text, &format!("^(?:{text})$"))
+}
+
+fn build(text: &str, anchored: &str) -> Result<Regex> {
+    if text.len() > MAX_PATTERN_BYTES {
+        let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
+        return Err(Error::new(Kind::Limit, what));
+    }
     let shown: String = text.chars().take(60).collect();
-    regex::RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{text})$"))
+    regex::RegexBuilder::new(anchored)
         .size_limit(MAX_COMPILED_BYTES)
         .dfa_size_limit(MAX_CACHE_BYTES)
         .nest_limit(MAX_NESTING)

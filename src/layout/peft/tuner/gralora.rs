@@ -96,5 +96,5 @@ fn factors(alpha: f64, a: &Tensor, b: &Tensor, general: Option<&(Tensor, Tensor)
         tall.slice_mut(s![.., total - extra..]).assign(&b);
     }
     let scale = Scale::direct(alpha / (rank + extra) as f64);
-    Ok(LowRank { a: owned(&wide)?, b: owned(&tall)?, scale, experts: None })
+    Ok(LowRank { a: owned(&wide)?, b: owned(&tall)?, scale, experts: None, name: "GraLoRA" })
 }

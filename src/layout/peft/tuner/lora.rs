@@ -202,7 +202,7 @@ fn read_layer(
 fn plain(patterns: &Patterns, path: &str, a: Tensor, b: Tensor) -> Result<LowRank> {
     let stored = a.shape.dims().first().copied().unwrap_or(0);
     patterns.checked_rank(path, stored, &a.shape)?;
-    let delta = LowRank { a, b, scale: patterns.scale_at(path), experts: None };
+    let delta = LowRank { a, b, scale: patterns.scale_at(path), experts: None, name: "LoRA" };
     if delta.b.shape.dims().get(1) != Some(&stored) {
         let what = format!("rank of A {} against rank of B {}", delta.a.shape, delta.b.shape);
         return Err(Error::mismatch(what).at_key(path).hint("the two halves may come from different adapters"));

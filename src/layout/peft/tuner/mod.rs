@@ -1,26 +1,38 @@
 //! One file per PEFT tuner: its roles, its config fields, and how they become deltas.
 
+pub mod adalora;
 pub mod beft;
+pub mod boft;
 pub mod c3a;
 pub mod deft;
+pub mod delora;
 pub mod fourierft;
 pub mod glora;
 pub mod gralora;
 pub mod hira;
+pub mod hra;
 pub mod ia3;
 pub mod ln_tuning;
+pub mod loha;
+pub mod lokr;
 pub mod lora;
 pub mod miss;
 pub mod none;
+pub mod oft;
 pub mod osf;
 mod parameter;
 #[cfg(test)]
 mod parity;
 pub mod peanut;
 pub mod psoft;
+pub mod randlora;
 pub mod road;
 pub mod shira;
 pub mod supertuning;
+pub mod tinylora;
+pub mod unilora;
+pub mod vblora;
+pub mod vera;
 pub mod waveft;
 
 use super::Reader;
@@ -44,25 +56,38 @@ pub struct Tuner {
 
 /// All tuners.
 pub const TUNERS: &[&Tuner] = &[
+    &adalora::TUNER,
     &beft::TUNER,
+    &boft::TUNER,
     &c3a::TUNER,
     &deft::TUNER,
+    &delora::TUNER,
     &fourierft::TUNER,
     &glora::TUNER,
     &gralora::TUNER,
     &hira::TUNER,
+    &hra::TUNER,
     &ia3::TUNER,
     &ln_tuning::TUNER,
+    &loha::TUNER,
+    &lokr::TUNER,
     &lora::TUNER,
     &miss::BONE,
     &miss::TUNER,
     &none::TRAINABLE_TOKENS,
+    &oft::TUNER,
     &osf::TUNER,
     &peanut::TUNER,
     &psoft::TUNER,
+    &randlora::TUNER,
     &road::TUNER,
     &shira::TUNER,
     &supertuning::TUNER,
+    &tinylora::TUNER,
+    &unilora::TUNER,
+    &vblora::TUNER,
+    &vera::PVERA,
+    &vera::VERA,
     &waveft::TUNER,
 ];
 

@@ -109,7 +109,7 @@ pub fn read(
     let count = rows / rank;
     let experts = Experts { count, packing: packing(reader)?, facing: facing(reader.config) };
     let experts = (count > 1).then_some(experts);
-    let delta = LowRank { a, b, scale: patterns.scale_at(&full), experts };
+    let delta = LowRank { a, b, scale: patterns.scale_at(&full), experts, name: "LoRA" };
     let target = target(reader, &full);
     target.site = SiteKind::Parameter;
     target.weight.push(Delta::LowRank(delta));

@@ -7,7 +7,7 @@ use ndarray::{Array2, s};
 use serde_json::json;
 
 use crate::adapter::delta::{Action, Delta, InMemory, Site};
-use crate::adapter::{Adapter, SiteKind, Target};
+use crate::adapter::{Adapter, Severity, SiteKind, Target};
 use crate::container::SafetensorsFile;
 use crate::error::Result;
 use crate::kernels::{Kernels, present};
@@ -73,8 +73,12 @@ fn pieces<'t>(path: &str, target: &'t Target) -> Vec<(String, &'t [Delta], bool)
 fn check_case(name: &str, kernels: &dyn Kernels, height: usize) {
     let base = tensors(&folder().join("base.safetensors"));
     let mut expected: BTreeMap<_, _> = tensors(&folder().join(name).join("expected.safetensors")).into_iter().collect();
-    let opened = open(&folder().join(name), None).unwrap_or_else(|e| panic!("{name}: {e:?}"));
-    assert!(opened.notes.is_empty(), "{name}: {:?}", opened.notes);
+    let mut opened = open(&folder().join(name), None).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+    assert!(opened.notes.iter().all(|n| n.severity == Severity::Info), "{name}: {:?}", opened.notes);
+    opened.adapter.restore_base().unwrap();
+    let weight = |(key, tensor): (&String, &Tensor)| Some((key.strip_suffix(".weight")?.into(), tensor.clone()));
+    assert!(opened.adapter.place(&base.iter().filter_map(weight).collect::<Vec<_>>()).unwrap().is_empty(), "{name}");
+    opened.adapter.complete(&|path| base.get(&path.tensor("weight")).map(|t| t.shape.dims().to_vec())).unwrap();
     for (path, target) in &opened.adapter.targets {
         for (key, deltas, turned) in pieces(path.as_str(), target) {
             // What changes a bias by itself alone has nothing to change where there is none.
@@ -91,11 +95,15 @@ fn check_case(name: &str, kernels: &dyn Kernels, height: usize) {
     assert!(expected.is_empty(), "{name}: not changed: {:?}", expected.keys());
 }
 
+/// The key of a role of module `q`, or of a tensor of the whole adapter, which comes with its prefix.
+fn key_of(role: &str) -> String {
+    if role.starts_with("base_model.") { role.to_string() } else { format!("base_model.model.q.{role}") }
+}
+
 /// What is read from tensors of these shapes with this config.
 fn reading(config: serde_json::Value, tensors: &[(&str, &[usize])]) -> Result<Adapter> {
     let values = |dims: &[usize]| Tensor::from_f32(Dtype::F32, dims, &vec![0.5; dims.iter().product()]).unwrap();
-    let tensors: StateDict =
-        tensors.iter().map(|(role, dims)| (format!("base_model.model.q.{role}"), values(dims))).collect();
+    let tensors: StateDict = tensors.iter().map(|(role, dims)| (key_of(role), values(dims))).collect();
     let config = Config::read(config.as_object().unwrap().clone()).unwrap();
     let tuner = super::by_type(&config.peft_type).unwrap();
     let modules = Modules::sort(&tensors, tuner.roles)?;
@@ -129,6 +137,49 @@ fn what_is_missing_or_unknown_is_named() {
         (json!({"peft_type": "LORA", "r": 2, "use_bdlora": {"target_modules_bd_a": ["q"], "nblocks": u64::MAX}}), pair),
     ] {
         assert!(reading(config.clone(), tensors).is_err(), "{config}");
+    }
+}
+
+#[test]
+fn shared_and_multiplicative_tuners_name_what_is_missing() {
+    let vera: &[(&str, &[usize])] = &[("vera_lambda_b", &[4]), ("vera_lambda_d", &[2])];
+    let vera_half = [vera, &[("base_model.vera_A", &[2, 4])]].concat();
+    let topk: &[(&str, &[usize])] = &[("base_model.vblora_vector_bank", &[3, 2]), ("vblora_logits_A", &[2, 2, 3])];
+    let topk_wide = [topk, &[("vblora_logits_B", &[2, 2, 4])]].concat();
+    let tiny: &[(&str, &[usize])] = &[("tinylora_A", &[2, 4]), ("tinylora_B", &[4, 2])];
+    let tiny_far = [tiny, &[("base_model.tinylora_v.3", &[5])]].concat();
+    let loha: &[(&str, &[usize])] = &[("hada_w1_a", &[4, 2]), ("hada_w1_b", &[2, 4]), ("hada_w2_a", &[4, 2])];
+    for (config, tensors, named) in [
+        (json!({"peft_type": "ADALORA"}), &[("lora_A", &[2usize, 4][..]), ("lora_B", &[4, 2])][..], "lora_E"),
+        (json!({"peft_type": "ADALORA"}), &[("lora_A", &[2, 4]), ("lora_B", &[4, 2]), ("lora_E", &[3, 1])], "[3, 1]"),
+        (json!({"peft_type": "BOFT"}), &[("boft_R", &[1, 2, 2, 2])], "boft_s"),
+        (json!({"peft_type": "DELORA", "r": 2}), &[("delora_A", &[2, 4]), ("delora_B", &[4, 2])], "delora_lambda"),
+        (json!({"peft_type": "LOHA", "r": 2}), loha, "hada_w2_b"),
+        (json!({"peft_type": "LOKR", "r": 2}), &[("lokr_w1", &[2, 2]), ("lokr_w2_a", &[2, 2])], "lokr_w2_b"),
+        (
+            json!({"peft_type": "LOKR", "r": 3}),
+            &[("lokr_w1", &[2, 2]), ("lokr_w2_a", &[2, 2]), ("lokr_w2_b", &[2, 2])],
+            "rank 3",
+        ),
+        (json!({"peft_type": "OFT"}), &[("oft_r", &[2, 2, 2])], "0.18"),
+        (json!({"peft_type": "OFT", "num_cayley_neumann_terms": 1u64 << 40}), &[("oft_R.weight", &[2, 1])], "terms"),
+        (json!({"peft_type": "TINYLORA"}), tiny, "tinylora_v"),
+        (json!({"peft_type": "TINYLORA"}), &tiny_far, "tinylora_v.0"),
+        (json!({"peft_type": "UNILORA"}), &[("base_model.unilora_theta_d", &[4])], "target_modules"),
+        (
+            json!({"peft_type": "UNILORA", "target_modules": "(?=q)"}),
+            &[("base_model.unilora_theta_d", &[4])],
+            "look-around",
+        ),
+        (json!({"peft_type": "VBLORA"}), topk, "vblora_logits_B"),
+        (json!({"peft_type": "VBLORA"}), &topk_wide, "[2, 2, 4]"),
+        (json!({"peft_type": "VERA", "r": 2}), vera, "save_projection"),
+        (json!({"peft_type": "VERA", "r": 2}), &vera_half, "vera_B"),
+        (json!({"peft_type": "VERA", "r": 65536, "save_projection": false}), vera, "rank 65536"),
+    ] {
+        let e = reading(config.clone(), tensors).expect_err("refused");
+        let said = format!("{e} {}", e.key().unwrap_or_default());
+        assert!(said.contains(named), "{config}: {said}");
     }
 }
 

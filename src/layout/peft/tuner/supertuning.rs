@@ -35,7 +35,13 @@ fn read(reader: &mut Reader) -> Result<()> {
                 let alpha =
                     alpha.ok_or_else(|| Error::missing("no lora_alpha for the factors").at_key("lora_alpha"))?;
                 let rank = a.shape.dims().first().copied().unwrap_or(1);
-                Some(LowRank { a, b, scale: Scale::direct(alpha / rank.max(1) as f64), experts: None })
+                Some(LowRank {
+                    a,
+                    b,
+                    scale: Scale::direct(alpha / rank.max(1) as f64),
+                    experts: None,
+                    name: "Super-Tuning",
+                })
             }
         };
         require_taken(&parts, TUNER.peft_type)?;
