@@ -15,7 +15,7 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
 use crate::container::{FileMetadata, Shard, Sharded, json};
 use crate::error::{Context, Error, Result};
-use crate::names::Index;
+use crate::names::{Index, ModulePath};
 use crate::tensor::{Bytes, Tensor};
 
 /// The config beside a model.
@@ -56,6 +56,14 @@ impl BaseModel {
     /// A tensor by its key on disk, with the number of its file.
     pub fn tensor(&self, key: &str) -> Option<(usize, &Tensor)> {
         self.files.shards.iter().enumerate().find_map(|(i, s)| s.contents.tensors.get(key).map(|t| (i, t)))
+    }
+
+    /// Every module with a weight, by its path on disk, and the weight.
+    pub fn weights(&self) -> Vec<(ModulePath, Tensor)> {
+        let weight = |(_, key, t): (usize, &String, &Tensor)| {
+            key.strip_suffix(".weight").map(|path| (ModulePath::from(path), t.clone()))
+        };
+        self.files.tensors().filter_map(weight).collect()
     }
 
     /// The files, in order.

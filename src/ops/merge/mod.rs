@@ -15,6 +15,7 @@ mod tied;
 use crate::adapter::{Adapter, Delta, Note};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
+use crate::names::ModulePath;
 use crate::stream::Output;
 use crate::tensor::Dtype;
 
@@ -58,10 +59,18 @@ pub struct Merge {
 
 /// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.
 pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
-    for applied in adapters {
-        check(applied).in_file(&applied.label)?;
-    }
-    let edits = resolve::resolve(base, adapters, options)?;
+    let mut notes = Vec::new();
+    let ready = adapters
+        .iter()
+        .map(|applied| fit(base, applied, &mut notes).in_file(&applied.label))
+        .collect::<Result<Vec<Adapter>>>()?;
+    let adapters: Vec<Applied> = adapters
+        .iter()
+        .zip(&ready)
+        .map(|(applied, adapter)| Applied { adapter, label: applied.label.clone(), strength: applied.strength })
+        .collect();
+    let mut edits = resolve::resolve(base, &adapters, options)?;
+    edits.notes.splice(0..0, notes);
     let totals = Totals {
         adapter_tensors: adapters.iter().map(|a| a.adapter.tensor_count()).sum(),
         adapter_tensors_used: edits.used.iter().sum(),
@@ -74,6 +83,24 @@ pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Resul
     Ok(merge)
 }
 
+/// The adapter with everything that only the base can tell: factors taken out of it before training, targets that the
+/// file does not list, projections of which it has the seed.
+fn fit(base: &BaseModel, applied: &Applied, notes: &mut Vec<Note>) -> Result<Adapter> {
+    check(applied)?;
+    let mut adapter = applied.adapter.clone();
+    if let Some(method) = &adapter.residual_base {
+        let text = format!(
+            "trained on a base from which {method} took the first factors; they are found again in the base given"
+        );
+        notes.push(Note::info("init_lora_weights", text));
+    }
+    adapter.restore_base().map_err(|e| e.at_key("init_lora_weights"))?;
+    notes.extend(adapter.place(&base.weights())?);
+    let shape_of = |path: &ModulePath| base.names.find(&path.tensor("weight")).map(|found| found.memory_shape);
+    adapter.complete(&shape_of)?;
+    Ok(adapter)
+}
+
 /// What is wrong with an adapter whatever the base.
 fn check(applied: &Applied) -> Result<()> {
     let adapter = applied.adapter;
@@ -84,14 +111,6 @@ fn check(applied: &Applied) -> Result<()> {
             let error = Error::unsupported(format!("{} cannot be merged: {}", opaque.kind, opaque.reason));
             return Err(if path.as_str().is_empty() { error } else { error.at_key(path.as_str()) });
         }
-    }
-    if let Some(method) = &adapter.residual_base {
-        let what = format!(
-            "initialised by {method}, which changed the base before training: the adapter is right only on that base"
-        );
-        return Err(Error::unsupported(what).at_key("init_lora_weights").hint(
-            "save it again with PEFT's path_initial_model_for_weight_conversion, which gives one for the original base",
-        ));
     }
     if adapter.targets.is_empty() {
         return Err(Error::missing("the adapter changes nothing"));
