@@ -5,7 +5,10 @@
 //! single one and its result (64 MiB) may sit in the last-level cache once the work is split over cores with a cache
 //! each, and then the copy is several times faster than memory.
 //!
-//! `cargo bench --bench merge_kernel -- [SECONDS]`, SECONDS being the time spent on each figure (0.3).
+//! A ratio says something only where the machine was idle: a best copy that is not faster on two threads than on one,
+//! or a median far above the best, tells that it was not.
+//!
+//! `cargo bench --bench merge_kernel -- [SECONDS [RANK...]]`, SECONDS being the time spent on each figure (0.3).
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +22,17 @@ use rayon::prelude::*;
 const SIZE: usize = 4096;
 /// Matrices that are gone through in turn: 512 MiB with their results.
 const MATRICES: usize = 8;
-/// Rows of a tile of the fused step.
-const TILE: usize = 64;
+/// Rows of a tile of the fused step: the pieces of 2 MiB that the streaming engine deals out.
+const TILE: usize = 256;
 /// Rows of a tile given to BLAS.
 const BLAS_TILE: usize = 128;
 const RANKS: [usize; 5] = [8, 16, 64, 128, 256];
 
 fn main() {
-    let seconds = std::env::args().skip(1).find_map(|a| a.parse::<f64>().ok()).unwrap_or(0.3);
-    let budget = Duration::from_secs_f64(seconds);
+    let numbers: Vec<f64> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
+    let budget = Duration::from_secs_f64(numbers.first().copied().unwrap_or(0.3));
+    let asked: Vec<usize> = numbers.iter().skip(1).map(|&rank| rank as usize).collect();
+    let ranks = if asked.is_empty() { RANKS.to_vec() } else { asked };
     let one: Vec<u8> = normal(1, SIZE * SIZE).iter().flat_map(|x| bf16::from_f32(x * 0.03).to_le_bytes()).collect();
     let ws = vec![one; MATRICES];
     let mut outs: Vec<Vec<u8>> = ws.iter().map(|w| vec![1u8; w.len()]).collect();
@@ -37,13 +42,27 @@ fn main() {
         let mut measure = |f: &(dyn Fn(&[u8], &mut [u8]) + Sync)| {
             pool.install(|| best(budget, |i| f(&ws[i % MATRICES], &mut outs[i % MATRICES])))
         };
-        let copy = measure(&|w, out| {
+        let copying = |w: &[u8], out: &mut [u8]| {
             let tile = TILE * SIZE * 2;
             out.par_chunks_mut(tile).zip(w.par_chunks(tile)).for_each(|(out, w)| out.copy_from_slice(w));
-        });
+        };
+        let copy = measure(&copying);
         row(threads, "copy", 0, copy, copy);
-        for rank in RANKS {
+        let casts = measure(&|w, out| {
+            let tile = TILE * SIZE * 2;
+            out.par_chunks_mut(tile).zip(w.par_chunks(tile)).for_each_init(
+                || vec![0f32; TILE * SIZE],
+                |wide, (out, w)| {
+                    cast::widen(Dtype::BF16, w, wide).expect("sizes");
+                    cast::narrow(Dtype::BF16, wide, out).expect("sizes");
+                },
+            );
+        });
+        row(threads, "widen and narrow", 0, casts, copy);
+        for &rank in &ranks {
             let (a, b) = (normal(2, rank * SIZE), normal(3, rank * SIZE));
+            let copy = measure(&copying); // anew, so that what it is compared with was measured beside it
+            row(threads, "copy", rank, copy, copy);
             for variant in Variant::present().into_iter().rev().filter(|v| *v != Variant::Plain) {
                 let time = measure(&|w, out| step(variant, w, out, &a, &b, rank));
                 row(threads, variant.name(), rank, time, copy);

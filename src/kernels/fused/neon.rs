@@ -7,10 +7,6 @@ use super::blocks::{self, Lanes};
 use super::{Moved, Step};
 
 /// Six rows by 16 columns: 24 sums, 4 vectors of a and one of b in 32 registers.
-///
-/// # Safety
-///
-/// The sizes of the step have been checked.
 #[target_feature(enable = "neon")]
 pub(super) fn neon(step: Step) -> Moved {
     // SAFETY: the features are those of this function; the step has been checked where it was made.
@@ -88,10 +84,10 @@ impl Lanes for Neon {
             [vreinterpretq_f32_u32(vshlq_n_u32::<16>(both)), vreinterpretq_f32_u32(odd)]
         }
         fn write_f32(out: *mut u8, v: [float32x4_t; 2], old: *const u8, still: &mut uint32x4_t) -> [float32x4_t; 2] {
-            for half in 0..2 {
-                vst1q_u8(out.add(16 * half), vreinterpretq_u8_f32(v[half]));
+            for (half, x) in v.iter().enumerate() {
+                vst1q_u8(out.add(16 * half), vreinterpretq_u8_f32(*x));
                 let before = vreinterpretq_u32_u8(vld1q_u8(old.add(16 * half)));
-                *still = vsubq_u32(*still, vceqq_u32(vreinterpretq_u32_f32(v[half]), before));
+                *still = vsubq_u32(*still, vceqq_u32(vreinterpretq_u32_f32(*x), before));
             }
             v
         }

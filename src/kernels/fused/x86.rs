@@ -99,8 +99,8 @@ impl Lanes for Avx2 {
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
         }
         fn write_f32(out: *mut u8, v: [__m256; 2], old: *const u8, still: &mut __m256i) -> [__m256; 2] {
-            for half in 0..2 {
-                let bits = _mm256_castps_si256(v[half]);
+            for (half, x) in v.iter().enumerate() {
+                let bits = _mm256_castps_si256(*x);
                 _mm256_storeu_si256(out.add(32 * half).cast(), bits);
                 let same = _mm256_cmpeq_epi32(bits, _mm256_loadu_si256(old.add(32 * half).cast()));
                 *still = _mm256_sub_epi32(*still, same);
@@ -181,8 +181,8 @@ impl Lanes for Avx512 {
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
         }
         fn write_f32(out: *mut u8, v: [__m512; 2], old: *const u8, still: &mut __m512i) -> [__m512; 2] {
-            for half in 0..2 {
-                let bits = _mm512_castps_si512(v[half]);
+            for (half, x) in v.iter().enumerate() {
+                let bits = _mm512_castps_si512(*x);
                 _mm512_storeu_si512(out.add(64 * half).cast(), bits);
                 let same = _mm512_cmpeq_epi32_mask(bits, _mm512_loadu_si512(old.add(64 * half).cast()));
                 *still = _mm512_mask_add_epi32(*still, same, *still, _mm512_set1_epi32(1));
