@@ -242,7 +242,7 @@ fn a_product_of_zero_changes_nothing() {
     }
 }
 
-/// Against the exact result, rounded once: the shares that `docs/numerics.md` states.
+/// Against the exact result, rounded once.
 #[test]
 fn nearly_every_element_is_correctly_rounded() {
     let mut random = Random::new(4);

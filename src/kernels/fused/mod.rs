@@ -8,7 +8,7 @@
 //!   the type, since processors differ in the sign and payload they produce.
 //!
 //! For f64 the same, in f64. No operation depends on a neighbour, so all variants give the same bytes for any split
-//! into rows and any width of strip. [`plain`](self) loops are the definition; the vector variants are held to them
+//! into rows and any width of strip. The plain loops are the definition; the vector variants are held to them
 //! bit for bit by `tests/it/kernels.rs`.
 
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
