@@ -1,8 +1,8 @@
 //! Conversions between stored element types and f32. This is where rounding is defined: to nearest, ties to even,
 //! once. Values beyond the largest finite number become infinite for f16 and bf16, as IEEE 754 has it.
 
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
@@ -77,7 +77,7 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], f: impl Fn([u8; N]) -> f3
     Ok(())
 }
 
-fn back<const N: usize>(values: &[f32], out: &mut [u8], f: impl Fn(f32) -> [u8; N]) -> Result<()> {
+fn back<T: Copy, const N: usize>(values: &[T], out: &mut [u8], f: impl Fn(T) -> [u8; N]) -> Result<()> {
     let bytes = out.len();
     let (words, rest) = out.as_chunks_mut::<N>();
     if words.len() != values.len() || !rest.is_empty() {
