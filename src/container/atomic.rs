@@ -35,7 +35,7 @@ pub struct Pending {
     replace: bool,
     sync: bool,
     committed: bool,
-    lock: Option<File>,
+    _lock: Option<File>,
 }
 
 impl Pending {
@@ -55,17 +55,16 @@ impl Pending {
                 fs::create_dir(&temporary).map_err(fail)?;
                 File::open(&temporary).ok() // a folder can be locked through a read-only handle
             }
-            // The file itself is made by its writer; the lock follows in `hold`.
-            Form::File => None,
+            Form::File => Some(File::options().write(true).create_new(true).open(&temporary).map_err(fail)?),
         };
         if let Some(lock) = &lock {
             let _ = lock.try_lock();
         }
         let destination = parent.join(&name);
-        Ok(Pending { form, temporary, destination, replace, sync, committed: false, lock })
+        Ok(Pending { form, temporary, destination, replace, sync, committed: false, _lock: lock })
     }
 
-    /// Where to build: the file itself, or the folder to put files into (which exists already).
+    /// Where to build: an empty file, or an empty folder to put files into.
     pub fn path(&self) -> &Path {
         &self.temporary
     }
@@ -78,16 +77,6 @@ impl Pending {
     /// Whether files have to be on disk before the rename.
     pub fn sync(&self) -> bool {
         self.sync
-    }
-
-    /// Marks a temporary file, which its writer has created by now, as belonging to a live run.
-    pub fn hold(&mut self) {
-        if self.lock.is_none() {
-            self.lock = File::open(&self.temporary).ok();
-            if let Some(lock) = &self.lock {
-                let _ = lock.try_lock();
-            }
-        }
     }
 
     /// Gives the output its name. Every file in it has to be written and synced.

@@ -5,6 +5,7 @@ mod header;
 pub mod json;
 pub mod safetensors;
 pub mod sharded;
+mod system;
 pub mod torch;
 
 pub use safetensors::{Entry, FileMetadata, Manifest, SafetensorsFile, SafetensorsWriter};

@@ -15,11 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use safetensors::tensor::Metadata;
 
 use super::header::{self, Header};
+use super::system;
 use super::torch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
@@ -206,7 +207,7 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
+    /// Creates the file, or takes the empty one that is there, and writes its head. `head` may be the bytes of another file's head, where the manifest is
     /// the same, so that nothing of its form is lost.
     pub fn create(path: &Path, manifest: &Manifest, head: &[u8]) -> Result<SafetensorsWriter> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
@@ -217,7 +218,8 @@ impl SafetensorsWriter {
             ranges.push(at..end);
             at = end;
         }
-        let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
+        let file =
+            File::options().write(true).create(true).truncate(true).open(path).map_err(|e| fail("cannot create", e))?;
         // Room for the whole file now, so that a full disk is found before the work. Not all file systems can.
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at.max(1)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
@@ -232,7 +234,7 @@ impl SafetensorsWriter {
     pub fn put(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = self.place(index, offset, bytes.len());
         self.file.write_all_at(bytes, at).map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
-        self.start_writeback(at, bytes.len() as u64);
+        system::start_writeback(&self.file, at, bytes.len() as u64);
         Ok(())
     }
 
@@ -240,7 +242,9 @@ impl SafetensorsWriter {
     pub fn copy(&self, index: usize, offset: u64, source: &Bytes) -> Result<()> {
         let at = self.place(index, offset, source.len());
         let done = match source.origin() {
-            Some((file, from)) => self.copy_in_kernel(file, from, at, source.len())?,
+            Some((file, from)) => {
+                system::copy_in_kernel(file.file(), from, &self.file, at, source.len()).in_file(&self.path)?
+            }
             None => 0,
         };
         if done < source.len() {
@@ -249,25 +253,8 @@ impl SafetensorsWriter {
                 .map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
             source.release(done..source.len());
         }
-        self.start_writeback(at, source.len() as u64);
+        system::start_writeback(&self.file, at, source.len() as u64);
         Ok(())
-    }
-
-    /// Bytes that `copy_file_range` took over; fewer than `len` where the file systems cannot do it.
-    fn copy_in_kernel(&self, from: &MappedFile, mut off_in: u64, mut off_out: u64, len: usize) -> Result<usize> {
-        let mut done = 0;
-        while done < len {
-            let step =
-                rustix::fs::copy_file_range(from.file(), Some(&mut off_in), &self.file, Some(&mut off_out), len - done);
-            match step {
-                Ok(0) => break, // the input ended early: the write below reports it
-                Ok(n) => done += n,
-                Err(Errno::INTR) => {}
-                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BADF) => break,
-                Err(e) => return Err(Error::io("cannot copy into it", e).in_file(&self.path)),
-            }
-        }
-        Ok(done)
     }
 
     fn place(&self, index: usize, offset: u64, len: usize) -> u64 {
@@ -275,14 +262,6 @@ impl SafetensorsWriter {
         let at = range.start + offset;
         assert!(at + len as u64 <= range.end, "write outside of its tensor");
         at
-    }
-
-    /// Lets the disk begin while we compute, so that the final fsync finds little left to do. The advice starts
-    /// writing back dirty pages of the range without waiting; an error here has no consequence, fsync reports it.
-    fn start_writeback(&self, at: u64, len: u64) {
-        if let Some(len) = std::num::NonZeroU64::new(len) {
-            let _ = rustix::fs::fadvise(&self.file, at, Some(len), Advice::DontNeed);
-        }
     }
 
     /// Makes the file durable.

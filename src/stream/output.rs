@@ -67,13 +67,12 @@ impl Output {
         kernels: &dyn Kernels,
         progress: &dyn Progress,
     ) -> Result<Outcomes> {
-        let mut pending = Pending::new(destination, self.form(), writing.replace, writing.sync)?;
+        let pending = Pending::new(destination, self.form(), writing.replace, writing.sync)?;
         let place = if self.is_folder { Place::Folder(pending.path()) } else { Place::File(pending.path()) };
         if self.is_folder {
             self.write_side_files(pending.path(), writing.sync)?;
         }
         let outcomes = run(&self.plan, place, kernels, writing.limits, writing.sync, progress)?;
-        pending.hold();
         for input in &self.inputs {
             input.unchanged()?;
         }

@@ -11,7 +11,7 @@ use super::resolve::{Edits, New};
 use super::source::Edit;
 use super::{Merge, Options};
 use crate::adapter::Note;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::stream::{Entry, IndexFile, Job, Make, Output, Plan, PlannedFile};
 use crate::tensor::{Dtype, Shape, Tensor, dtype};
@@ -150,7 +150,11 @@ fn finish(
         notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
     }
     let mut index = base.files.index.as_ref().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() });
-    if let (Some(limit), true) = (options.max_shard_bytes, base.is_folder) {
+    if let Some(limit) = options.max_shard_bytes {
+        if !base.is_folder {
+            let what = "--max-shard-size: the base is a single file, and so is the result";
+            return Err(Error::new(Kind::Usage, what).hint("put the file into a folder to get shards"));
+        }
         files = reshard(files, limit, &mut changes)?;
         index = (files.len() > 1).then(|| IndexFile {
             name: crate::model::INDEX_NAME.to_string(),

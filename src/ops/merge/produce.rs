@@ -166,8 +166,10 @@ impl Merged {
         let mut moved = Moved { elements: values.len() as u64, ..Moved::default() };
         for ((&old, &new), &stored) in before.iter().zip(values).zip(&realised) {
             let (wanted, got) = (f64::from(new) - f64::from(old), f64::from(stored) - f64::from(old));
-            moved.wanted += wanted * wanted;
-            moved.along += wanted * got;
+            if stored.is_finite() && wanted.is_finite() {
+                moved.wanted += wanted * wanted;
+                moved.along += wanted * got;
+            }
             moved.still += u64::from(got == 0.0);
             moved.nonfinite += u64::from(!stored.is_finite());
         }

@@ -51,16 +51,16 @@ struct Unmatched {
 /// Resolves every target of every adapter.
 pub fn resolve(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Edits> {
     let mut edits = Edits { used: vec![0; adapters.len()], ..Edits::default() };
-    for (number, applied) in adapters.iter().enumerate() {
-        let plan = tied::plan(base, applied.adapter);
+    let plans = tied::plans(base, adapters.iter().map(|a| a.adapter));
+    for ((number, applied), plan) in adapters.iter().enumerate().zip(plans) {
         edits.notes.extend(plan.note.clone());
-        let kept = plan.keep_output.clone();
         let mut work = Resolver { base, applied, number, plan, options, edits: &mut edits, unmatched: Vec::new() };
+        if work.plan.parts {
+            let key = work.plan.key.clone();
+            work.untie(&key)?;
+        }
         for (path, target) in &applied.adapter.targets {
             work.target(path, target)?;
-        }
-        if let Some(key) = kept {
-            work.untie(&key)?;
         }
         let unmatched = std::mem::take(&mut work.unmatched);
         report_unmatched(base, applied, &unmatched, options, &mut edits)?;
@@ -99,7 +99,7 @@ impl Resolver<'_> {
             self.edits.used[self.number] += tensors;
             return Ok(());
         }
-        let untied = if part == Part::Weight { self.plan.own_output(path.as_str()) } else { None };
+        let untied = self.plan.own_output(path.as_str()).filter(|_| part == Part::Weight).map(str::to_string);
         let found = match (untied, self.find(path, part, &name)) {
             (Some(key), _) => self.untie(&key)?,
             (None, Some(found)) => found,
@@ -133,7 +133,11 @@ impl Resolver<'_> {
             strength: self.applied.strength,
             ready: Ready::default(),
         });
-        for piece in found.pieces {
+        let mut pieces = found.pieces;
+        if let (Some(key), Part::Weight) = (self.plan.also_changes(path.as_str()).map(str::to_string), part) {
+            pieces.extend(self.untie(&key)?.pieces);
+        }
+        for piece in pieces {
             source.expect_user();
             let edit = Edit { source: Arc::clone(&source), piece };
             self.edits.by_key.entry(edit.piece.key.clone()).or_default().push(edit);
@@ -148,19 +152,19 @@ impl Resolver<'_> {
         self.base.names.find(name).or_else(|| self.base.names.find(&path.tensor(in_proj)))
     }
 
-    /// The output embedding as a tensor of its own, which the base leaves to the input embedding.
+    /// The output embedding as a tensor of its own: the one in the file, or a copy of the input embedding.
     fn untie(&mut self, key: &str) -> Result<Found> {
+        self.edits.untied = true;
+        if let Some((_, tensor)) = self.base.tensor(key) {
+            return Ok(whole(key, &tensor.shape));
+        }
         let input = self.base.embeddings().input.unwrap_or_default();
         let (_, tensor) =
             self.base.tensor(&input).ok_or_else(|| Error::missing("no input embedding").at_key(&input))?;
         let shape = tensor.shape.clone();
-        self.edits.untied = true;
-        self.edits.new.entry(key.to_string()).or_insert(New {
-            anchor: input,
-            copies_anchor: true,
-            shape: shape.clone(),
-        });
-        Ok(whole(key, &shape))
+        let found = whole(key, &shape);
+        self.edits.new.entry(key.to_string()).or_insert(New { anchor: input, copies_anchor: true, shape });
+        Ok(found)
     }
 
     /// What to do where the base has no such tensor.

@@ -69,7 +69,7 @@ const DEFAULT_GROUP: usize = 16;
 const MAX_ELEMENTS: usize = 1 << 27;
 
 /// Initialisations that took their first factors out of the base: the adapter is right only on what was left.
-const RESIDUAL_INITS: [&str; 4] = ["pissa", "olora", "corda", "lora_ga"];
+const RESIDUAL_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 fn read(reader: &mut Reader) -> Result<()> {
     refuse_variants(reader.config)?;
