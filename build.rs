@@ -6,7 +6,9 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// In the order a linker needs them. The last exists only where Fortran has a quadruple type of its own (x86).
 const ARCHIVES: [&str; 3] = ["openblas", "gfortran", "quadmath"];
+const REQUIRED: usize = 2;
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -20,9 +22,10 @@ fn main() {
         println!("cargo:rustc-link-search=native={}", folder.display());
     }
     let wants_static = env::var("LORA_TOOL_BLAS").as_deref() != Ok("dynamic");
-    let archives: Option<Vec<PathBuf>> = ARCHIVES.iter().map(|name| find(&folders, &format!("lib{name}.a"))).collect();
-    if let (true, Some(archives)) = (wants_static, archives) {
+    let archives = ARCHIVES.map(|name| find(&folders, &format!("lib{name}.a")));
+    if wants_static && archives.iter().take(REQUIRED).all(Option::is_some) {
         for (name, archive) in ARCHIVES.iter().zip(archives) {
+            let Some(archive) = archive else { continue };
             if let Some(folder) = archive.parent() {
                 println!("cargo:rustc-link-search=native={}", folder.display());
             }
@@ -42,7 +45,7 @@ fn folders() -> Vec<PathBuf> {
     if let Some(named) = env::var_os("LORA_TOOL_BLAS_DIR") {
         out.extend(env::split_paths(&named));
     }
-    for name in ["libopenblas.a", "libopenblas.so", "libgfortran.a"] {
+    for name in ["libopenblas.a", "libopenblas.so", "libgfortran.a", "libquadmath.a"] {
         // gcc prints the full path of a library it finds, and the bare name of one it does not.
         if let Ok(answer) = Command::new("gcc").arg(format!("-print-file-name={name}")).output() {
             let path = PathBuf::from(String::from_utf8_lossy(&answer.stdout).trim());
