@@ -10,6 +10,8 @@
 //!
 //! `cargo bench --bench merge_kernel -- [SECONDS [RANK...]]`, SECONDS being the time spent on each figure (0.3).
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a benchmark prints its figures and stops at a mistake")]
+
 use std::time::{Duration, Instant};
 
 use half::bf16;

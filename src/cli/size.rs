@@ -17,7 +17,7 @@ pub fn parse(text: &str) -> Result<u64, String> {
         other => return Err(format!("`{other}` is no unit; use KB, MB, GB, KiB, MiB or GiB")),
     };
     let bytes = number * unit;
-    if bytes < 1.0 || bytes >= 1e18 {
+    if !(1.0..1e18).contains(&bytes) {
         return Err("expected a size above zero".to_string());
     }
     Ok(bytes as u64)

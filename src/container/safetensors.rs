@@ -152,8 +152,7 @@ pub struct Entry {
 
 impl Entry {
     /// Bytes of data.
-    #[expect(clippy::len_without_is_empty, reason = "a size in bytes, which may overflow")]
-    pub fn len(&self) -> Result<usize> {
+    pub fn byte_len(&self) -> Result<usize> {
         dtype::byte_len(self.dtype, self.shape.elements()?).at_key(&self.name)
     }
 }
@@ -177,7 +176,7 @@ impl Manifest {
         let mut start = 0usize;
         for entry in &self.entries {
             let end = start
-                .checked_add(entry.len()?)
+                .checked_add(entry.byte_len()?)
                 .ok_or_else(|| Error::new(Kind::Limit, "the file would be too large").at_key(&entry.name))?;
             let info = serde_json::json!({
                 "dtype": entry.dtype, "shape": entry.shape.dims(), "data_offsets": [start, end],
@@ -214,7 +213,7 @@ impl SafetensorsWriter {
         let mut at = head.len() as u64;
         let mut ranges = Vec::with_capacity(manifest.entries.len());
         for entry in &manifest.entries {
-            let end = at + entry.len()? as u64;
+            let end = at + entry.byte_len()? as u64;
             ranges.push(at..end);
             at = end;
         }

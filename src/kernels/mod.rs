@@ -4,6 +4,7 @@
 //! same way; a backend with memory of its own moves them inside. Nothing here starts threads: whoever calls owns
 //! them, and BLAS is kept on one.
 
+#[expect(unsafe_code, reason = "vector instructions and the pointers they load from")]
 pub mod fused;
 pub mod openblas;
 pub mod reference;

@@ -4,6 +4,8 @@
 //! LAPACK is column-major. A row-major matrix is its own transpose there, so the factorisations are asked for the
 //! transposed problem and the results read back row-major.
 
+#![expect(unsafe_code, reason = "calls of foreign functions")]
+
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
 use super::{Kernels, Svd};

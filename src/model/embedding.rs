@@ -45,7 +45,8 @@ pub(super) fn find(base: &BaseModel) -> Embeddings {
 /// `tie_word_embeddings` of the config, or of its inner text config.
 fn says_tied(config: &serde_json::Map<String, serde_json::Value>) -> Option<bool> {
     let outer = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
-    let inner = config.get("text_config").and_then(|c| c.get("tie_word_embeddings")).and_then(|v| v.as_bool());
+    let inner =
+        config.get("text_config").and_then(|c| c.get("tie_word_embeddings")).and_then(serde_json::Value::as_bool);
     outer.or(inner)
 }
 

@@ -194,7 +194,7 @@ fn pieces(plan: &Plan) -> Result<Vec<Piece>> {
                 Make::Copy(tensor) => (tensor.bytes.len(), COPY_BYTES),
                 Make::Compute(produce) => {
                     let (rows, _) = produce.matrix();
-                    let row_bytes = entry.len()?.checked_div(rows).unwrap_or(0).max(1);
+                    let row_bytes = entry.byte_len()?.checked_div(rows).unwrap_or(0).max(1);
                     (rows, tile_rows(produce.rows(), rows, row_bytes))
                 }
             };
@@ -232,7 +232,7 @@ fn run_piece(
         }
         Make::Compute(produce) => {
             let (rows, _) = produce.matrix();
-            let row_bytes = job.entry.len()? / rows;
+            let row_bytes = job.entry.byte_len()? / rows;
             let bytes = piece.rows.len() * row_bytes;
             let _ticket = budget.admit(produce.footprint(piece.rows.len()) + bytes as u64);
             let mut out = vec![0u8; bytes];

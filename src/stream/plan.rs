@@ -66,7 +66,7 @@ impl PlannedFile {
 
     /// Bytes of tensor data.
     pub fn data_bytes(&self) -> Result<u64> {
-        self.jobs.iter().try_fold(0u64, |sum, job| Ok(sum + job.entry.len()? as u64))
+        self.jobs.iter().try_fold(0u64, |sum, job| Ok(sum + job.entry.byte_len()? as u64))
     }
 }
 

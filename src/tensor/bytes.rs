@@ -4,6 +4,8 @@
 //! the kernel, and remembers size and modification time, so that a change under our feet is noticed before a result
 //! is committed.
 
+#![expect(unsafe_code, reason = "mapping a file, and letting mapped pages go")]
+
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,14 @@
 //! The integration tests: one program, a module for each concern.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that is not as expected, and may say what it found"
+)]
+
 mod fixtures;
 mod hostile;
 mod kernels;

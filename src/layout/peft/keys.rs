@@ -132,9 +132,7 @@ fn role(parts: &[&str], roles: &[Role]) -> Option<String> {
         tail
     } else if parts.len() > 1 && tails.contains(&shorter.as_str()) {
         shorter
-    } else if tail == "weight" && tails.contains(&"") {
-        String::new()
-    } else if parts.len() == 3 && shorter == "weight" && tails.contains(&"") {
+    } else if tails.contains(&"") && (tail == "weight" || (parts.len() == 3 && shorter == "weight")) {
         String::new()
     } else {
         return None;

@@ -185,7 +185,7 @@ fn reshard(files: Vec<PlannedFile>, limit: u64, changes: &mut [Change]) -> Resul
     let mut used = 0u64;
     for (file, planned) in files.into_iter().enumerate() {
         for (job, made) in planned.jobs.into_iter().enumerate() {
-            let size = made.entry.len()? as u64;
+            let size = made.entry.byte_len()? as u64;
             if used + size > limit && groups.last().is_some_and(|g| !g.is_empty()) {
                 groups.push(Vec::new());
                 used = 0;
