@@ -12,4 +12,6 @@
 mod fixtures;
 mod hostile;
 mod kernels;
+mod laws;
 mod parity;
+mod sources;
