@@ -1,8 +1,8 @@
 //! Outputs that appear whole or not at all.
 //!
-//! A result is built under a temporary name beside its final one and takes its name by a single rename, after
-//! everything in it is on disk. A temporary entry is locked while its run is alive, so that the next run can tell a
-//! dead one apart and remove it.
+//! A result is built in a temporary folder beside its final place and takes its name by a single rename, after
+//! everything in it is on disk. The folder is locked while its run is alive, so that the next run can tell a dead one
+//! apart and remove it.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,6 +16,10 @@ use rustix::io::Errno;
 use crate::error::{Context, Error, Kind, Result};
 
 const MARK: &str = ".lora-tool.";
+/// Longest file name that file systems take, with room to spare.
+const MAX_NAME: usize = 250;
+/// Bytes of [`MARK`] with a process number and a count behind it, at most.
+const MAX_TAIL: usize = MARK.len() + 24;
 
 /// What an output will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,12 +34,13 @@ pub enum Form {
 #[derive(Debug)]
 pub struct Pending {
     form: Form,
-    temporary: PathBuf,
+    temporary: PathBuf, // a folder: the output itself, or what the output file lies in
+    building: PathBuf,
     destination: PathBuf,
     replace: bool,
     sync: bool,
     committed: bool,
-    _lock: Option<File>,
+    _lock: Option<File>, // held until the end
 }
 
 impl Pending {
@@ -48,25 +53,16 @@ impl Pending {
         }
         refuse_existing(destination, form, replace)?;
         remove_dead(&parent, &name);
-        let temporary = parent.join(temporary_name(&name));
-        let fail = |e: std::io::Error| Error::io("cannot create the output beside it", e).in_file(destination);
-        let lock = match form {
-            Form::Folder => {
-                fs::create_dir(&temporary).map_err(fail)?;
-                File::open(&temporary).ok() // a folder can be locked through a read-only handle
-            }
-            Form::File => Some(File::options().write(true).create_new(true).open(&temporary).map_err(fail)?),
-        };
-        if let Some(lock) = &lock {
-            let _ = lock.try_lock();
-        }
+        let (temporary, lock) = locked_folder(&parent, &name)
+            .map_err(|e| Error::io("cannot create the output beside it", e).in_file(destination))?;
+        let building = if form == Form::Folder { temporary.clone() } else { temporary.join(&name) };
         let destination = parent.join(&name);
-        Ok(Pending { form, temporary, destination, replace, sync, committed: false, _lock: lock })
+        Ok(Pending { form, temporary, building, destination, replace, sync, committed: false, _lock: lock })
     }
 
-    /// Where to build: an empty file, or an empty folder to put files into.
+    /// Where to build: the path of the file, or an empty folder to put files into.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        &self.building
     }
 
     /// Where the result will be.
@@ -88,12 +84,15 @@ impl Pending {
         let existing = self.destination.symlink_metadata().is_ok();
         match (self.form, existing) {
             (Form::File, true) if self.replace => {
-                fs::rename(&self.temporary, &self.destination).map_err(|e| fail("cannot replace", e))?;
+                fs::rename(&self.building, &self.destination).map_err(|e| fail("cannot replace", e))?;
             }
             (Form::Folder, true) => self.exchange()?,
             _ => self.rename_onto_nothing()?,
         }
         self.committed = true;
+        if self.form == Form::File {
+            let _ = fs::remove_dir(&self.temporary); // empty now
+        }
         if self.sync
             && let Some(parent) = self.destination.parent()
         {
@@ -104,14 +103,14 @@ impl Pending {
     }
 
     fn rename_onto_nothing(&self) -> Result<()> {
-        let step = rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::NOREPLACE);
+        let step = rustix::fs::renameat_with(CWD, &self.building, CWD, &self.destination, RenameFlags::NOREPLACE);
         match step {
             Ok(()) => Ok(()),
             Err(Errno::EXIST) => Err(Error::new(Kind::Exists, "appeared while the output was being made")
                 .in_file(&self.destination)
                 .hint("another run may have written it; use --force to replace it")),
             // File systems without the flag: the existence was checked, a race remains.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(&self.temporary, &self.destination)
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => fs::rename(&self.building, &self.destination)
                 .map_err(|e| Error::io("cannot give the output its name", e).in_file(&self.destination)),
             Err(e) => Err(Error::io("cannot give the output its name", e).in_file(&self.destination)),
         }
@@ -231,16 +230,35 @@ fn exists(destination: &Path) -> Error {
     Error::new(Kind::Exists, "exists already").in_file(destination).hint("--force replaces it")
 }
 
+/// A new temporary folder for an output of this name, and its lock (none where the file system has no locks).
+fn locked_folder(parent: &Path, name: &std::ffi::OsStr) -> std::io::Result<(PathBuf, Option<File>)> {
+    loop {
+        let folder = parent.join(temporary_name(name));
+        fs::create_dir(&folder)?;
+        let lock = File::open(&folder).ok(); // a read-only handle is enough
+        if let Some(lock) = &lock {
+            let _ = lock.try_lock();
+        }
+        // Another run may have taken it for a dead one before it was locked.
+        if folder.is_dir() {
+            return Ok((folder, lock));
+        }
+    }
+}
+
 /// `.name.lora-tool.<pid>.<n>`, with the name cut so that the whole stays within what file systems allow.
 fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let tail = format!("{MARK}{}.{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let kept = name.as_bytes().len().min(250 - tail.len());
     let mut out = b".".to_vec();
-    out.extend_from_slice(&name.as_bytes()[..kept]);
+    out.extend_from_slice(cut(name.as_bytes()));
     out.extend_from_slice(tail.as_bytes());
     std::ffi::OsString::from_vec(out)
+}
+
+fn cut(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(MAX_NAME - MAX_TAIL)]
 }
 
 /// Removes temporary entries for this output whose run is no longer alive.
@@ -248,11 +266,12 @@ fn remove_dead(parent: &Path, name: &std::ffi::OsStr) {
     use std::os::unix::ffi::OsStrExt;
     let Ok(entries) = fs::read_dir(parent) else { return };
     let mut prefix = b".".to_vec();
-    prefix.extend_from_slice(&name.as_bytes()[..name.as_bytes().len().min(200)]);
+    prefix.extend_from_slice(cut(name.as_bytes()));
+    prefix.extend_from_slice(MARK.as_bytes());
     for entry in entries.flatten() {
         let file_name = entry.file_name();
-        let bytes = file_name.as_bytes();
-        let ours = bytes.starts_with(&prefix) && bytes.windows(MARK.len()).any(|w| w == MARK.as_bytes());
+        let number = file_name.as_bytes().strip_prefix(prefix.as_slice());
+        let ours = number.is_some_and(|n| !n.is_empty() && n.iter().all(|b| b.is_ascii_digit() || *b == b'.'));
         if ours && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
             remove_entry(&entry.path());
         }
@@ -317,12 +336,29 @@ mod tests {
     #[test]
     fn left_overs_of_dead_runs_go_and_those_of_live_ones_stay() {
         let folder = scratch("dead");
-        fs::write(folder.join(".out.lora-tool.1.0"), b"dead").unwrap();
+        fs::create_dir(folder.join(".out.lora-tool.1.0")).unwrap();
+        fs::write(folder.join(".out.lora-tool.1.0/part"), b"dead").unwrap();
         let alive = Pending::new(&folder.join("out"), Form::Folder, false, true).unwrap();
         let second = Pending::new(&folder.join("out"), Form::Folder, false, true).unwrap();
         assert_eq!(names(&folder).len(), 2, "both live ones, not the dead one");
         second.commit().unwrap();
         assert_eq!(alive.commit().map_err(|e| e.kind()), Ok(()), "an empty folder counts as absent");
+    }
+
+    #[test]
+    fn runs_that_write_files_beside_each_other_leave_each_other_alone() {
+        let folder = scratch("beside");
+        let long = "x".repeat(240);
+        let runs: Vec<_> = ["out", "out", "out2", &long]
+            .iter()
+            .map(|name| {
+                let pending = Pending::new(&folder.join(name), Form::File, true, false).unwrap();
+                write_whole(pending.path(), name.as_bytes(), false).unwrap();
+                pending
+            })
+            .collect();
+        runs.into_iter().for_each(|run| run.commit().unwrap());
+        assert_eq!(names(&folder), ["out", "out2", &long]);
     }
 
     #[test]

@@ -206,7 +206,7 @@ pub struct SafetensorsWriter {
 }
 
 impl SafetensorsWriter {
-    /// Creates the file, or takes the empty one that is there, and writes its head. `head` may be the bytes of another file's head, where the manifest is
+    /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
     /// the same, so that nothing of its form is lost.
     pub fn create(path: &Path, manifest: &Manifest, head: &[u8]) -> Result<SafetensorsWriter> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
@@ -217,8 +217,7 @@ impl SafetensorsWriter {
             ranges.push(at..end);
             at = end;
         }
-        let file =
-            File::options().write(true).create(true).truncate(true).open(path).map_err(|e| fail("cannot create", e))?;
+        let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
         // Room for the whole file now, so that a full disk is found before the work. Not all file systems can.
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at.max(1)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}

@@ -74,6 +74,10 @@ fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
         None => detect(&source)?,
     };
     let (adapter, notes) = layout.read(&source)?;
+    // Kinds that are refused may keep their tensors elsewhere: then the reason is better than this.
+    if source.tensors.is_empty() && adapter.targets.is_empty() {
+        return Err(Error::missing("no tensors in this adapter").in_file(&source.tensor_file));
+    }
     Ok(Opened { adapter, notes, layout: layout.name(), because, source })
 }
 

@@ -66,9 +66,6 @@ impl Source {
             let opened = SafetensorsFile::open(&tensor_file)?;
             (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
         };
-        if tensors.is_empty() {
-            return Err(Error::missing("no tensors in this adapter").in_file(&tensor_file));
-        }
         Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, config })
     }
 

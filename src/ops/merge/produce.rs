@@ -14,7 +14,7 @@ use super::place::{Grid, Placed, What, is_stacked, place, rows_rule};
 use super::source::Edit;
 use crate::adapter::delta::Before;
 use crate::adapter::{Act, Action};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Element, Kernels, Moved, Term};
 use crate::stream::Produce;
 use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
@@ -46,8 +46,8 @@ impl Merged {
         let grid = Grid::of(shape, is_stacked(&edits));
         let mut rule = Rows::Any;
         for edit in &edits {
-            rule = rule.and(rows_rule(edit)?);
-            place(edit, grid)?;
+            rule = rule.and(rows_rule(edit).in_file(&edit.source.adapter)?);
+            place(edit, grid).in_file(&edit.source.adapter)?;
             edit.source.checked();
         }
         let rows_left = AtomicUsize::new(grid.rows);

@@ -8,7 +8,7 @@ use super::tied;
 use super::{Applied, Options};
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode, low_rank::Facing};
 use crate::adapter::{Note, SiteKind, Target};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, How, ModulePath, Piece};
 use crate::tensor::{Shape, Tensor};
@@ -60,7 +60,7 @@ pub fn resolve(base: &BaseModel, adapters: &[Applied], options: &Options) -> Res
             work.untie(&key)?;
         }
         for (path, target) in &applied.adapter.targets {
-            work.target(path, target)?;
+            work.target(path, target).in_file(&applied.label)?;
         }
         let unmatched = std::mem::take(&mut work.unmatched);
         report_unmatched(base, applied, &unmatched, options, &mut edits)?;
@@ -124,6 +124,7 @@ impl Resolver<'_> {
         let transposed = part == Part::Weight && self.transposed(path, target, &stored)?;
         let companion = if part == Part::Bias { self.weight_of(path) } else { None };
         let source = Arc::new(Source {
+            adapter: self.applied.label.clone(),
             path: path.clone(),
             target: Arc::clone(target),
             part,
@@ -384,5 +385,8 @@ fn report_unmatched(
     } else {
         "--allow-unmatched leaves them out"
     };
-    Err(Error::new(Kind::Missing, what).at_key(first.path.as_str()).hint(format!("{nearest}{lift}")))
+    Err(Error::new(Kind::Missing, what)
+        .at_key(first.path.as_str())
+        .in_file(&applied.label)
+        .hint(format!("{nearest}{lift}")))
 }

@@ -22,6 +22,8 @@ pub enum Part {
 
 /// What one adapter does to one tensor of the model in memory.
 pub struct Source {
+    /// The adapter's name in messages.
+    pub adapter: String,
     /// Module path as the adapter spells it.
     pub path: ModulePath,
     /// What is done to the module.
