@@ -12,9 +12,20 @@ use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAcce
 use serde_json::{Map, Value};
 
 use super::json::{Strict, unexpected};
-use super::safetensors::{FileMetadata, MAX_DIMS, MAX_NAME_BYTES, MAX_TENSORS};
 use crate::error::{Context, Error, Kind, Result, printable};
 use crate::tensor::{Dtype, Shape, dtype};
+
+/// Largest header that is read or written: the reference implementation's own limit.
+pub const MAX_HEADER_BYTES: usize = 100_000_000;
+/// Most tensors in one file.
+pub const MAX_TENSORS: usize = 1_000_000;
+/// Most dimensions of one tensor.
+pub const MAX_DIMS: usize = 8;
+/// Longest name of a tensor.
+pub const MAX_NAME_BYTES: usize = 65_535;
+
+/// Header metadata in file order.
+pub type FileMetadata = IndexMap<String, String>;
 
 const METADATA: &str = "__metadata__";
 

@@ -8,5 +8,6 @@ pub mod sharded;
 mod system;
 pub mod torch;
 
-pub use safetensors::{Entry, FileMetadata, Manifest, SafetensorsFile, SafetensorsWriter};
+pub use header::FileMetadata;
+pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter};
 pub use sharded::{Shard, Sharded};

@@ -14,28 +14,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use indexmap::IndexMap;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use safetensors::tensor::Metadata;
 
-use super::header::{self, Header};
+use super::header::{self, FileMetadata, Header, MAX_HEADER_BYTES};
 use super::system;
 use super::torch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
-
-/// Largest header that is read or written: the reference implementation's own limit.
-pub const MAX_HEADER_BYTES: usize = 100_000_000;
-/// Most tensors in one file.
-pub const MAX_TENSORS: usize = 1_000_000;
-/// Most dimensions of one tensor.
-pub const MAX_DIMS: usize = 8;
-/// Longest name of a tensor.
-pub const MAX_NAME_BYTES: usize = 65_535;
-
-/// Header metadata in file order.
-pub type FileMetadata = IndexMap<String, String>;
 
 /// A file opened for reading. Nothing but its header has been touched.
 #[derive(Clone, Debug)]

@@ -171,7 +171,7 @@ mod tests {
         let mut out = vec![0u8; 2 * values.len()];
         narrow(Dtype::BF16, &values, &mut out).unwrap();
         for (v, w) in values.iter().zip(out.as_chunks::<2>().0) {
-            assert_eq!(*w, half::bf16::from_f32(*v).to_le_bytes(), "{:#x}", v.to_bits());
+            assert_eq!(*w, bf16::from_f32(*v).to_le_bytes(), "{:#x}", v.to_bits());
         }
         narrow(Dtype::F16, &values, &mut out).unwrap();
         for (v, w) in values.iter().zip(out.as_chunks::<2>().0) {

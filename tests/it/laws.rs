@@ -165,7 +165,7 @@ fn unsafe_stands_at_its_addresses_only() {
 fn only_cli_speaks_to_the_world() {
     let broken: Vec<_> = sources::all()
         .iter()
-        .filter(|s| s.room().is_some_and(|room| room != "cli"))
+        .filter(|s| s.room().is_some_and(|room| room != "cli") && !s.path.ends_with("tests.rs"))
         .flat_map(|s| {
             let lines = CLI_ONLY.iter().flat_map(|word| s.lines_with(word).into_iter().map(move |n| (n, *word)));
             lines.map(|(n, word)| format!("src/{}:{n}: {word}", s.path)).collect::<Vec<_>>()

@@ -15,3 +15,4 @@ mod kernels;
 mod laws;
 mod parity;
 mod sources;
+mod tuners;

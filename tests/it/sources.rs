@@ -75,7 +75,9 @@ fn file(path: String, text: String) -> SourceFile {
     if module.last().is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str())) {
         module.pop();
     }
-    let code = lines(&code_of(&text));
+    // The tests at the foot of a file may use what stands above it.
+    let own = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let code = lines(&code_of(own));
     SourceFile { path, text, module, code }
 }
 

@@ -30,6 +30,8 @@ pub mod road;
 pub mod scattered;
 pub mod sparse;
 mod survey;
+#[cfg(test)]
+mod tests;
 pub mod token_rows;
 mod truncate;
 pub mod wavelet;

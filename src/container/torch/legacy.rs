@@ -9,8 +9,9 @@ use std::ops::Range;
 use indexmap::IndexMap;
 
 use super::ADVICE;
+use super::objects::Form;
 use super::objects::{Object, Storage, Value};
-use super::pickle::{self, Form, Pickle};
+use super::pickle::{self, Pickle};
 use crate::error::{Context, Error, Result};
 
 /// 0x1950a86a20f9469cfc6c.

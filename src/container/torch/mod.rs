@@ -5,6 +5,7 @@
 //! In both, one pickle ([`pickle`], [`globals`]) says which tensors are views of which storages ([`view`]), and the
 //! storages are plain bytes in the file, which is where the tensors stay until they are used.
 
+mod calls;
 mod globals;
 mod legacy;
 mod objects;
@@ -15,12 +16,13 @@ mod zip;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::container::safetensors::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_TENSORS};
+use crate::container::header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_TENSORS};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{MappedFile, StateDict, Tensor};
 
+use objects::Form;
 use objects::{Object, Objects, Value};
-use pickle::{Form, Pickle};
+use pickle::Pickle;
 use view::Maker;
 
 /// What to do about a pickle that is refused.

@@ -3,6 +3,15 @@
 use super::globals::Global;
 use crate::tensor::Dtype;
 
+/// Where the persistent ids of a file come from, which decides how many fields they have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Zip archive.
+    Zip,
+    /// The format before PyTorch 1.6.
+    Legacy,
+}
+
 /// What stands on the stack, in the memo and inside objects.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Value<'a> {

@@ -6,23 +6,14 @@
 //!
 //! Opcodes: python/cpython:Lib/pickletools.py (protocols 2 to 5).
 
-use super::globals;
-use super::objects::{Dict, Object, Objects, Value};
+use super::objects::{Dict, Form, Object, Objects, Value};
+use super::{calls, globals};
 use crate::error::{Error, Kind, Result};
 
 const MAX_OPCODES: usize = 10_000_000;
 const MAX_STACK: usize = 100_000;
 const MAX_INTEGER_BYTES: usize = 16;
 const MAX_GLOBAL_BYTES: usize = 256;
-
-/// Where the persistent ids of a file come from, which decides how many fields they have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// Zip archive.
-    Zip,
-    /// The format before PyTorch 1.6.
-    Legacy,
-}
 
 /// A pickle that has been read.
 #[derive(Debug)]
@@ -184,7 +175,7 @@ impl<'a> Machine<'a> {
             }
             b'R' => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                let result = globals::call(&mut self.objects, function, arguments)?;
+                let result = calls::call(&mut self.objects, function, arguments)?;
                 if let Some(Object::Dict(copy)) = self.objects.get(result) {
                     self.opcodes += copy.items.len(); // a call that copies many items costs as many opcodes
                 }
@@ -192,11 +183,11 @@ impl<'a> Machine<'a> {
             }
             b'b' => {
                 let (state, target) = (self.pop()?, self.top()?);
-                globals::set_attributes(&self.objects, target, state)?;
+                calls::set_attributes(&self.objects, target, state)?;
             }
             b'Q' => {
                 let id = self.pop()?;
-                let storage = globals::storage(&self.objects, id, self.form)?;
+                let storage = calls::storage(&self.objects, id, self.form)?;
                 self.push_object(Object::Storage(storage))?;
             }
             other => return Err(refused(other)),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::globals::Global;
 use super::objects::{Call, Object, Objects, Storage, Value};
-use crate::container::safetensors::MAX_DIMS;
+use crate::container::header::MAX_DIMS;
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, Tensor, dtype};
 

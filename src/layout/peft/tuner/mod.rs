@@ -21,8 +21,6 @@ pub mod none;
 pub mod oft;
 pub mod osf;
 mod parameter;
-#[cfg(test)]
-mod parity;
 pub mod peanut;
 pub mod psoft;
 pub mod randlora;

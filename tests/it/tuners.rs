@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use ndarray::{Array2, s};
 use serde_json::json;
 
-use crate::adapter::delta::{Action, Delta, InMemory, Site};
-use crate::adapter::{Adapter, Severity, SiteKind, Target};
-use crate::container::SafetensorsFile;
-use crate::error::Result;
-use crate::kernels::{Kernels, present};
-use crate::layout::open;
-use crate::layout::peft::Reader;
-use crate::layout::peft::config::Config;
-use crate::layout::peft::keys::Modules;
-use crate::tensor::{Dtype, Rows, Shape, StateDict, Tensor};
+use lora_tool::adapter::delta::{Action, Delta, InMemory, Site};
+use lora_tool::adapter::{Adapter, Severity, SiteKind, Target};
+use lora_tool::container::SafetensorsFile;
+use lora_tool::error::Result;
+use lora_tool::kernels::{Kernels, present};
+use lora_tool::layout::open;
+use lora_tool::layout::peft::Reader;
+use lora_tool::layout::peft::config::Config;
+use lora_tool::layout::peft::keys::Modules;
+use lora_tool::tensor::{Dtype, Rows, Shape, StateDict, Tensor};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tuners")
@@ -105,7 +105,7 @@ fn reading(config: serde_json::Value, tensors: &[(&str, &[usize])]) -> Result<Ad
     let values = |dims: &[usize]| Tensor::from_f32(Dtype::F32, dims, &vec![0.5; dims.iter().product()]).unwrap();
     let tensors: StateDict = tensors.iter().map(|(role, dims)| (key_of(role), values(dims))).collect();
     let config = Config::read(config.as_object().unwrap().clone()).unwrap();
-    let tuner = super::by_type(&config.peft_type).unwrap();
+    let tuner = lora_tool::layout::peft::tuner::by_type(&config.peft_type).unwrap();
     let modules = Modules::sort(&tensors, tuner.roles)?;
     let mut reader = Reader { config: &config, modules, adapter: Adapter::default(), notes: Vec::new() };
     (tuner.read)(&mut reader)?;
