@@ -9,6 +9,7 @@
     reason = "a test stops at the first thing that is not as expected, and may say what it found"
 )]
 
+mod cli;
 mod fixtures;
 mod hostile;
 mod kernels;
@@ -16,6 +17,8 @@ mod laws;
 mod models;
 mod parity;
 mod program;
+#[cfg(target_os = "linux")]
+mod signals;
 mod sources;
 mod sums;
 mod tuners;
