@@ -146,10 +146,10 @@ fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
     }
     let t = &merge.totals;
     text += &format!(
-        "\nwould write {} to {}: {} tensors changed, {} copied, {} added",
+        "\nwould write {} to {}: {} changed, {} copied, {} added",
         size::show(t.bytes),
         args.out.display(),
-        t.changed,
+        tensors(t.changed),
         t.copied,
         t.added
     );
@@ -174,9 +174,9 @@ fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<
         text.push('\n');
     }
     text += &format!(
-        "{}: {} tensors changed, {} copied{}{} · {} in {seconds:.1} s ({rate}/s)\n",
+        "{}: {} changed, {} copied{}{} · {} in {seconds:.1} s ({rate}/s)\n",
         args.out.display(),
-        t.changed,
+        tensors(t.changed),
         t.copied,
         if t.added > 0 { format!(", {} added", t.added) } else { String::new() },
         if t.cast > 0 { format!(", {} cast", t.cast) } else { String::new() },
@@ -189,6 +189,10 @@ fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<
         percent(report.unmoved())
     );
     output::answer(&text)
+}
+
+fn tensors(count: usize) -> String {
+    format!("{count} tensor{}", if count == 1 { "" } else { "s" })
 }
 
 fn changes_table(report: &Report) -> String {

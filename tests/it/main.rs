@@ -17,8 +17,8 @@ mod laws;
 mod models;
 mod parity;
 mod program;
-#[cfg(target_os = "linux")]
 mod signals;
 mod sources;
 mod sums;
+mod transcripts;
 mod tuners;
