@@ -44,7 +44,7 @@ fn exit_0_when_done() {
 #[test]
 fn exit_1_when_an_input_is_not_what_it_should_be() {
     let scratch = Scratch::new();
-    for name in ["stray_key", "half_a_pair", "wrong_shape", "wrong_rank", "nan", "pissa", "xlora", "unknown_tuner"] {
+    for name in ["stray_key", "half_a_pair", "wrong_shape", "wrong_rank", "nan", "corda", "xlora", "unknown_tuner"] {
         let ran = merge(&base("llama"), adapter(name), &scratch.join("out"), &[]).expect(1);
         assert!(ran.err.starts_with("lora-tool: "), "{name}: {}", ran.err);
         assert!(ran.err.contains(name), "{name}: the message names no file: {}", ran.err);
