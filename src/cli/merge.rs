@@ -159,7 +159,9 @@ fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
 /// The answer of a merge.
 fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<()> {
     let survived = report.survived();
-    if survived.is_some_and(|s| s < 0.5) {
+    if report.unmoved() == Some(1.0) {
+        output::warn("no value changed: the output holds what the base holds");
+    } else if survived.is_some_and(|s| s < 0.5) {
         output::warn(&format!("only {} of the change survived the rounding; --dtype f32 keeps it", percent(survived)));
     }
     if args.common.json {

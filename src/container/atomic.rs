@@ -214,6 +214,11 @@ fn split(destination: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
 pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<()> {
     let Ok(about) = destination.symlink_metadata() else { return Ok(()) };
     match form {
+        Form::Folder if about.is_symlink() && destination.is_dir() => {
+            Err(Error::new(Kind::Exists, "a link of this name exists, the output is a folder")
+                .in_file(destination)
+                .hint("name the folder it leads to"))
+        }
         Form::Folder if !about.is_dir() => {
             Err(Error::new(Kind::Exists, "a file of this name exists, the output is a folder").in_file(destination))
         }

@@ -367,6 +367,16 @@ fn quiet_says_nothing_but_the_answer_and_notes_go_to_stderr() {
 }
 
 #[test]
+fn a_merge_that_changes_no_value_says_so() {
+    let scratch = Scratch::new();
+    for (i, strength) in ["0", "1e-30"].iter().enumerate() {
+        let lora = format!("{}@{strength}", text(&adapter("lora")));
+        let ran = merge(&base("llama"), &lora, &scratch.join(&i.to_string()), &[]).expect(0);
+        assert!(ran.err.contains("no value changed"), "{}", ran.err);
+    }
+}
+
+#[test]
 fn inspect_looks_into_adapters_and_bases() {
     let lora = run(["inspect", &text(&adapter("lora"))]).expect(0).out;
     for word in ["peft", "LORA", "LoRA × 4", "PEFT 0.21.2", "q_proj × 2", "stable rank"] {

@@ -212,6 +212,16 @@ fn every_tuner_is_written_down_and_has_a_fixture() {
     fail_with(&broken);
 }
 
+#[test]
+fn the_readme_names_the_tuners_that_can_be_merged_and_no_others() {
+    let readme = std::fs::read_to_string(project().join("README.md")).expect("README.md");
+    let rows = readme.lines().filter(|line| line.starts_with("| `") && !line.contains("modules_to_save"));
+    let cells = rows.filter_map(|line| line.split('|').nth(1));
+    let named: BTreeSet<_> =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).filter(|w| *w != "peft_type").collect();
+    assert_eq!(named, TUNERS.iter().map(|t| t.peft_type).collect(), "the table in README.md against TUNERS");
+}
+
 fn peft_type(case: &fixtures::Case) -> Option<String> {
     let text = std::fs::read_to_string(case.adapter().join("adapter_config.json")).ok()?;
     let config: serde_json::Value = serde_json::from_str(&text).ok()?;
