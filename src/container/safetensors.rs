@@ -190,12 +190,19 @@ pub struct SafetensorsWriter {
     path: PathBuf,
     file: File,
     ranges: Vec<Range<u64>>,
+    shared: bool, // the file shares its blocks with the input it copies
 }
 
 impl SafetensorsWriter {
     /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
-    /// the same, so that nothing of its form is lost.
-    pub fn create(path: &Path, manifest: &Manifest, head: &[u8]) -> Result<SafetensorsWriter> {
+    /// the same, so that nothing of its form is lost. `whole` is an input that the file will be a copy of: where the
+    /// file system can share the blocks of the two, that is all there is to do.
+    pub fn create(
+        path: &Path,
+        manifest: &Manifest,
+        head: &[u8],
+        whole: Option<&MappedFile>,
+    ) -> Result<SafetensorsWriter> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
         let mut at = head.len() as u64;
         let mut ranges = Vec::with_capacity(manifest.entries.len());
@@ -205,6 +212,10 @@ impl SafetensorsWriter {
             at = end;
         }
         let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
+        let shared = whole.is_some_and(|input| system::share_blocks(input.file(), &file));
+        if shared {
+            return Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared });
+        }
         // Room for the whole file now, so that a full disk is found before the work. Not all file systems can.
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at.max(1)) {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
@@ -212,7 +223,7 @@ impl SafetensorsWriter {
         }
         file.set_len(at).map_err(|e| fail("cannot set the size", e))?;
         file.write_all_at(head, 0).map_err(|e| fail("cannot write", e))?;
-        Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges })
+        Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared })
     }
 
     /// Writes `bytes` of tensor number `index`, `offset` bytes after its start.
@@ -223,9 +234,15 @@ impl SafetensorsWriter {
         Ok(())
     }
 
-    /// Copies `source` to the same place [`put`](Self::put) would write it, inside the kernel where that works.
-    pub fn copy(&self, index: usize, offset: u64, source: &Bytes) -> Result<()> {
-        let at = self.place(index, offset, source.len());
+    /// Copies `source` to `offset` bytes after the start of the data, inside the kernel where that works. It may span
+    /// several tensors.
+    pub fn copy(&self, offset: u64, source: &Bytes) -> Result<()> {
+        if self.shared {
+            return Ok(());
+        }
+        let (first, last) = (self.ranges.first().map_or(0, |r| r.start), self.ranges.last().map_or(0, |r| r.end));
+        let at = first + offset;
+        assert!(at + source.len() as u64 <= last, "copy outside of the data");
         let done = match source.origin() {
             Some((file, from)) => {
                 system::copy_in_kernel(file.file(), from, &self.file, at, source.len()).in_file(&self.path)?

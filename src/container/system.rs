@@ -28,6 +28,18 @@ pub fn copy_in_kernel(_: &File, _: u64, _: &File, _: u64, _: usize) -> Result<us
     Ok(0)
 }
 
+/// Makes the empty file `to` share all blocks of `from`; false where the file system cannot.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub fn share_blocks(from: &File, to: &File) -> bool {
+    rustix::fs::ioctl_ficlone(to, from).is_ok()
+}
+
+/// As on Linux; there is no such call here.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub fn share_blocks(_: &File, _: &File) -> bool {
+    false
+}
+
 /// Lets the disk begin with what was written while we compute, so that the final fsync finds little left to do. Nothing
 /// waits, and an error has no consequence: fsync reports it.
 #[cfg(any(target_os = "linux", target_os = "android"))]

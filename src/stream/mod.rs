@@ -6,9 +6,9 @@
 
 pub mod budget;
 pub mod output;
+mod pieces;
 pub mod plan;
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,13 +22,8 @@ pub use crate::container::{Entry, FileMetadata};
 use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Kernels, Moved};
-use crate::tensor::Rows;
 
-/// Output bytes of one computed piece. Small enough that input, output and workspace stay in cache near the core,
-/// large enough that a write is worth its call.
-const TILE_BYTES: usize = 2 << 20;
-/// Bytes of one copied piece.
-const COPY_BYTES: usize = 8 << 20;
+use pieces::{Piece, Work};
 
 /// Told how a run gets on.
 pub trait Progress: Sync {
@@ -60,12 +55,6 @@ pub enum Place<'a> {
 /// What each job did, in the shape of the plan: `[file][job]`; none for copies.
 pub type Outcomes = Vec<Vec<Option<Moved>>>;
 
-struct Piece {
-    file: usize,
-    job: usize,
-    rows: Range<usize>, // of a computed tensor; bytes of a copied one
-}
-
 /// Writes every file of `plan` and, with `sync`, brings them to disk.
 pub fn run(
     plan: &Plan,
@@ -75,7 +64,7 @@ pub fn run(
     sync: bool,
     progress: &dyn Progress,
 ) -> Result<Outcomes> {
-    let pieces = pieces(plan)?;
+    let pieces = pieces::cut(plan)?;
     let files = Files::new(plan, place, &pieces, sync)?;
     let results: Vec<Mutex<Option<Moved>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
     let budget = Budget::new(limits.memory);
@@ -114,7 +103,9 @@ pub fn run(
     let mut outcomes: Outcomes = plan.files.iter().map(|f| vec![None; f.jobs.len()]).collect();
     for (piece, result) in pieces.iter().zip(results) {
         if let Some(moved) = result.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            outcomes[piece.file][piece.job].get_or_insert_with(Moved::default).add(&moved);
+            if let Work::Compute { job, .. } = piece.work {
+                outcomes[piece.file][job].get_or_insert_with(Moved::default).add(&moved);
+            }
         }
     }
     Ok(outcomes)
@@ -179,39 +170,11 @@ fn create(file: &PlannedFile, place: Place) -> Result<SafetensorsWriter> {
             &own_head
         }
     };
-    match place {
-        Place::File(path) => SafetensorsWriter::create(path, &manifest, head),
-        Place::Folder(folder) => SafetensorsWriter::create(&folder.join(&file.name), &manifest, head),
-    }
-}
-
-/// All pieces, in the order of the files' bytes.
-fn pieces(plan: &Plan) -> Result<Vec<Piece>> {
-    let mut out = Vec::new();
-    for (file, planned) in plan.files.iter().enumerate() {
-        for (job, Job { entry, make }) in planned.jobs.iter().enumerate() {
-            let (units, step) = match make {
-                Make::Copy(tensor) => (tensor.bytes.len(), COPY_BYTES),
-                Make::Compute(produce) => {
-                    let (rows, _) = produce.matrix();
-                    let row_bytes = entry.byte_len()?.checked_div(rows).unwrap_or(0).max(1);
-                    (rows, tile_rows(produce.rows(), rows, row_bytes))
-                }
-            };
-            let starts = (0..units).step_by(step.max(1));
-            out.extend(starts.map(|start| Piece { file, job, rows: start..(start + step).min(units) }));
-        }
-    }
-    Ok(out)
-}
-
-fn tile_rows(rule: Rows, rows: usize, row_bytes: usize) -> usize {
-    let wanted = (TILE_BYTES / row_bytes).max(1);
-    match rule {
-        Rows::Any => wanted,
-        Rows::Multiple(n) => wanted.next_multiple_of(n.max(1)),
-        Rows::Whole => rows,
-    }
+    let path = match place {
+        Place::File(path) => path.to_path_buf(),
+        Place::Folder(folder) => folder.join(&file.name),
+    };
+    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref())
 }
 
 fn run_piece(
@@ -222,22 +185,22 @@ fn run_piece(
     budget: &Budget,
     progress: &dyn Progress,
 ) -> Result<Option<Moved>> {
-    let job = &plan.files[piece.file].jobs[piece.job];
     let writer = files.writer(piece.file)?;
-    let (bytes, moved) = match &job.make {
-        Make::Copy(tensor) => {
-            let part = tensor.bytes.slice(piece.rows.clone());
-            writer.copy(piece.job, piece.rows.start as u64, &part)?;
-            (part.len(), None)
+    let (bytes, moved) = match &piece.work {
+        Work::Copy { at, source } => {
+            writer.copy(*at, source)?;
+            (source.len(), None)
         }
-        Make::Compute(produce) => {
-            let (rows, _) = produce.matrix();
-            let row_bytes = job.entry.byte_len()? / rows;
-            let bytes = piece.rows.len() * row_bytes;
-            let _ticket = budget.admit(produce.footprint(piece.rows.len()) + bytes as u64);
+        Work::Compute { job: number, rows } => {
+            let job = &plan.files[piece.file].jobs[*number];
+            let Make::Compute(produce) = &job.make else { return Ok(None) };
+            let (all, _) = produce.matrix();
+            let row_bytes = job.entry.byte_len()? / all;
+            let bytes = rows.len() * row_bytes;
+            let _ticket = budget.admit(produce.footprint(rows.len()) + bytes as u64);
             let mut out = vec![0u8; bytes];
-            let moved = produce.produce(kernels, piece.rows.clone(), &mut out).at_key(&job.entry.name)?;
-            writer.put(piece.job, (piece.rows.start * row_bytes) as u64, &out)?;
+            let moved = produce.produce(kernels, rows.clone(), &mut out).at_key(&job.entry.name)?;
+            writer.put(*number, (rows.start * row_bytes) as u64, &out)?;
             (bytes, Some(moved))
         }
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::container::{Entry, FileMetadata, Manifest};
 use crate::error::Result;
 use crate::kernels::{Kernels, Moved};
-use crate::tensor::{Bytes, Rows, Tensor};
+use crate::tensor::{Bytes, MappedFile, Rows, Tensor};
 
 /// Everything one run writes: the files, each with its jobs in the order of their data.
 pub struct Plan {
@@ -62,6 +62,17 @@ impl PlannedFile {
     /// What the file's header will say.
     pub fn manifest(&self) -> Manifest {
         Manifest { entries: self.jobs.iter().map(|j| j.entry.clone()).collect(), metadata: self.metadata.clone() }
+    }
+
+    /// The input that this file is a copy of, head and all, where it is one.
+    pub fn whole_copy(&self) -> Option<Arc<MappedFile>> {
+        let mut so_far = self.head.clone()?;
+        for job in &self.jobs {
+            let Make::Copy(tensor) = &job.make else { return None };
+            so_far = so_far.followed_by(&tensor.bytes)?;
+        }
+        let (file, start) = so_far.origin()?;
+        (start == 0 && so_far.len() == file.as_slice().len()).then(|| Arc::clone(file))
     }
 
     /// Bytes of tensor data.

@@ -137,6 +137,17 @@ impl Bytes {
         Bytes { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end }
     }
 
+    /// These bytes and `next` as one, where they lie behind one another.
+    pub fn followed_by(&self, next: &Bytes) -> Option<Bytes> {
+        let same = match (&self.owner, &next.owner) {
+            (Owner::Memory(a), Owner::Memory(b)) => Arc::ptr_eq(a, b),
+            (Owner::File(a), Owner::File(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        (same && self.range.end == next.range.start)
+            .then(|| Bytes { owner: self.owner.clone(), range: self.range.start..next.range.end })
+    }
+
     /// The mapped file and the offset these bytes start at, where they come from one.
     pub fn origin(&self) -> Option<(&Arc<MappedFile>, u64)> {
         match &self.owner {

@@ -22,7 +22,6 @@ pub mod oft;
 pub mod osf;
 mod parameter;
 pub mod peanut;
-pub mod psoft;
 pub mod randlora;
 pub mod road;
 pub mod shira;
@@ -76,7 +75,6 @@ pub const TUNERS: &[&Tuner] = &[
     &oft::TUNER,
     &osf::TUNER,
     &peanut::TUNER,
-    &psoft::TUNER,
     &randlora::TUNER,
     &road::TUNER,
     &shira::TUNER,

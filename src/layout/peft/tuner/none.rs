@@ -30,8 +30,15 @@ pub static NOT_MERGEABLE: &[&Tuner] = &[
     &opaque("LILY", |r| put(r, "Lily", ROUTED)),
     &opaque("SHADOW", |r| put(r, "SHADOW", STRUCTURE)),
     &opaque("ADAMSS", |r| put(r, "AdaMSS", CLUSTERED)),
+    &opaque("PSOFT", |r| put(r, "PSOFT", SIGNS)),
     &opaque("FROD", |r| put(r, "FRoD", "it needs a factorisation of the base that is not in the file")),
 ];
+
+/// `W + U S (R − 1) Vᵀ` over the first singular vectors of W (huggingface/peft, `src/peft/tuners/psoft`): an element of R
+/// off the diagonal couples two of them, so its sign depends on theirs, which a decomposition leaves open. PEFT
+/// decomposes the base anew when it loads such an adapter.
+const SIGNS: &str = "it depends on the signs of the base's singular vectors, which are not in the file and differ \
+                     between the libraries that compute them";
 
 const ANY: &[Role] = &[];
 
