@@ -10,6 +10,7 @@
 )]
 
 mod cli;
+mod containers;
 mod fixtures;
 mod hostile;
 mod kernels;

@@ -32,7 +32,41 @@ pub struct Part {
 pub type Place = (ModulePath, usize);
 
 /// The tensors of one module by role.
-pub type Parts = BTreeMap<String, Part>;
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Path of the module, for messages.
+    pub module: String,
+    by_role: BTreeMap<String, Part>,
+}
+
+impl Parts {
+    fn of(module: &ModulePath) -> Parts {
+        Parts { module: module.to_string(), by_role: BTreeMap::new() }
+    }
+}
+
+impl std::ops::Deref for Parts {
+    type Target = BTreeMap<String, Part>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.by_role
+    }
+}
+
+impl std::ops::DerefMut for Parts {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.by_role
+    }
+}
+
+impl IntoIterator for Parts {
+    type Item = (String, Part);
+    type IntoIter = std::collections::btree_map::IntoIter<String, Part>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.by_role.into_iter()
+    }
+}
 
 /// All tensors of a file, sorted by where they belong.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +91,10 @@ impl Modules {
         for (key, tensor) in tensors {
             let part = Part { key: key.clone(), tensor: tensor.clone() };
             let previous = match take_apart(key, roles)? {
-                Found::Role { place, role } => out.tuned.entry(place).or_default().insert(role, part),
+                Found::Role { place, role } => {
+                    let parts = out.tuned.entry(place).or_insert_with_key(|(path, _)| Parts::of(path));
+                    parts.insert(role, part)
+                }
                 Found::Shared { role } => out.shared.insert(role, part),
                 Found::Saved { name } => out.saved.insert(name, part),
             };
@@ -74,7 +111,7 @@ impl Modules {
 
     /// An error that names the first tensor nobody took.
     pub fn require_empty(&self, peft_type: &str) -> Result<()> {
-        let tuned = self.tuned.values().flat_map(BTreeMap::values);
+        let tuned = self.tuned.values().flat_map(|parts| parts.values());
         let left: Vec<_> = tuned.chain(self.shared.values()).chain(self.saved.values()).collect();
         let Some(first) = left.first() else { return Ok(()) };
         let more = if left.len() > 1 { format!(" ({} tensors in all)", left.len()) } else { String::new() };

@@ -108,12 +108,8 @@ pub fn need(parts: &mut Parts, role: &str) -> Result<Tensor> {
     match take(parts, role)? {
         Some(tensor) => Ok(tensor),
         None => {
-            let partner = parts.values().next();
-            let e = Error::missing(format!("its partner `{role}` is not in the file"));
-            Err(match partner {
-                Some(p) => e.at_key(&p.key),
-                None => e,
-            })
+            let beside = parts.values().next().map_or_else(|| parts.module.clone(), |p| p.key.clone());
+            Err(Error::missing(format!("its partner `{role}` is not in the file")).at_key(beside))
         }
     }
 }

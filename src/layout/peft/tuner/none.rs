@@ -50,7 +50,7 @@ const fn opaque(peft_type: &'static str, read: fn(&mut Reader) -> Result<()>) ->
 fn put(reader: &mut Reader, kind: &'static str, reason: &'static str) -> Result<()> {
     let mut tensors: Vec<_> =
         take_modules(reader).into_iter().flat_map(|(_, parts)| parts).map(|(_, p)| p.tensor).collect();
-    tensors.extend(std::mem::take(&mut reader.modules.shared).into_values().map(|p| p.tensor));
+    tensors.extend(std::mem::take(&mut reader.modules.shared).into_iter().map(|(_, p)| p.tensor));
     for (_, old) in std::mem::take(&mut reader.adapter.targets) {
         tensors.extend(old.tensors().into_iter().map(|(_, t)| t.clone()));
     }
