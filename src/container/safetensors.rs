@@ -190,18 +190,21 @@ pub struct SafetensorsWriter {
     path: PathBuf,
     file: File,
     ranges: Vec<Range<u64>>,
+    sync: bool,
     shared: bool, // the file shares its blocks with the input it copies
 }
 
 impl SafetensorsWriter {
     /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
     /// the same, so that nothing of its form is lost. `whole` is an input that the file will be a copy of: where the
-    /// file system can share the blocks of the two, that is all there is to do.
+    /// file system can share the blocks of the two, that is all there is to do. With `sync` the disk begins while the
+    /// file is written, and [`finish`](Self::finish) waits for it.
     pub fn create(
         path: &Path,
         manifest: &Manifest,
         head: &[u8],
         whole: Option<&MappedFile>,
+        sync: bool,
     ) -> Result<SafetensorsWriter> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
         let mut at = head.len() as u64;
@@ -214,7 +217,7 @@ impl SafetensorsWriter {
         let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
         let shared = whole.is_some_and(|input| system::share_blocks(input.file(), &file));
         if shared {
-            return Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared });
+            return Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared, sync });
         }
         // Room for the whole file now, so that a full disk is found before the work. Not all file systems can.
         match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, at.max(1)) {
@@ -223,14 +226,14 @@ impl SafetensorsWriter {
         }
         file.set_len(at).map_err(|e| fail("cannot set the size", e))?;
         file.write_all_at(head, 0).map_err(|e| fail("cannot write", e))?;
-        Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared })
+        Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared, sync })
     }
 
     /// Writes `bytes` of tensor number `index`, `offset` bytes after its start.
     pub fn put(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let at = self.place(index, offset, bytes.len());
         self.file.write_all_at(bytes, at).map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
-        system::start_writeback(&self.file, at, bytes.len() as u64);
+        self.written(at, bytes.len());
         Ok(())
     }
 
@@ -255,7 +258,7 @@ impl SafetensorsWriter {
                 .map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
             source.release(done..source.len());
         }
-        system::start_writeback(&self.file, at, source.len() as u64);
+        self.written(at, source.len());
         Ok(())
     }
 
@@ -266,9 +269,15 @@ impl SafetensorsWriter {
         at
     }
 
-    /// Makes the file durable.
-    pub fn finish(&self, sync: bool) -> Result<()> {
-        if sync {
+    fn written(&self, at: u64, len: usize) {
+        if self.sync {
+            system::start_writeback(&self.file, at, len as u64);
+        }
+    }
+
+    /// Makes the file durable, if it was asked to be.
+    pub fn finish(&self) -> Result<()> {
+        if self.sync {
             self.file.sync_all().map_err(|e| Error::io("cannot bring to disk", e).in_file(&self.path))?;
         }
         Ok(())

@@ -130,7 +130,7 @@ impl<'a> Files<'a> {
         let open = plan.files.iter().map(|_| Mutex::new(None)).collect();
         for (file, left) in plan.files.iter().zip(&left) {
             if left.load(Ordering::Relaxed) == 0 {
-                create(file, place)?.finish(sync)?; // only tensors without bytes
+                create(file, place, sync)?.finish()?; // only tensors without bytes
             }
         }
         Ok(Files { plan, place, sync, open, left })
@@ -141,7 +141,7 @@ impl<'a> Files<'a> {
         if let Some(writer) = &*open {
             return Ok(Arc::clone(writer));
         }
-        let writer = Arc::new(create(&self.plan.files[file], self.place)?);
+        let writer = Arc::new(create(&self.plan.files[file], self.place, self.sync)?);
         *open = Some(Arc::clone(&writer));
         Ok(writer)
     }
@@ -151,7 +151,7 @@ impl<'a> Files<'a> {
             return Ok(());
         }
         let writer = self.open[file].lock().unwrap_or_else(PoisonError::into_inner).take();
-        writer.map_or(Ok(()), |writer| writer.finish(self.sync))
+        writer.map_or(Ok(()), |writer| writer.finish())
     }
 }
 
@@ -160,7 +160,7 @@ fn stopped(signal: i32) -> Error {
     Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}; nothing was written"))
 }
 
-fn create(file: &PlannedFile, place: Place) -> Result<SafetensorsWriter> {
+fn create(file: &PlannedFile, place: Place, sync: bool) -> Result<SafetensorsWriter> {
     let manifest = file.manifest();
     let own_head;
     let head = match &file.head {
@@ -174,7 +174,7 @@ fn create(file: &PlannedFile, place: Place) -> Result<SafetensorsWriter> {
         Place::File(path) => path.to_path_buf(),
         Place::Folder(folder) => folder.join(&file.name),
     };
-    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref())
+    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref(), sync)
 }
 
 fn run_piece(
