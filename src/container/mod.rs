@@ -2,6 +2,7 @@
 
 pub mod atomic;
 mod header;
+pub mod hub;
 pub mod json;
 pub mod safetensors;
 pub mod sharded;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::container::{SafetensorsFile, json, torch};
+use crate::container::{SafetensorsFile, hub, json, torch};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{MappedFile, StateDict};
 
@@ -36,13 +36,15 @@ pub struct Source {
 
 /// True for a folder that holds an adapter's config, or a file that has one beside it.
 pub fn looks_like_adapter(path: &Path) -> bool {
-    path.join(CONFIG_NAME).exists()
+    hub::resolve(path).is_ok_and(|folder| folder.join(CONFIG_NAME).exists())
 }
 
 impl Source {
     /// Opens a folder, or a tensor file with its config beside it.
     pub fn open(path: &Path) -> Result<Source> {
-        let about = std::fs::metadata(path).map_err(|e| Error::io("cannot open", e).in_file(path))?;
+        let about = std::fs::metadata(path).map_err(|e| hub::cannot_open(path, e))?;
+        let resolved = if about.is_dir() { hub::resolve(path)? } else { path.to_path_buf() };
+        let path = resolved.as_path();
         let (folder, tensor_file) = if about.is_dir() {
             (path.to_path_buf(), tensor_file_in(path)?)
         } else {

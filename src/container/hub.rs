@@ -1,0 +1,66 @@
+//! Folders as the Hugging Face hub's cache keeps them: `models--org--name` with `refs/main` and `snapshots/<commit>`.
+//!
+//! Layout: huggingface/huggingface_hub, `docs/source/en/guides/manage-cache.md`. Nothing is downloaded.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The folder that holds the files: `path` itself, or the snapshot that a cache folder points to.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let snapshots = path.join("snapshots");
+    if !snapshots.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    if let Ok(commit) = std::fs::read_to_string(path.join("refs/main")) {
+        let commit = commit.trim();
+        let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_alphanumeric());
+        if plain && snapshots.join(commit).is_dir() {
+            return Ok(snapshots.join(commit));
+        }
+    }
+    let fail = |e: std::io::Error| Error::io("cannot list", e).in_file(&snapshots);
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&snapshots).map_err(fail)? {
+        all.push(entry.map_err(fail)?.path());
+    }
+    match all.as_slice() {
+        [one] => Ok(one.clone()),
+        several => {
+            let what = format!("a cache folder with {} snapshots and no refs/main", several.len());
+            Err(Error::missing(what).in_file(path).hint("name the folder of one of them"))
+        }
+    }
+}
+
+/// The error for a path that cannot be opened; `org/name` gets told that nothing is downloaded.
+pub fn cannot_open(path: &Path, e: std::io::Error) -> Error {
+    let error = Error::io("cannot open", e).in_file(path);
+    let id = path.to_str().is_some_and(|text| text.split('/').count() == 2 && !text.starts_with(['.', '/']));
+    if id {
+        return error
+            .hint("nothing is downloaded; give the folder of a download, such as the one `hf download` prints");
+    }
+    error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_folder_stands_for_its_main_snapshot() {
+        let folder = std::env::temp_dir().join(format!("lora-tool-hub-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        for name in ["snapshots/aa11", "snapshots/bb22", "refs"] {
+            std::fs::create_dir_all(folder.join(name)).unwrap();
+        }
+        assert!(resolve(&folder).is_err(), "two snapshots and nothing that says which");
+        std::fs::write(folder.join("refs/main"), "../../etc\n").unwrap();
+        assert!(resolve(&folder).is_err(), "no way out of the folder");
+        std::fs::write(folder.join("refs/main"), "bb22\n").unwrap();
+        assert_eq!(resolve(&folder).unwrap(), folder.join("snapshots/bb22"));
+        assert_eq!(resolve(&folder.join("refs")).unwrap(), folder.join("refs"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
