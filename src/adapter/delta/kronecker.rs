@@ -56,7 +56,8 @@ impl Factor {
         }
     }
 
-    fn shape(&self) -> Result<(usize, usize)> {
+    /// Its rows and columns.
+    pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
             Factor::Whole(t) => Ok(t.shape.matrix()),
             Factor::Product(p) => p.shape(),
@@ -135,8 +136,13 @@ impl Kronecker {
         }
     }
 
+    /// Whether the product is reshaped so that rows and columns mix.
+    pub fn mixes_axes(&self) -> bool {
+        matches!((&self.w2, self.padding), (Factor::Whole(w2), Padding::Front) if w2.shape.rank() == 3)
+    }
+
     /// Rank of a factor stored as a product; 1 where neither is.
-    fn rank(&self) -> usize {
+    pub fn rank(&self) -> usize {
         [&self.w2, &self.w1]
             .into_iter()
             .find_map(|factor| match factor {

@@ -29,6 +29,7 @@ pub mod residual;
 pub mod road;
 pub mod scattered;
 pub mod sparse;
+pub mod spectrum;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -63,6 +64,7 @@ pub use residual::Residual;
 pub use road::Road;
 pub use scattered::Scattered;
 pub use sparse::Sparse;
+pub use spectrum::Spectrum;
 pub use token_rows::TokenRows;
 
 use crate::error::{Error, Result};

@@ -128,32 +128,23 @@ fn target_summary(
         }
     }
     for delta in target.weight.iter().chain(&target.bias) {
-        match delta {
-            Delta::LowRank(d) => {
-                let all = d.expert_factors()?;
-                out.rank = Some(d.rank());
-                out.alpha = Some(d.scale.alpha);
-                out.scale = Some(d.factor());
-                out.shape = all.first().map(|f| (f.b.nrows(), f.a.ncols()));
-                let mut values = Vec::new();
-                for factors in &all {
-                    let scale = factors.scale.abs() as f32;
-                    let own = product::singular_values(kernels, factors.b.view(), factors.a.view())?;
-                    values.extend(own.into_iter().map(|s| s * scale));
-                }
-                values.sort_by(|a, b| b.total_cmp(a));
-                look_at_scale(path, d.factor(), &values, problems);
-                out.singular_values = Some(values);
-            }
-            Delta::Opaque(d) => problems.push((path.to_string(), format!("{} cannot be merged: {}", d.kind, d.reason))),
-            _ => {}
+        if let Delta::Opaque(d) = delta {
+            problems.push((path.to_string(), format!("{} cannot be merged: {}", d.kind, d.reason)));
+        }
+        if let Some(spectrum) = delta.spectrum(kernels)? {
+            out.rank = Some(spectrum.rank);
+            out.alpha = Some(spectrum.scale.alpha);
+            out.scale = Some(spectrum.factor);
+            out.shape = Some(spectrum.shape);
+            look_at_scale(path, spectrum.factor, &spectrum.values, problems);
+            out.singular_values = (!spectrum.values.is_empty()).then_some(spectrum.values);
         }
     }
     Ok(out)
 }
 
 fn look_at_scale(path: &str, scale: f64, values: &[f32], problems: &mut Vec<(String, String)>) {
-    if product::frobenius(values) == 0.0 {
+    if !values.is_empty() && product::frobenius(values) == 0.0 {
         problems.push((path.to_string(), "changes nothing: a factor is all zeros".to_string()));
     } else if !USUAL_SCALE.contains(&scale.abs()) {
         problems.push((path.to_string(), format!("unusual scale {scale}")));
