@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-pub use embedding::Embeddings;
+pub use embedding::{Embeddings, TiedUse};
 pub use side::SideFiles;
 
 pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
@@ -149,7 +149,10 @@ fn gather_types(config: &Map<String, Value>, out: &mut Vec<String>, depth: usize
         add(name);
     }
     if depth < 4 {
-        for inner in config.iter().filter(|(k, _)| k.ends_with("_config")).filter_map(|(_, v)| v.as_object()) {
+        // The parts of a composite model: `text_config`, `vision_config`, but also `encoder`, `decoder`.
+        let is_part =
+            |key: &str, inner: &Map<String, Value>| key.ends_with("_config") || inner.contains_key("model_type");
+        for inner in config.iter().filter_map(|(k, v)| v.as_object().filter(|inner| is_part(k, inner))) {
             gather_types(inner, out, depth + 1);
         }
     }

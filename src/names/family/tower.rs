@@ -206,5 +206,16 @@ pub(super) const SETS: &[Set] = &[
         &["lfm3_vl_vision"],
         &[rename("patchifier", "patch_embed"), rename("q_layernorm", "q_norm"), rename("k_layernorm", "k_norm")],
     ),
+    Set::whole(
+        &["mimi"],
+        &[
+            rename(r"^encoder\.layers", "encoder.encoder_seanet.layers"),
+            rename(r"^encoder_transformer\.", "encoder.encoder_transformer."),
+            rename(r"^downsample\.", "encoder.downsample."),
+            rename(r"^upsample\.", "decoder.upsample."),
+            rename(r"^decoder_transformer\.", "decoder.decoder_transformer."),
+            rename(r"^decoder\.layers", "decoder.decoder_seanet.layers"),
+        ],
+    ),
     Set::tower(&["altclip"], &[rename(r"layer\.", "layers.")]),
 ];

@@ -11,6 +11,7 @@ use super::resolve::{Edits, New};
 use super::source::Edit;
 use super::{Merge, Options};
 use crate::adapter::Note;
+use crate::adapter::delta::{Delta, Full, full::Mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::stream::{Entry, IndexFile, Job, Make, Output, Plan, PlannedFile};
@@ -73,6 +74,11 @@ impl Assembly<'_> {
             let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
             return Ok(Job { entry, make: Make::Copy(tensor.clone()) });
         }
+        if let Some(other) = replacement(tensor, &edits) {
+            self.totals.changed += 1;
+            let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
+            return Ok(Job { entry, make: Make::Copy(other) });
+        }
         if !edits.is_empty() && !dtype::is_plain_float(tensor.dtype) {
             return Err(self.quantised(tensor.dtype).at_key(key));
         }
@@ -134,6 +140,14 @@ impl Assembly<'_> {
         Error::unsupported(format!("the base weight is quantised{scheme}: dtype {stored} cannot be merged into"))
             .hint("merge into the 16-bit model it was made from")
     }
+}
+
+/// The tensor that takes the place of one that holds no floating-point numbers, as the counter of a batch norm.
+fn replacement(stored: &Tensor, edits: &[Edit]) -> Option<Tensor> {
+    let source = &edits.last()?.source;
+    let [Delta::Full(Full { tensor, mode: Mode::Replace })] = source.target.weight.as_slice() else { return None };
+    let fits = tensor.dtype == stored.dtype && tensor.shape == stored.shape && source.strength == 1.0;
+    (fits && !dtype::is_plain_float(stored.dtype)).then(|| tensor.clone())
 }
 
 /// Files, index, config and side files.
@@ -230,6 +244,15 @@ fn config(
     let mut config = original.clone();
     if untied {
         set(&mut config, "tie_word_embeddings", json!(false), true);
+        // T5 reads from the tie whether it scales its output, unless the config has the word for it.
+        if config.get("model_type").and_then(Value::as_str) == Some("t5")
+            && !config.contains_key("scale_decoder_outputs")
+        {
+            config.insert(
+                "scale_decoder_outputs".to_string(),
+                json!(original.get("tie_word_embeddings") != Some(&json!(false))),
+            );
+        }
     }
     let embeddings = base.embeddings();
     let vocabulary = [embeddings.input, embeddings.output].into_iter().flatten().find_map(|key| reshaped.get(&key));

@@ -1,6 +1,6 @@
 //! Which tensor on disk each of the adapter's targets changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::source::{Edit, Part, Ready, Source};
@@ -9,7 +9,7 @@ use super::{Applied, Options};
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode, low_rank::Facing};
 use crate::adapter::{Note, SiteKind, Target};
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::{BaseModel, conv1d};
+use crate::model::{BaseModel, conv1d, embedding};
 use crate::names::{Found, How, ModulePath, Piece};
 use crate::tensor::{Shape, Tensor};
 
@@ -51,16 +51,15 @@ struct Unmatched {
 /// Resolves every target of every adapter.
 pub fn resolve(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Edits> {
     let mut edits = Edits { used: vec![0; adapters.len()], ..Edits::default() };
-    let plans = tied::plans(base, adapters.iter().map(|a| a.adapter));
-    for ((number, applied), plan) in adapters.iter().enumerate().zip(plans) {
+    for (number, (applied, plan)) in adapters.iter().zip(tied::plans(base, adapters)).enumerate() {
         edits.notes.extend(plan.note.clone());
+        let untied = plan.untied.clone();
         let mut work = Resolver { base, applied, number, plan, options, edits: &mut edits, unmatched: Vec::new() };
-        if work.plan.parts {
-            let key = work.plan.key.clone();
-            work.untie(&key)?;
-        }
         for (path, target) in &applied.adapter.targets {
             work.target(path, target).in_file(&applied.label)?;
+        }
+        for (key, anchor) in untied {
+            work.untie(&key, &anchor)?;
         }
         let unmatched = std::mem::take(&mut work.unmatched);
         report_unmatched(base, applied, &unmatched, options, &mut edits)?;
@@ -99,9 +98,9 @@ impl Resolver<'_> {
             self.edits.used[self.number] += tensors;
             return Ok(());
         }
-        let untied = self.plan.own_output(path.as_str()).filter(|_| part == Part::Weight).map(str::to_string);
+        let untied = if part == Part::Weight { self.plan.own_key(path.as_str()).map(str::to_string) } else { None };
         let found = match (untied, self.find(path, part, &name)) {
-            (Some(key), _) => self.untie(&key)?,
+            (Some(key), _) => self.untie(&key, &self.base.embeddings().input.unwrap_or_default())?,
             (None, Some(found)) => found,
             (None, None) => match self.addition(path, part, deltas)? {
                 Missing::Added(found) => found,
@@ -116,6 +115,20 @@ impl Resolver<'_> {
             },
         };
         self.note_how(&name, &found);
+        self.edit(path, target, part, found)?;
+        if part == Part::Weight {
+            for (key, anchor) in self.plan.also_at(path.as_str()).to_vec() {
+                let other = self.untie(&key, &anchor)?;
+                self.edit(path, target, part, other)?;
+            }
+        }
+        self.edits.used[self.number] += tensors;
+        Ok(())
+    }
+
+    /// The target's change of the tensor that was found.
+    fn edit(&mut self, path: &ModulePath, target: &Arc<Target>, part: Part, found: Found) -> Result<()> {
+        let deltas = if part == Part::Weight { &target.weight } else { &target.bias };
         let mut stored = Shape::new(found.memory_shape.clone());
         if let Some(shape) = replaced_shape(deltas, &stored) {
             self.reshape(path, &found, &shape)?;
@@ -134,16 +147,11 @@ impl Resolver<'_> {
             strength: self.applied.strength,
             ready: Ready::default(),
         });
-        let mut pieces = found.pieces;
-        if let (Some(key), Part::Weight) = (self.plan.also_changes(path.as_str()).map(str::to_string), part) {
-            pieces.extend(self.untie(&key)?.pieces);
-        }
-        for piece in pieces {
+        for piece in found.pieces {
             source.expect_user();
             let edit = Edit { source: Arc::clone(&source), piece };
             self.edits.by_key.entry(edit.piece.key.clone()).or_default().push(edit);
         }
-        self.edits.used[self.number] += tensors;
         Ok(())
     }
 
@@ -153,19 +161,29 @@ impl Resolver<'_> {
         self.base.names.find(name).or_else(|| self.base.names.find(&path.tensor(in_proj)))
     }
 
-    /// The output embedding as a tensor of its own: the one in the file, or a copy of the input embedding.
-    fn untie(&mut self, key: &str) -> Result<Found> {
+    /// A use of a tied tensor as a tensor of its own, which the base leaves to `anchor`.
+    fn untie(&mut self, key: &str, anchor: &str) -> Result<Found> {
+        let (_, tensor) =
+            self.base.tensor(anchor).ok_or_else(|| Error::missing("no input embedding").at_key(anchor))?;
+        let shape = tensor.shape.clone();
+        if key == anchor {
+            return Ok(whole(key, &shape));
+        }
+        if let Some(why) = embedding::why_tied_for_good(self.base) {
+            return Err(Error::unsupported(format!("one use of a tied embedding is changed, and {why}"))
+                .at_key(key)
+                .hint("leave the embeddings out of the adapter, or train both uses together (ensure_weight_tying)"));
+        }
         self.edits.untied = true;
         if let Some((_, tensor)) = self.base.tensor(key) {
             return Ok(whole(key, &tensor.shape));
         }
-        let input = self.base.embeddings().input.unwrap_or_default();
-        let (_, tensor) =
-            self.base.tensor(&input).ok_or_else(|| Error::missing("no input embedding").at_key(&input))?;
-        let shape = tensor.shape.clone();
-        let found = whole(key, &shape);
-        self.edits.new.entry(key.to_string()).or_insert(New { anchor: input, copies_anchor: true, shape });
-        Ok(found)
+        self.edits.new.entry(key.to_string()).or_insert(New {
+            anchor: anchor.to_string(),
+            copies_anchor: true,
+            shape: shape.clone(),
+        });
+        Ok(whole(key, &shape))
     }
 
     /// What to do where the base has no such tensor.
@@ -339,8 +357,21 @@ fn replaced_shape(deltas: &[Delta], stored: &Shape) -> Option<Shape> {
 
 /// Modules that a task puts onto a base model.
 fn is_head(path: &ModulePath) -> bool {
-    const HEADS: [&str; 9] =
-        ["score", "classifier", "pre_classifier", "qa_outputs", "summary", "v_head", "regressor", "pooler", "lm_head"];
+    const HEADS: [&str; 13] = [
+        "score",
+        "classifier",
+        "pre_classifier",
+        "classification_head",
+        "projector",
+        "decode_head",
+        "head",
+        "qa_outputs",
+        "summary",
+        "v_head",
+        "regressor",
+        "pooler",
+        "lm_head",
+    ];
     path.components().any(|c| HEADS.contains(&c))
 }
 
@@ -354,6 +385,11 @@ fn whole(key: &str, shape: &Shape) -> Found {
     Found { pieces: vec![piece], how: How::Direct, memory_shape: shape.dims().to_vec() }
 }
 
+/// Whether the weight of the module lies in the base as the two tensors of torch's weight norm, by either name.
+fn is_weight_normed(base: &BaseModel, path: &ModulePath) -> bool {
+    ["parametrizations.weight.original0", "weight_g"].iter().any(|leaf| base.names.find(&path.tensor(leaf)).is_some())
+}
+
 fn report_unmatched(
     base: &BaseModel,
     applied: &Applied,
@@ -363,7 +399,9 @@ fn report_unmatched(
 ) -> Result<()> {
     let Some(first) = unmatched.first() else { return Ok(()) };
     let all = applied.adapter.targets.len();
-    if options.allow_unmatched && unmatched.len() < all {
+    // A module whose weight and bias both match nothing counts once.
+    let modules = unmatched.iter().map(|u| &u.path).collect::<BTreeSet<_>>().len();
+    if options.allow_unmatched && modules < all {
         for u in unmatched {
             let text = format!("matches nothing in the base; {} tensors left out", u.tensors);
             edits.notes.push(Note::lossy(u.path.as_str(), text));
@@ -373,14 +411,19 @@ fn report_unmatched(
     let names: Vec<_> = unmatched.iter().take(5).map(|u| format!("`{}`", u.name)).collect();
     let more = if unmatched.len() > 5 { format!(" and {} more", unmatched.len() - 5) } else { String::new() };
     let what = format!(
-        "{} of {all} modules match nothing in the base {}: no tensor {}{more}",
-        unmatched.len(),
+        "{modules} of {all} modules match nothing in the base {}: no tensor {}{more}",
         base.path.display(),
         names.join(", ")
     );
+    if let Some(u) = unmatched.iter().find(|u| is_weight_normed(base, &u.path)) {
+        let what = "the base keeps this weight as magnitude and direction (weight norm), which cannot be merged into";
+        let hint = "remove the parametrisation from the base before (torch's remove_parametrizations), or leave the \
+                    layer out with --allow-unmatched";
+        return Err(Error::unsupported(what).at_key(u.path.as_str()).hint(hint));
+    }
     let nearest = base.names.nearest(&first.name);
     let nearest = nearest.map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));
-    let lift = if unmatched.len() == all {
+    let lift = if modules == all {
         "is this the base model the adapter was trained on?"
     } else {
         "--allow-unmatched leaves them out"

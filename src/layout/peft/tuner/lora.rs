@@ -120,7 +120,7 @@ fn read_module(
         let b = need(&mut parts, "lora_embedding_B")?;
         let magnitude = magnitude(reader.config, &mut parts, path.as_str())?;
         require_taken(&parts, TUNER.peft_type)?;
-        let delta = plain(patterns, path.as_str(), a, b)?;
+        let delta = plain(patterns, path.as_str(), a, b, reader.adapter.residual_base.is_some())?;
         let target = target(reader, path.as_str());
         target.site = SiteKind::Embedding;
         target.magnitude = magnitude;
@@ -161,7 +161,7 @@ fn read_layer(
     let diagonal = diagonal(reader.config, &mut parts)?;
     require_taken(&parts, TUNER.peft_type)?;
     let (a, b) = expand_blocks(reader.config, path, a, b)?;
-    let mut delta = plain(patterns, path, a, b)?;
+    let mut delta = plain(patterns, path, a, b, reader.adapter.residual_base.is_some())?;
     let mut path = path.to_string();
     if let Some(outer) = path.strip_suffix(".base_layer.out_proj") {
         // PEFT (0.21, src/peft/tuners/lora/layer.py, MultiheadAttention) adds this update twice, in the forward pass
@@ -198,11 +198,19 @@ fn read_layer(
     Ok(path)
 }
 
-/// Factors of one layer, with the rank the config gives checked against them.
-fn plain(patterns: &Patterns, path: &str, a: Tensor, b: Tensor) -> Result<LowRank> {
+/// Factors of one layer, with the rank the config gives checked against them. Factors taken out of a weight
+/// (`from_base`) have no more rank than its smaller side, and keep the scale of the rank that was asked for.
+fn plain(patterns: &Patterns, path: &str, a: Tensor, b: Tensor, from_base: bool) -> Result<LowRank> {
     let stored = a.shape.dims().first().copied().unwrap_or(0);
-    patterns.checked_rank(path, stored, &a.shape)?;
-    let delta = LowRank { a, b, scale: patterns.scale_at(path), experts: None, name: "LoRA" };
+    let wanted = patterns.rank_at(path)?;
+    let least = a.shape.dims().get(1).min(b.shape.dims().first());
+    let mut scale = patterns.scale_at(path);
+    if from_base && stored < wanted && least == Some(&stored) {
+        scale = Scale::direct(scale.factor(wanted));
+    } else {
+        patterns.checked_rank(path, stored, &a.shape)?;
+    }
+    let delta = LowRank { a, b, scale, experts: None, name: "LoRA" };
     if delta.b.shape.dims().get(1) != Some(&stored) {
         let what = format!("rank of A {} against rank of B {}", delta.a.shape, delta.b.shape);
         return Err(Error::mismatch(what).at_key(path).hint("the two halves may come from different adapters"));
