@@ -34,7 +34,7 @@ pub fn stack(sources: &[Keys<'_>], transposed: bool, share: (usize, usize)) -> M
     let each = all.div_ceil(of.max(1));
     let range = each.checked_mul(which)?.min(all)..each.checked_mul(which + 1)?.min(all);
     let (mut pieces, mut row, mut cols) = (Vec::new(), 0usize, None);
-    for keys in sources.iter() {
+    for keys in sources {
         let taken = keys.get(range.clone()).filter(|_| keys.len() == all)?;
         let &[rows, width] = taken.first()?.1 else { return None };
         let end = row.checked_add(rows)?;

@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn every_pattern_of_the_tables_compiles() {
-        for pattern in family::all().flat_map(|rule| rule.patterns()) {
+        for pattern in family::all().flat_map(Rule::patterns) {
             assert!(compile(pattern).is_some(), "{pattern}");
         }
     }

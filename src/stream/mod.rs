@@ -102,10 +102,9 @@ pub fn run(
     }
     let mut outcomes: Outcomes = plan.files.iter().map(|f| vec![None; f.jobs.len()]).collect();
     for (piece, result) in pieces.iter().zip(results) {
-        if let Some(moved) = result.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            if let Work::Compute { job, .. } = piece.work {
-                outcomes[piece.file][job].get_or_insert_with(Moved::default).add(&moved);
-            }
+        let moved = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(moved), Work::Compute { job, .. }) = (moved, &piece.work) {
+            outcomes[piece.file][*job].get_or_insert_with(Moved::default).add(&moved);
         }
     }
     Ok(outcomes)

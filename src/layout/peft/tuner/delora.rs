@@ -10,6 +10,7 @@ use crate::adapter::delta::{Delta, LowRank};
 use crate::error::{Context, Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::saved::target;
+use crate::names::ModulePath;
 use crate::tensor::Tensor;
 
 /// The tuner.
@@ -35,7 +36,7 @@ fn read(reader: &mut Reader) -> Result<()> {
         target(reader, path.as_str()).weight.push(Delta::LowRank(delta));
         paths.push(path);
     }
-    patterns.report_idle(paths.iter().map(|p| p.as_str()), &mut reader.notes);
+    patterns.report_idle(paths.iter().map(ModulePath::as_str), &mut reader.notes);
     Ok(())
 }
 

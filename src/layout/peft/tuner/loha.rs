@@ -6,6 +6,7 @@ use crate::error::{Context, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::Parts;
 use crate::layout::peft::saved::target;
+use crate::names::ModulePath;
 
 /// The tuner.
 pub static TUNER: Tuner = Tuner {
@@ -42,7 +43,7 @@ fn read(reader: &mut Reader) -> Result<()> {
         target(reader, path.as_str()).weight.push(Delta::Hadamard(delta));
         paths.push(path);
     }
-    patterns.report_idle(paths.iter().map(|p| p.as_str()), &mut reader.notes);
+    patterns.report_idle(paths.iter().map(ModulePath::as_str), &mut reader.notes);
     Ok(())
 }
 

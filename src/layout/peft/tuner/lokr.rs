@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::Parts;
 use crate::layout::peft::saved::target;
+use crate::names::ModulePath;
 
 /// The tuner.
 pub static TUNER: Tuner = Tuner {
@@ -57,7 +58,7 @@ fn read(reader: &mut Reader) -> Result<()> {
         target(reader, path.as_str()).weight.push(Delta::Kronecker(delta));
         paths.push(path);
     }
-    patterns.report_idle(paths.iter().map(|p| p.as_str()), &mut reader.notes);
+    patterns.report_idle(paths.iter().map(ModulePath::as_str), &mut reader.notes);
     Ok(())
 }
 
