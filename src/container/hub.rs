@@ -33,17 +33,6 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The error for a path that cannot be opened; `org/name` gets told that nothing is downloaded.
-pub fn cannot_open(path: &Path, e: std::io::Error) -> Error {
-    let error = Error::io("cannot open", e).in_file(path);
-    let id = path.to_str().is_some_and(|text| text.split('/').count() == 2 && !text.starts_with(['.', '/']));
-    if id {
-        return error
-            .hint("nothing is downloaded; give the folder of a download, such as the one `hf download` prints");
-    }
-    error
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Files and the tensors in them. A container has no idea what an adapter is.
 
 pub mod atomic;
+mod given;
 mod header;
 pub mod hub;
 pub mod json;
@@ -9,6 +10,7 @@ pub mod sharded;
 mod system;
 pub mod torch;
 
+pub use given::{cannot_open, refuse_config};
 pub use header::FileMetadata;
 pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter};
 pub use sharded::{Shard, Sharded};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::container::{SafetensorsFile, hub, json, torch};
+use crate::container::{self, SafetensorsFile, hub, json, torch};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{MappedFile, StateDict};
 
@@ -42,7 +42,8 @@ pub fn looks_like_adapter(path: &Path) -> bool {
 impl Source {
     /// Opens a folder, or a tensor file with its config beside it.
     pub fn open(path: &Path) -> Result<Source> {
-        let about = std::fs::metadata(path).map_err(|e| hub::cannot_open(path, e))?;
+        let about = std::fs::metadata(path).map_err(|e| container::cannot_open(path, e))?;
+        container::refuse_config(path)?;
         let resolved = if about.is_dir() { hub::resolve(path)? } else { path.to_path_buf() };
         let path = resolved.as_path();
         let (folder, tensor_file) = if about.is_dir() {
@@ -102,6 +103,9 @@ fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
     let error =
         Error::missing(format!("no adapter here: none of {} in this folder", TENSOR_NAMES.join(", "))).in_file(folder);
     Err(match inner.as_slice() {
+        [] if folder.join("config.json").exists() => {
+            Error::missing("this is a model; expected an adapter").in_file(folder).hint("the base comes first")
+        }
         [] => error,
         names => error.hint(format!("adapters are in its folders: {}", names.join(", "))),
     })

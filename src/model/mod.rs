@@ -13,7 +13,7 @@ pub use side::SideFiles;
 
 pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
-use crate::container::{FileMetadata, Shard, Sharded, hub, json};
+use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
 use crate::error::{Context, Error, Result};
 use crate::names::{Index, ModulePath};
 use crate::tensor::{Bytes, Tensor};
@@ -40,7 +40,8 @@ pub struct BaseModel {
 impl BaseModel {
     /// Opens a file, or a folder with a file or shards.
     pub fn open(path: &Path) -> Result<BaseModel> {
-        let about = std::fs::metadata(path).map_err(|e| hub::cannot_open(path, e))?;
+        let about = std::fs::metadata(path).map_err(|e| container::cannot_open(path, e))?;
+        container::refuse_config(path)?;
         let resolved = if about.is_dir() { hub::resolve(path)? } else { path.to_path_buf() };
         let path = resolved.as_path();
         let is_folder = about.is_dir();

@@ -118,6 +118,22 @@ fn merged_weights_are_those_of_peft() {
 }
 
 #[test]
+fn where_peft_contradicts_itself_the_adapted_model_is_kept() {
+    let faithful = |case: &Case| case.path.join("faithful.safetensors");
+    let mut count = 0;
+    for case in cases("peft").into_iter().filter(|case| faithful(case).exists()) {
+        count += 1;
+        let scratch = Scratch::new();
+        let out = scratch.join("out");
+        merge_case(&case, &out).expect("a merge");
+        let expected = SafetensorsFile::open(&faithful(&case)).expect("expected values");
+        let found = differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect());
+        assert!(found.is_empty(), "{}: {}", case.name, found.join(", "));
+    }
+    assert!(count > 4, "only {count} fixtures were found");
+}
+
+#[test]
 fn what_cannot_be_merged_is_refused_with_the_reason() {
     run(
         |case| !case.expects_merge(),
