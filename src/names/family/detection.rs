@@ -133,6 +133,14 @@ pub(super) const SETS: &[Set] = &[
             ),
         ],
     ),
+    // Swin as the backbone of another model has a module of its own around it.
+    Set::whole(
+        &["swin"],
+        &[rename(
+            r"(backbone\.conv_encoder\.model|pixel_level_module\.encoder|backbone)\.(encoder|embeddings)\.",
+            "${1}.swin.${2}.",
+        )],
+    ),
     Set::whole(&["maskformer"], &[FC1, FC2]),
     Set::whole(
         &["SegformerForSemanticSegmentation"],
