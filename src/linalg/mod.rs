@@ -1,3 +1,4 @@
 //! Algorithms over any kernels.
 
+pub mod norm;
 pub mod product;

@@ -9,6 +9,7 @@ use ndarray::{Array1, ArrayViewMut2, Axis};
 use super::{Act, Action, Before};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
+use crate::linalg::norm::sum_of_squares;
 use crate::tensor::{Rows, Tensor};
 
 /// Rows read at a time when column norms are gathered.
@@ -88,7 +89,11 @@ impl Act for Dora {
             }
         } else {
             for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
-                let norm = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+                let norm = match row.as_slice() {
+                    Some(values) => sum_of_squares(values),
+                    None => row.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
+                }
+                .sqrt();
                 row *= (f64::from(self.magnitude[i]) / norm) as f32;
             }
         }

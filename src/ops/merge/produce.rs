@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::measure::measure;
 use super::place::{Grid, Placed, What, is_stacked, place, rows_rule};
 use super::source::Edit;
 use crate::adapter::delta::Before;
@@ -163,17 +164,8 @@ impl Merged {
         }
         let mut realised = vec![0f32; values.len()];
         cast::widen(self.out, out, &mut realised)?;
-        let mut moved = Moved { elements: values.len() as u64, ..Moved::default() };
-        for ((&old, &new), &stored) in before.iter().zip(values).zip(&realised) {
-            let (wanted, got) = (f64::from(new) - f64::from(old), f64::from(stored) - f64::from(old));
-            if stored.is_finite() && wanted.is_finite() {
-                moved.wanted += wanted * wanted;
-                moved.along += wanted * got;
-            }
-            moved.still += u64::from(got == 0.0);
-            moved.nonfinite += u64::from(!stored.is_finite());
-        }
-        Ok(moved)
+        let old = before.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
+        Ok(measure(old, values, &realised))
     }
 
     /// The error for values that are not finite, with the place of the first.
