@@ -142,8 +142,9 @@ impl Config {
         Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
     }
 
-    /// Adds a note for each field that neither every tuner nor this one has, unless it says nothing.
-    pub fn report_unknown(&self, known: &[&str], notes: &mut Vec<Note>) {
+    /// Adds a note for each field that neither every tuner nor this one has, unless it says nothing. A switch that is
+    /// on is an error: PEFT's words for what changes the mathematics begin with `use_`.
+    pub fn report_unknown(&self, known: &[&str], notes: &mut Vec<Note>) -> Result<()> {
         for (name, value) in &self.raw {
             let says_nothing = match value {
                 Value::Null | Value::Bool(false) => true,
@@ -152,11 +153,18 @@ impl Config {
                 _ => false,
             };
             if !says_nothing && !COMMON_FIELDS.contains(&name.as_str()) && !known.contains(&name.as_str()) {
+                if name.starts_with("use_") && value == &Value::Bool(true) && !known.is_empty() {
+                    let what = "on, and not known here: it may change what the tensors mean";
+                    return Err(Error::unsupported(what)
+                        .at_key(name)
+                        .hint("if it does not, take it out of a copy of the config"));
+                }
                 let mut shown = value.to_string();
                 shown.truncate(shown.floor_char_boundary(60));
                 notes.push(Note::lossy(name, format!("unknown field of the config, ignored: {shown}")));
             }
         }
+        Ok(())
     }
 
     /// Rank and alpha patterns. `alpha_name` and the defaults are the tuner's own.
@@ -341,6 +349,16 @@ mod tests {
         let p = c.patterns("lora_alpha", 8).unwrap();
         assert_eq!((p.rank_at("a.b.q").unwrap(), p.rank_at("a.q").unwrap(), p.rank_at("a.k").unwrap()), (2, 3, 4));
         assert_eq!((p.scale_at("a.q").alpha, p.scale_at("a.k").alpha), (1.5, 8.0));
+    }
+
+    #[test]
+    fn an_unknown_switch_is_an_error_and_an_unknown_field_a_note() {
+        let mut notes = Vec::new();
+        let on = config(r#"{"peft_type": "LORA", "r": 4, "use_new_scaling": true}"#);
+        assert_eq!(on.report_unknown(&["r"], &mut notes).unwrap_err().key(), Some("use_new_scaling"));
+        let other = config(r#"{"peft_type": "LORA", "r": 4, "use_new_scaling": false, "trained_by": "somebody"}"#);
+        other.report_unknown(&["r"], &mut notes).unwrap();
+        assert_eq!(notes.iter().map(|n| n.key.as_str()).collect::<Vec<_>>(), ["trained_by"]);
     }
 
     #[test]

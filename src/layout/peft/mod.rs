@@ -74,7 +74,7 @@ impl Layout for Peft {
         for value in &source.other_values {
             reader.notes.push(Note::info(value, "not a tensor; left out"));
         }
-        config.report_unknown(tuner.fields, &mut reader.notes);
+        config.report_unknown(tuner.fields, &mut reader.notes).in_file(config_path)?;
         saved::read_tokens(&mut reader).map_err(placed)?;
         saved::read(&mut reader).map_err(placed)?;
         (tuner.read)(&mut reader).map_err(placed)?;
