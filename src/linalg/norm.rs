@@ -24,7 +24,7 @@ mod tests {
     fn every_value_counts_once() {
         for n in [0, 1, 7, 8, 9, 64, 100] {
             let values: Vec<f32> = (1..=n).map(|i| i as f32).collect();
-            let n = n as f64;
+            let n = f64::from(n);
             assert_eq!(sum_of_squares(&values), n * (n + 1.0) * (2.0 * n + 1.0) / 6.0);
         }
     }
