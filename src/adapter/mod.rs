@@ -105,8 +105,10 @@ impl Adapter {
     pub fn restore_base(&mut self) -> Result<()> {
         let Some(name) = &self.residual_base else { return Ok(()) };
         let method = Method::named(name).ok_or_else(|| {
-            Error::unsupported(format!("what `{name}` took out of the base cannot be found again from the base"))
-                .hint("merge it into the changed base, or convert the adapter with the program that trained it")
+            Error::unsupported(format!("what `{name}` took out of the base cannot be found again from the base")).hint(
+                "convert it with PEFT (path_initial_model_for_weight_conversion), or merge it into the changed base \
+                     with init_lora_weights set to true in a copy of the config",
+            )
         })?;
         for (path, target) in &mut self.targets {
             let Some(at) = target.weight.iter().position(|delta| matches!(delta, Delta::LowRank(_))) else { continue };

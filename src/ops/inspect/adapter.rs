@@ -96,7 +96,11 @@ pub fn summarise(adapter: &Adapter, kernels: &dyn Kernels) -> Result<AdapterSumm
     }
     out.layers = layers.len();
     if let Some(method) = &adapter.residual_base {
-        let what = format!("initialised by {method}: right only on the base that was changed before training");
+        let what = if adapter.clone().restore_base().is_ok() {
+            format!("initialised by {method} from the base: a merge takes its start out of the base again")
+        } else {
+            format!("initialised by {method}, which changed the base before training: right only on that base")
+        };
         out.problems.push((String::new(), what));
     }
     Ok(out)
