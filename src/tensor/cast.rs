@@ -181,8 +181,8 @@ mod tests {
 
     #[test]
     fn ties_go_to_even() {
-        let mut out = [0u8; 2];
-        for (value, bits) in [(1.0f32 + 1.0 / 256.0, 0x3f80u16), (1.0 + 3.0 / 256.0, 0x3f82)] {
+        let (mut out, half) = ([0u8; 2], 2f32.powi(-8));
+        for (value, bits) in [(1.0 + half, 0x3f80u16), (1.0 + 3.0 * half, 0x3f82)] {
             narrow(Dtype::BF16, &[value], &mut out).unwrap();
             assert_eq!(u16::from_le_bytes(out), bits, "{value}");
         }
