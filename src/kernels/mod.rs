@@ -56,8 +56,13 @@ pub trait Kernels: Send + Sync {
         fused::add_products(element, w, out, rows, cols, terms)
     }
 
-    /// `w += scale · b · a` on an f32 tile (rows contiguous), in the same defined order. b: [rows, rank],
-    /// a: [rank, cols].
+    /// The merge step on a tile of f32 in place. Every backend gives the same values.
+    fn add_products_to_tile(&self, values: &mut [f32], (rows, cols): (usize, usize), terms: &[Term]) -> Moved {
+        fused::add_products_to_tile(values, rows, cols, terms)
+    }
+
+    /// `w += scale · b · a` on an f32 tile, in the same defined order; in place where the tile is contiguous.
+    /// b: [rows, rank], a: [rank, cols].
     fn add_product(&self, scale: f32, b: ArrayView2<f32>, a: ArrayView2<f32>, mut w: ArrayViewMut2<f32>) -> Result<()> {
         let (rows, cols) = w.dim();
         if b.nrows() != rows || a.ncols() != cols || a.nrows() != b.ncols() {
@@ -67,13 +72,14 @@ pub trait Kernels: Send + Sync {
         let (Some(a), Some(b)) = (a.as_slice(), b.as_slice()) else {
             return Err(Error::mismatch("a factor is not contiguous"));
         };
-        let rank = if rows == 0 { 0 } else { b.len() / rows };
-        let term = Term { a, a_stride: cols, b, b_stride: rank, rank, scale };
-        let before: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let mut after = vec![0u8; before.len()];
-        self.add_products(Element::F32, &before, &mut after, (rows, cols), &[term]);
-        for (value, bytes) in w.iter_mut().zip(after.as_chunks::<4>().0) {
-            *value = f32::from_le_bytes(*bytes);
+        let rank = b.len().checked_div(rows).unwrap_or(0);
+        let terms = [Term { a, a_stride: cols, b, b_stride: rank, rank, scale }];
+        if let Some(values) = w.as_slice_mut() {
+            self.add_products_to_tile(values, (rows, cols), &terms);
+        } else {
+            let mut values: Vec<f32> = w.iter().copied().collect();
+            self.add_products_to_tile(&mut values, (rows, cols), &terms);
+            w.iter_mut().zip(values).for_each(|(w, value)| *w = value);
         }
         Ok(())
     }

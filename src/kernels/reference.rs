@@ -116,4 +116,8 @@ impl Kernels for Reference {
     ) -> Moved {
         fused::add_products_with(fused::Variant::Plain, element, w, out, rows, cols, terms)
     }
+
+    fn add_products_to_tile(&self, values: &mut [f32], (rows, cols): (usize, usize), terms: &[Term]) -> Moved {
+        fused::add_products_to_tile_with(fused::Variant::Plain, values, rows, cols, terms)
+    }
 }

@@ -114,7 +114,8 @@ fn same(what: &str, (bytes, moved): &(Vec<u8>, Moved), (plain, expected): &(Vec<
 #[test]
 fn variants_give_the_same_bytes() {
     let mut random = Random::new(1);
-    let mut shapes = vec![(0, 5), (5, 0), (1, 1), (1, 64), (7, 1), (13, 97), (6, 16), (64, 130), (3, 1100), (9, 2053)];
+    let mut shapes =
+        vec![(0, 5), (5, 0), (1, 1), (1, 64), (7, 1), (13, 97), (6, 16), (64, 130), (3, 1100), (9, 5053), (300, 70)];
     shapes.extend((0..30).map(|_| (1 + random.below(40), 1 + random.below(300))));
     for (rows, cols) in shapes {
         for element in ELEMENTS {
@@ -126,9 +127,10 @@ fn variants_give_the_same_bytes() {
                 })
                 .collect();
             let w = stored(element, (0..rows * cols).map(|_| random.normal() * 0.03));
-            let plain = run(Variant::Plain, element, &w, (rows, cols), &terms, rows);
-            for variant in Variant::present() {
-                for split in [rows, 1, 5] {
+            for split in [rows, 1, 5] {
+                // The rows that are measured depend on the split; that the bytes do not, the plain loops show.
+                let plain = run(Variant::Plain, element, &w, (rows, cols), &terms, split);
+                for variant in Variant::present() {
                     let ranks: Vec<usize> = terms.iter().map(|t| t.rank).collect();
                     let what = format!("{variant:?} {element:?} {rows}x{cols} ranks {ranks:?} split {split}");
                     same(&what, &run(variant, element, &w, (rows, cols), &terms, split), &plain);
@@ -246,7 +248,7 @@ fn a_product_of_zero_changes_nothing() {
 #[test]
 fn nearly_every_element_is_correctly_rounded() {
     let mut random = Random::new(4);
-    let (rows, cols) = (96, 512);
+    let (rows, cols) = (290, 256);
     for rank in [8, 16, 64] {
         let mut term = Owned::new(&mut random, rows, cols, rank);
         term.scale = 0.02;
@@ -268,8 +270,11 @@ fn nearly_every_element_is_correctly_rounded() {
                     let exact = bf16::from_f64(f64::from(old.to_f32()) + change);
                     rounded += usize::from(exact == new);
                     assert!((i32::from(exact.to_bits()) - i32::from(new.to_bits())).abs() <= 1, "{variant:?} {i} {j}");
-                    wanted += change * change;
-                    along += change * (f64::from(new.to_f32()) - f64::from(old.to_f32()));
+                    // The sums are estimates from the first 16 rows of every 256.
+                    if i % 256 < 16 {
+                        wanted += change * change * (290.0 / 32.0);
+                        along += change * (f64::from(new.to_f32()) - f64::from(old.to_f32())) * (290.0 / 32.0);
+                    }
                 }
             }
             let share = rounded as f64 / (rows * cols) as f64;
@@ -291,6 +296,87 @@ fn changes_that_rounding_swallows_are_counted() {
         let moved = fused::add_products_with(variant, Element::BF16, &w, &mut out, 4, 100, &[term]);
         assert_eq!((moved.elements, moved.still, moved.along), (400, 400, 0.0), "{variant:?}");
         assert!(close(moved.wanted, 400.0 * 1e-14), "{variant:?} {}", moved.wanted);
+    }
+}
+
+/// A change on a weight of zero comes out as `half` rounds it: all upper halves, with lower halves around every kind of
+/// rounding.
+#[test]
+fn rounding_is_that_of_half() {
+    for lower in [0, 1, 0xfff, 0x1000, 0x1001, 0x7fff, 0x8000, 0x8001, 0xefff, 0xf000, 0xffffu32] {
+        let a: Vec<f32> = (0..=0xffffu32).map(|upper| f32::from_bits(upper << 16 | lower)).collect();
+        let term = Term { a: &a, a_stride: a.len(), b: &[1.0], b_stride: 1, rank: 1, scale: 1.0 };
+        for element in [Element::BF16, Element::F16] {
+            let zeros = vec![0u8; 2 * a.len()];
+            for variant in Variant::present() {
+                let mut out = zeros.clone();
+                fused::add_products_with(variant, element, &zeros, &mut out, 1, a.len(), &[term]);
+                for (x, word) in a.iter().zip(out.as_chunks::<2>().0) {
+                    // Negative zero plus zero is positive; NaN has one form.
+                    let x = if x.is_nan() { f32::NAN } else { *x + 0.0 };
+                    let expected = match element {
+                        Element::F16 => f16::from_f32(x).to_le_bytes(),
+                        _ => bf16::from_f32(x).to_le_bytes(),
+                    };
+                    assert_eq!(*word, expected, "{variant:?} {element:?} {:#x}", x.to_bits());
+                }
+            }
+        }
+    }
+}
+
+/// NaN, infinity and what did not move are counted in all rows, not only in those of the sample.
+#[test]
+fn counts_are_exact() {
+    let mut random = Random::new(10);
+    let (rows, cols) = (280, 201);
+    for element in ELEMENTS {
+        for count in [1, 2] {
+            let mut terms: Vec<Owned> = (0..count).map(|_| Owned::new(&mut random, rows, cols, 4)).collect();
+            // Rows of b that are zero change nothing.
+            for t in &mut terms {
+                t.scale = 0.5;
+                for row in (0..rows).filter(|row| row % 7 == 3) {
+                    t.b[row * t.b_stride..][..4].fill(0.0);
+                }
+            }
+            let odd = |at: usize| [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][at % 3];
+            let w = stored(element, (0..rows * cols).map(|at| if at % 997 == 5 { odd(at) } else { random.normal() }));
+            let expected = (0..rows * cols).filter(|at| at % 997 == 5).count() as u64;
+            let plain = run(Variant::Plain, element, &w, (rows, cols), &terms, rows);
+            assert_eq!(plain.1.nonfinite, expected, "{element:?}");
+            let still = w.chunks(element.bytes()).zip(plain.0.chunks(element.bytes())).filter(|(x, y)| x == y).count();
+            assert_eq!(plain.1.still, still as u64, "{element:?}");
+            for variant in Variant::present() {
+                let got = run(variant, element, &w, (rows, cols), &terms, rows);
+                same(&format!("{variant:?} {element:?} {count}"), &got, &plain);
+            }
+        }
+    }
+}
+
+/// A tile in place against the same step from one buffer to another.
+#[test]
+fn a_tile_in_place_gives_the_same_values() {
+    let mut random = Random::new(11);
+    for (rows, cols, rank) in [(1, 1, 1), (7, 130, 5), (70, 33, 16), (9, 4200, 3), (3, 5, 0)] {
+        for rare in [13, usize::MAX >> 20] {
+            let terms = [Owned::new(&mut random, rows, cols, rank), Owned::new(&mut random, rows, cols, 2)];
+            let mut number = || if random.below(rare) == 0 { f32::NAN } else { random.normal() };
+            let tile: Vec<f32> = (0..rows * cols).map(|_| number()).collect();
+            let w = stored(Element::F32, tile.iter().copied());
+            for terms in [&terms[..0], &terms[..1], &terms[..]] {
+                let (plain, expected) = run(Variant::Plain, Element::F32, &w, (rows, cols), terms, rows);
+                let terms: Vec<Term> = terms.iter().map(|t| t.term(0)).collect();
+                for variant in Variant::present() {
+                    let mut values = tile.clone();
+                    let moved = fused::add_products_to_tile_with(variant, &mut values, rows, cols, &terms);
+                    let bytes = stored(Element::F32, values.into_iter());
+                    let what = format!("{variant:?} {rows}x{cols} terms {}", terms.len());
+                    same(&what, &(bytes, moved), &(plain.clone(), expected));
+                }
+            }
+        }
     }
 }
 
@@ -461,7 +547,7 @@ fn the_merge_step_of_every_backend() {
     }
 }
 
-/// `add_product` on views: a transposed `a`, in the same order of operations as the step.
+/// `add_product` on views: a transposed `a`, and tiles that are not contiguous, in the same order of operations.
 #[test]
 fn the_product_on_a_tile_of_every_backend() {
     let mut random = Random::new(9);
@@ -473,5 +559,17 @@ fn the_product_on_a_tile_of_every_backend() {
         let mut got = w.clone();
         kernels.add_product(0.3, b.view(), a.view(), got.view_mut()).unwrap();
         assert_eq!(got, expected, "{}", kernels.name());
+
+        // Some columns of a wider matrix, and every second column of a transposed one; the others keep their values.
+        let mut wide = Array2::from_elem((rows, cols + 7), 5.0);
+        wide.slice_mut(s![.., 3..3 + cols]).assign(&w);
+        kernels.add_product(0.3, b.view(), a.view(), wide.slice_mut(s![.., 3..3 + cols])).unwrap();
+        assert_eq!(wide.slice(s![.., 3..3 + cols]), expected, "{}", kernels.name());
+        assert!(wide.slice(s![.., ..3]).iter().chain(&wide.slice(s![.., 3 + cols..])).all(|&x| x == 5.0));
+        let mut turned = Array2::from_elem((2 * cols, rows), 5.0);
+        turned.slice_mut(s![..;2, ..]).assign(&w.t());
+        kernels.add_product(0.3, b.view(), a.view(), turned.slice_mut(s![..;2, ..]).reversed_axes()).unwrap();
+        assert_eq!(turned.slice(s![..;2, ..]).t(), expected, "{}", kernels.name());
+        assert!(turned.slice(s![1..;2, ..]).iter().all(|&x| x == 5.0));
     }
 }

@@ -13,9 +13,14 @@
 
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod blocks;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod lanes;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod neon;
 mod plain;
+mod sample;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod strips;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -88,19 +93,22 @@ fn holds(len: usize, rows: usize, stride: usize, cols: usize) -> bool {
     (rows - 1).checked_mul(stride).and_then(|start| start.checked_add(cols)).is_some_and(|end| end <= len)
 }
 
-/// What a step did, for the report: sums over its elements. The wanted change of an element is `Σ scale · d` from
-/// zero, not `v - w`, which cancels where the change is small beside the weight; the realised change is the difference
-/// of the stored values. Elements that came out as NaN or infinity are left out of both sums. The bytes are exact; the
-/// sums are taken in short f32 runs and depend, in their last digits, on the variant and on the split into calls.
+/// What a step did, for the report. The wanted change of an element is `Σ scale · d` from zero, not `v - w`, which
+/// cancels where the change is small beside the weight; the realised change is the difference of the stored values.
+/// Elements that came out as NaN or infinity are left out of both sums.
+///
+/// The counts are exact. The sums are estimates where a call has 64 rows or more: sums over a sample of the rows, the
+/// first 16 of every 256, scaled to all. They are taken in short f32 runs and depend, in their last digits, on the
+/// variant, and with the sample on the split into calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Moved {
     /// Number of elements.
     pub elements: u64,
     /// Elements whose stored bits are what they were.
     pub still: u64,
-    /// Σ wanted².
+    /// Σ wanted², from the sample.
     pub wanted: f64,
-    /// Σ wanted · realised.
+    /// Σ wanted · realised, from the sample.
     pub along: f64,
     /// Elements that came out as NaN or infinity.
     pub nonfinite: u64,
@@ -199,19 +207,52 @@ pub fn add_products_with(
     if w.is_empty() {
         return Moved::default();
     }
-    let step = Step { element, w, out, rows, cols, terms };
-    // The vector variants tell NaN and infinity by their sums, and for that a scale has to be finite.
-    let ordinary = element != Element::F64 && terms.iter().all(|t| t.scale.is_finite()) && variant.runs_here();
+    dispatch(variant, Step { element, weights: Weights::Apart { w, out }, rows, cols, terms })
+}
+
+/// The step on a tile of f32 in place, with the fastest variant here: `rows` rows of `cols` values.
+///
+/// # Panics
+///
+/// As [`add_products_with`].
+pub fn add_products_to_tile(values: &mut [f32], rows: usize, cols: usize, terms: &[Term]) -> Moved {
+    add_products_to_tile_with(Variant::fastest(), values, rows, cols, terms)
+}
+
+/// [`add_products_to_tile`] with one variant.
+///
+/// # Panics
+///
+/// As [`add_products_with`].
+pub fn add_products_to_tile_with(
+    variant: Variant,
+    values: &mut [f32],
+    rows: usize,
+    cols: usize,
+    terms: &[Term],
+) -> Moved {
+    assert!(rows.checked_mul(cols) == Some(values.len()), "a tile of another size");
+    assert!(terms.iter().all(|t| t.covers(rows, cols)), "a factor is too short");
+    if values.is_empty() {
+        return Moved::default();
+    }
+    dispatch(variant, Step { element: Element::F32, weights: Weights::Tile(values), rows, cols, terms })
+}
+
+/// Runs a step whose sizes have been checked.
+fn dispatch(variant: Variant, step: Step) -> Moved {
+    // The vector variants tell NaN and infinity by their sums, too, and for that a scale has to be finite.
+    let ordinary = step.element != Element::F64 && step.terms.iter().all(|t| t.scale.is_finite());
     match variant {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has what the variant needs, and all sizes were checked above.
-        Variant::Avx2 if ordinary => unsafe { x86::avx2(step) },
+        Variant::Avx2 if ordinary && variant.runs_here() => unsafe { x86::avx2(step) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has what the variant needs, and all sizes were checked above.
-        Variant::Avx512 if ordinary => unsafe { x86::avx512(step) },
+        Variant::Avx512 if ordinary && variant.runs_here() => unsafe { x86::avx512(step) },
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         // SAFETY: the processor has what the variant needs, and all sizes were checked above.
-        Variant::Neon if ordinary => unsafe { neon::neon(step) },
+        Variant::Neon if ordinary && variant.runs_here() => unsafe { neon::neon(step) },
         _ => plain::run(step),
     }
 }
@@ -219,9 +260,16 @@ pub fn add_products_with(
 /// One call, with its sizes checked.
 struct Step<'a> {
     element: Element,
-    w: &'a [u8],
-    out: &'a mut [u8],
+    weights: Weights<'a>,
     rows: usize,
     cols: usize,
     terms: &'a [Term<'a>],
+}
+
+/// Where a step finds its weights and leaves its result.
+enum Weights<'a> {
+    /// Stored elements, rows one after the other.
+    Apart { w: &'a [u8], out: &'a mut [u8] },
+    /// Values that are replaced.
+    Tile(&'a mut [f32]),
 }

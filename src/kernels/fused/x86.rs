@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::blocks::{self, Lanes};
-use super::{Moved, Step};
+use super::lanes::{self, Lanes, Seen};
+use super::{Moved, Step, strips};
 
 /// True where [`avx2`] can run.
 pub(super) fn has_avx2() -> bool {
@@ -22,35 +22,74 @@ pub(super) fn has_avx512() -> bool {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn avx2(step: Step) -> Moved {
     // SAFETY: the features are those of this function; the step has been checked where it was made.
-    unsafe { blocks::run::<Avx2, 6, 2>(step) }
+    unsafe { strips::run::<Avx2, 6, 2>(step) }
 }
 
 /// Four rows by 64 columns: 16 sums, 4 vectors of a and one of b in 32 registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 pub(super) fn avx512(step: Step) -> Moved {
     // SAFETY: the features are those of this function; the step has been checked where it was made.
-    unsafe { blocks::run::<Avx512, 4, 4>(step) }
+    unsafe { strips::run::<Avx512, 4, 4>(step) }
 }
 
 /// To nearest even, whatever the mode of the processor is.
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT;
 
-/// Bits of which the upper 16 are the bf16: adding half a unit, less one where the last bit is even, carries into them.
+/// The upper half of 32 bits.
+const HIGH: i32 = 0xffff_0000u32 as i32;
+/// All bits but the sign.
+const SIZE16: i16 = 0x7fff;
+const SIZE32: i32 = 0x7fff_ffff;
+
+/// Rounds even and odd columns to bf16: the upper halves as they were, and rounded. They go up where the lower half is
+/// more than half a unit, or half of one and the last bit that stays is odd.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn round256(v: __m256) -> __m256i {
-    let bits = _mm256_castps_si256(v);
-    let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-    _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last)
+fn round_256(v: [__m256; 2]) -> [__m256i; 2] {
+    let [even, odd] = [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])];
+    let upper = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd);
+    let lower = _mm256_blend_epi16::<0b1010_1010>(even, _mm256_slli_epi32::<16>(odd));
+    let least = _mm256_sub_epi16(_mm256_set1_epi16(LEAST), _mm256_and_si256(upper, _mm256_set1_epi16(1)));
+    let up = _mm256_cmpeq_epi16(_mm256_max_epu16(lower, least), lower);
+    [upper, _mm256_sub_epi16(upper, up)]
 }
 
-/// As [`round256`].
+/// As [`round_256`].
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn round512(v: __m512) -> __m512i {
-    let bits = _mm512_castps_si512(v);
-    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-    _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), last)
+#[target_feature(enable = "avx512f,avx512bw")]
+fn round_512(v: [__m512; 2]) -> [__m512i; 2] {
+    /// `x | y & z`.
+    const OR_AND: i32 = 0xf8;
+    /// `!(x & y) & z`.
+    const NAND_AND: i32 = 0x2a;
+    let [even, odd] = [_mm512_castps_si512(v[0]), _mm512_castps_si512(v[1])];
+    let (high, low) = (_mm512_set1_epi32(HIGH), _mm512_set1_epi32(!HIGH));
+    let upper = _mm512_ternarylogic_epi32::<OR_AND>(_mm512_srli_epi32::<16>(even), odd, high);
+    let lower = _mm512_ternarylogic_epi32::<OR_AND>(_mm512_slli_epi32::<16>(odd), even, low);
+    // LEAST less the last bit, as LEAST is odd.
+    let least = _mm512_ternarylogic_epi32::<NAND_AND>(upper, _mm512_set1_epi16(1), _mm512_set1_epi16(LEAST));
+    let up = _mm512_cmpge_epu16_mask(lower, least);
+    [upper, _mm512_mask_add_epi16(upper, up, upper, _mm512_set1_epi16(1))]
+}
+
+/// The least lower half that goes up where the upper one is even.
+const LEAST: i16 = 0x8001u16 as i16;
+
+/// Notes of 16 elements which are what they were, and how large they are.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn note16_256(both: __m256i, size: __m256i, before: __m256i, seen: &mut Seen<Avx2>) {
+    seen.still = _mm256_sub_epi16(seen.still, _mm256_cmpeq_epi16(both, before));
+    seen.top = _mm256_max_epu16(seen.top, _mm256_and_si256(size, _mm256_set1_epi16(SIZE16)));
+}
+
+/// As [`note16_256`], of 32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn note16_512(both: __m512i, size: __m512i, before: __m512i, seen: &mut Seen<Avx512>) {
+    let same = _mm512_cmpeq_epi16_mask(both, before);
+    seen.still = _mm512_mask_add_epi16(seen.still, same, seen.still, _mm512_set1_epi16(1));
+    seen.top = _mm512_max_epu16(seen.top, _mm512_and_si512(size, _mm512_set1_epi16(SIZE16)));
 }
 
 #[derive(Clone, Copy)]
@@ -61,13 +100,14 @@ impl Lanes for Avx2 {
     type F = __m256;
     type N = __m256i;
 
-    blocks::methods! {
+    lanes::methods! {
         fn zero() -> __m256 { _mm256_setzero_ps() }
         fn none() -> __m256i { _mm256_setzero_si256() }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load(p: *const f32) -> __m256 { _mm256_load_ps(p) }
         fn loadu(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
         fn storeu(p: *mut f32, x: __m256) { _mm256_storeu_ps(p, x) }
+        fn fetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn add(x: __m256, y: __m256) -> __m256 { _mm256_add_ps(x, y) }
         fn sub(x: __m256, y: __m256) -> __m256 { _mm256_sub_ps(x, y) }
         fn fma(x: __m256, y: __m256, z: __m256) -> __m256 { _mm256_fmadd_ps(x, y, z) }
@@ -98,29 +138,29 @@ impl Lanes for Avx2 {
             let odd = _mm256_and_si256(both, _mm256_set1_epi32(HIGH));
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
         }
-        fn write_f32(out: *mut u8, v: [__m256; 2], old: *const u8, still: &mut __m256i) -> [__m256; 2] {
+        fn write_f32(out: *mut u8, v: [__m256; 2], old: *const u8, seen: &mut Seen<Avx2>) -> [__m256; 2] {
             for (half, x) in v.iter().enumerate() {
                 let bits = _mm256_castps_si256(*x);
+                let before = _mm256_loadu_si256(old.add(32 * half).cast());
+                seen.still = _mm256_sub_epi32(seen.still, _mm256_cmpeq_epi32(bits, before));
+                seen.top = _mm256_max_epu32(seen.top, _mm256_and_si256(bits, _mm256_set1_epi32(SIZE32)));
                 _mm256_storeu_si256(out.add(32 * half).cast(), bits);
-                let same = _mm256_cmpeq_epi32(bits, _mm256_loadu_si256(old.add(32 * half).cast()));
-                *still = _mm256_sub_epi32(*still, same);
             }
             v
         }
-        fn write_f16(out: *mut u8, v: [__m256; 2], old: *const u8, still: &mut __m256i) -> [__m256; 2] {
+        fn write_f16(out: *mut u8, v: [__m256; 2], old: *const u8, seen: &mut Seen<Avx2>) -> [__m256; 2] {
             let h = [_mm256_cvtps_ph::<NEAREST>(v[0]), _mm256_cvtps_ph::<NEAREST>(v[1])];
             let both = _mm256_set_m128i(h[1], h[0]);
+            note16_256(both, both, _mm256_loadu_si256(old.cast()), seen);
             _mm256_storeu_si256(out.cast(), both);
-            *still = _mm256_sub_epi16(*still, _mm256_cmpeq_epi16(both, _mm256_loadu_si256(old.cast())));
             [_mm256_cvtph_ps(h[0]), _mm256_cvtph_ps(h[1])]
         }
-        fn write_bf16(out: *mut u8, v: [__m256; 2], old: *const u8, still: &mut __m256i) -> [__m256; 2] {
-            let (even, odd) = (round256(v[0]), round256(v[1]));
-            let both = _mm256_blend_epi16::<0b1010_1010>(_mm256_srli_epi32::<16>(even), odd);
+        fn write_bf16(out: *mut u8, v: [__m256; 2], old: *const u8, seen: &mut Seen<Avx2>) -> [__m256; 2] {
+            let [upper, both] = round_256(v);
+            note16_256(both, upper, _mm256_loadu_si256(old.cast()), seen);
             _mm256_storeu_si256(out.cast(), both);
-            *still = _mm256_sub_epi16(*still, _mm256_cmpeq_epi16(both, _mm256_loadu_si256(old.cast())));
-            let high = _mm256_set1_epi32(HIGH);
-            [_mm256_castsi256_ps(_mm256_and_si256(even, high)), _mm256_castsi256_ps(_mm256_and_si256(odd, high))]
+            let odd = _mm256_and_si256(both, _mm256_set1_epi32(HIGH));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both)), _mm256_castsi256_ps(odd)]
         }
         fn count16(n: __m256i) -> u64 {
             let mut out = [0u16; 16];
@@ -132,11 +172,14 @@ impl Lanes for Avx2 {
             _mm256_storeu_si256(out.as_mut_ptr().cast(), n);
             out.iter().map(|&n| u64::from(n)).sum()
         }
+        fn below16(n: __m256i, limit: i16) -> bool {
+            _mm256_movemask_epi8(_mm256_cmpgt_epi16(_mm256_set1_epi16(limit), n)) == -1
+        }
+        fn below32(n: __m256i, limit: i32) -> bool {
+            _mm256_movemask_epi8(_mm256_cmpgt_epi32(_mm256_set1_epi32(limit), n)) == -1
+        }
     }
 }
-
-/// The upper half of 32 bits.
-const HIGH: i32 = 0xffff_0000u32 as i32;
 
 #[derive(Clone, Copy)]
 struct Avx512;
@@ -146,13 +189,14 @@ impl Lanes for Avx512 {
     type F = __m512;
     type N = __m512i;
 
-    blocks::methods! {
+    lanes::methods! {
         fn zero() -> __m512 { _mm512_setzero_ps() }
         fn none() -> __m512i { _mm512_setzero_si512() }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load(p: *const f32) -> __m512 { _mm512_load_ps(p) }
         fn loadu(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
         fn storeu(p: *mut f32, x: __m512) { _mm512_storeu_ps(p, x) }
+        fn fetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn add(x: __m512, y: __m512) -> __m512 { _mm512_add_ps(x, y) }
         fn sub(x: __m512, y: __m512) -> __m512 { _mm512_sub_ps(x, y) }
         fn fma(x: __m512, y: __m512, z: __m512) -> __m512 { _mm512_fmadd_ps(x, y, z) }
@@ -180,31 +224,30 @@ impl Lanes for Avx512 {
             let odd = _mm512_and_si512(both, _mm512_set1_epi32(HIGH));
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
         }
-        fn write_f32(out: *mut u8, v: [__m512; 2], old: *const u8, still: &mut __m512i) -> [__m512; 2] {
+        fn write_f32(out: *mut u8, v: [__m512; 2], old: *const u8, seen: &mut Seen<Avx512>) -> [__m512; 2] {
             for (half, x) in v.iter().enumerate() {
                 let bits = _mm512_castps_si512(*x);
+                let before = _mm512_loadu_si512(old.add(64 * half).cast());
+                let same = _mm512_cmpeq_epi32_mask(bits, before);
+                seen.still = _mm512_mask_add_epi32(seen.still, same, seen.still, _mm512_set1_epi32(1));
+                seen.top = _mm512_max_epu32(seen.top, _mm512_and_si512(bits, _mm512_set1_epi32(SIZE32)));
                 _mm512_storeu_si512(out.add(64 * half).cast(), bits);
-                let same = _mm512_cmpeq_epi32_mask(bits, _mm512_loadu_si512(old.add(64 * half).cast()));
-                *still = _mm512_mask_add_epi32(*still, same, *still, _mm512_set1_epi32(1));
             }
             v
         }
-        fn write_f16(out: *mut u8, v: [__m512; 2], old: *const u8, still: &mut __m512i) -> [__m512; 2] {
+        fn write_f16(out: *mut u8, v: [__m512; 2], old: *const u8, seen: &mut Seen<Avx512>) -> [__m512; 2] {
             let h = [_mm512_cvtps_ph::<NEAREST>(v[0]), _mm512_cvtps_ph::<NEAREST>(v[1])];
             let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(h[0]), h[1]);
+            note16_512(both, both, _mm512_loadu_si512(old.cast()), seen);
             _mm512_storeu_si512(out.cast(), both);
-            let same = _mm512_cmpeq_epi16_mask(both, _mm512_loadu_si512(old.cast()));
-            *still = _mm512_mask_add_epi16(*still, same, *still, _mm512_set1_epi16(1));
             [_mm512_cvtph_ps(h[0]), _mm512_cvtph_ps(h[1])]
         }
-        fn write_bf16(out: *mut u8, v: [__m512; 2], old: *const u8, still: &mut __m512i) -> [__m512; 2] {
-            let (even, odd) = (round512(v[0]), round512(v[1]));
-            let (even, odd) = (_mm512_srli_epi32::<16>(even), _mm512_and_si512(odd, _mm512_set1_epi32(HIGH)));
-            let both = _mm512_or_si512(even, odd);
+        fn write_bf16(out: *mut u8, v: [__m512; 2], old: *const u8, seen: &mut Seen<Avx512>) -> [__m512; 2] {
+            let [upper, both] = round_512(v);
+            note16_512(both, upper, _mm512_loadu_si512(old.cast()), seen);
             _mm512_storeu_si512(out.cast(), both);
-            let same = _mm512_cmpeq_epi16_mask(both, _mm512_loadu_si512(old.cast()));
-            *still = _mm512_mask_add_epi16(*still, same, *still, _mm512_set1_epi16(1));
-            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(even)), _mm512_castsi512_ps(odd)]
+            let odd = _mm512_and_si512(both, _mm512_set1_epi32(HIGH));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)), _mm512_castsi512_ps(odd)]
         }
         fn count16(n: __m512i) -> u64 {
             let mut out = [0u16; 32];
@@ -215,6 +258,12 @@ impl Lanes for Avx512 {
             let mut out = [0u32; 16];
             _mm512_storeu_si512(out.as_mut_ptr().cast(), n);
             out.iter().map(|&n| u64::from(n)).sum()
+        }
+        fn below16(n: __m512i, limit: i16) -> bool {
+            _mm512_cmplt_epi16_mask(n, _mm512_set1_epi16(limit)) == u32::MAX
+        }
+        fn below32(n: __m512i, limit: i32) -> bool {
+            _mm512_cmplt_epi32_mask(n, _mm512_set1_epi32(limit)) == u16::MAX
         }
     }
 }
