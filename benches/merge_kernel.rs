@@ -5,6 +5,8 @@
 //! single one and its result (64 MiB) may sit in the last-level cache once the work is split over cores with a cache
 //! each, and then the copy is several times faster than memory.
 //!
+//! What is compared takes turns, one run each, so that a slow spell of the machine meets all of them.
+//!
 //! A ratio says something only where the machine was idle: a best copy that is not faster on two threads than on one,
 //! or a median far above the best, tells that it was not.
 //!
@@ -41,16 +43,11 @@ fn main() {
     println!("{SIZE} x {SIZE}, bf16 weights, f32 factors; GB/s counts bytes read and written once each");
     for threads in [1, 2] {
         let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(threads).build() else { return };
-        let mut measure = |f: &(dyn Fn(&[u8], &mut [u8]) + Sync)| {
-            pool.install(|| best(budget, |i| f(&ws[i % MATRICES], &mut outs[i % MATRICES])))
-        };
         let copying = |w: &[u8], out: &mut [u8]| {
             let tile = TILE * SIZE * 2;
             out.par_chunks_mut(tile).zip(w.par_chunks(tile)).for_each(|(out, w)| out.copy_from_slice(w));
         };
-        let copy = measure(&copying);
-        row(threads, "copy", 0, copy, copy);
-        let casts = measure(&|w, out| {
+        let casts = |w: &[u8], out: &mut [u8]| {
             let tile = TILE * SIZE * 2;
             out.par_chunks_mut(tile).zip(w.par_chunks(tile)).for_each_init(
                 || vec![0f32; TILE * SIZE],
@@ -59,22 +56,36 @@ fn main() {
                     cast::narrow(Dtype::BF16, wide, out).expect("sizes");
                 },
             );
-        });
-        row(threads, "widen and narrow", 0, casts, copy);
+        };
+        let mut measure = |rank: usize, all: &[(&str, Run)]| {
+            let times = pool.install(|| best(budget, all, |f, i| f(&ws[i % MATRICES], &mut outs[i % MATRICES])));
+            for ((what, _), time) in all.iter().zip(&times) {
+                row(threads, what, rank, *time, times[0]);
+            }
+        };
+        measure(0, &[("copy", &copying), ("widen and narrow", &casts)]);
+        let blas = OpenBlas::new();
         for &rank in &ranks {
             let (a, b) = (normal(2, rank * SIZE), normal(3, rank * SIZE));
-            let copy = measure(&copying); // anew, so that what it is compared with was measured beside it
-            row(threads, "copy", rank, copy, copy);
-            for variant in Variant::present().into_iter().rev().filter(|v| *v != Variant::Plain) {
-                let time = measure(&|w, out| step(variant, w, out, &a, &b, rank));
-                row(threads, variant.name(), rank, time, copy);
-            }
-            let blas = OpenBlas::new();
-            let time = measure(&|w, out| tiles(&blas, w, out, &a, &b, rank));
-            row(threads, "BLAS on f32 tiles", rank, time, copy);
+            let variants: Vec<Variant> = Variant::present().into_iter().filter(|v| *v != Variant::Plain).collect();
+            let steps: Vec<_> = variants
+                .iter()
+                .map(|&v| {
+                    let (a, b) = (&a, &b);
+                    move |w: &[u8], out: &mut [u8]| step(v, w, out, a, b, rank)
+                })
+                .collect();
+            let product = |w: &[u8], out: &mut [u8]| tiles(&blas, w, out, &a, &b, rank);
+            let mut all: Vec<(&str, Run)> = vec![("copy", &copying)];
+            all.extend(variants.iter().zip(&steps).rev().map(|(v, step)| (v.name(), step as Run)));
+            all.push(("BLAS on f32 tiles", &product));
+            measure(rank, &all);
         }
     }
 }
+
+/// Something that makes a result of weights.
+type Run<'a> = &'a (dyn Fn(&[u8], &mut [u8]) + Sync);
 
 /// Best and median of the runs.
 type Times = [f64; 2];
@@ -116,18 +127,27 @@ fn tiles(blas: &OpenBlas, w: &[u8], out: &mut [u8], a: &[f32], b: &[f32], rank: 
     );
 }
 
-/// Times runs until the budget is spent, after one over all matrices to warm up.
-fn best(budget: Duration, mut f: impl FnMut(usize)) -> Times {
-    (0..MATRICES).for_each(&mut f);
+/// Times everything in turn until the budget is spent, after one run over all matrices to warm up.
+fn best(budget: Duration, all: &[(&str, Run)], mut run: impl FnMut(Run, usize)) -> Vec<Times> {
+    (0..MATRICES).for_each(|i| all.iter().for_each(|(_, f)| run(f, i)));
     let start = Instant::now();
-    let mut times = Vec::new();
-    while start.elapsed() < budget || times.len() < MATRICES {
-        let one = Instant::now();
-        f(times.len());
-        times.push(one.elapsed().as_secs_f64());
+    let mut times = vec![Vec::new(); all.len()];
+    let mut next = 0; // matrix
+    while start.elapsed() < budget * all.len() as u32 || times[0].len() < MATRICES {
+        for ((_, f), times) in all.iter().zip(&mut times) {
+            let one = Instant::now();
+            run(f, next);
+            times.push(one.elapsed().as_secs_f64());
+            next += 1;
+        }
     }
-    times.sort_by(f64::total_cmp);
-    [times[0], times[times.len() / 2]]
+    times
+        .into_iter()
+        .map(|mut times| {
+            times.sort_by(f64::total_cmp);
+            [times[0], times[times.len() / 2]]
+        })
+        .collect()
 }
 
 /// Roughly normal numbers: sums of uniform ones from a xorshift generator.
