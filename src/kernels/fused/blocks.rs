@@ -7,8 +7,7 @@
 
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
-use super::lanes::{Kind, Lanes, Seen};
-use super::strips::MOST_ROWS;
+use super::lanes::{Kind, Lanes, MOST_ROWS, Seen};
 use super::{Element, Moved, Term, plain};
 
 /// What the plain code did in blocks out of the ordinary.

@@ -2,6 +2,11 @@
 
 use super::Element;
 
+/// Columns of the widest register block.
+pub(super) const MOST_COLS: usize = 64;
+/// Rows of the tallest register block.
+pub(super) const MOST_ROWS: usize = 8;
+
 /// The instructions of one variant. A *pair* is two vectors that hold neighbouring columns: first half and second
 /// half, or, where the element type is [`Kind::INTERLEAVED`], the even and the odd ones.
 ///

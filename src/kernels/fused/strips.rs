@@ -8,17 +8,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::blocks::{self, Lanewise, Place, Unusual};
-use super::lanes::{BF16, F16, F32, Kind, Lanes};
+use super::lanes::{BF16, F16, F32, Kind, Lanes, MOST_COLS, MOST_ROWS};
 use super::{Element, Moved, Step, Term, Weights, plain, sample};
 
 /// Most columns of a strip: longer ones gain nothing.
 const STRIP_COLS: usize = 4096;
 /// Bytes of packed `a` that stay in the cache near the core (L2) beside the weights that stream through it.
 const STRIP_BYTES: usize = 512 << 10;
-/// Columns of the widest register block.
-pub(super) const MOST_COLS: usize = 64;
-/// Rows of the tallest register block.
-pub(super) const MOST_ROWS: usize = 8;
 
 /// A cache line of packed values; its alignment is that of the widest vector.
 #[derive(Clone, Copy)]
