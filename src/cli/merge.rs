@@ -84,6 +84,9 @@ pub fn run(args: &Args) -> Result<()> {
     merge.output.inputs.extend(loaded.iter().map(|l| Arc::clone(&l.opened.source.file)));
     let mut inputs: Vec<&Path> = loaded.iter().map(|l| l.path.as_path()).collect();
     inputs.push(&args.base);
+    let config = base.config_path();
+    inputs.extend(config.as_deref());
+    inputs.extend(loaded.iter().filter_map(|l| Some(l.opened.source.config.as_ref()?.0.as_path())));
     merge.output.check(&args.out, &inputs, args.common.force)?;
 
     output::notes(&notes);

@@ -4,11 +4,12 @@
 //! everything in it is on disk. The folder is locked while its run is alive, so that the next run can tell a dead one
 //! apart and remove it.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -20,6 +21,12 @@ const MARK: &str = ".lora-tool.";
 const MAX_NAME: usize = 250;
 /// Bytes of [`MARK`] with a process number and a count behind it, at most.
 const MAX_TAIL: usize = MARK.len() + 24;
+
+/// Ending of what the old output is called while a file system without an exchange takes two steps to replace it.
+const OLD: &str = "old";
+
+/// Temporary folders of this process, for [`remove_unfinished`].
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// What an output will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +47,7 @@ pub struct Pending {
     replace: bool,
     sync: bool,
     committed: bool,
-    _lock: Option<File>, // held until the end
+    lock: Option<File>, // held until the end
 }
 
 impl Pending {
@@ -51,13 +58,15 @@ impl Pending {
         if !parent.is_dir() {
             return Err(Error::missing("the folder it should go into does not exist").in_file(destination));
         }
+        restore_old(&parent, &name);
         refuse_existing(destination, form, replace)?;
         remove_dead(&parent, &name);
         let (temporary, lock) = locked_folder(&parent, &name)
             .map_err(|e| Error::io("cannot create the output beside it", e).in_file(destination))?;
+        unfinished().push(temporary.clone());
         let building = if form == Form::Folder { temporary.clone() } else { temporary.join(&name) };
         let destination = parent.join(&name);
-        Ok(Pending { form, temporary, building, destination, replace, sync, committed: false, _lock: lock })
+        Ok(Pending { form, temporary, building, destination, replace, sync, committed: false, lock })
     }
 
     /// Where to build: the path of the file, or an empty folder to put files into.
@@ -81,6 +90,12 @@ impl Pending {
         if self.form == Form::Folder && self.sync {
             sync_folders(&self.temporary).map_err(|e| fail("cannot bring to disk", e))?;
         }
+        // Opened now, so that nothing but the sync itself can fail once the name is given.
+        let parent = if self.sync {
+            Some(File::open(parent_of(&self.destination)).map_err(|e| fail("cannot open the folder it goes into", e))?)
+        } else {
+            None
+        };
         let existing = self.destination.symlink_metadata().is_ok();
         match (self.form, existing) {
             (Form::File, true) if self.replace => {
@@ -93,11 +108,8 @@ impl Pending {
         if self.form == Form::File {
             let _ = fs::remove_dir(&self.temporary); // empty now
         }
-        if self.sync
-            && let Some(parent) = self.destination.parent()
-        {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            File::open(parent).and_then(|f| f.sync_all()).map_err(|e| fail("cannot bring the name to disk", e))?;
+        if let Some(parent) = parent {
+            parent.sync_all().map_err(|e| fail("cannot bring the name to disk", e))?;
         }
         Ok(())
     }
@@ -126,20 +138,57 @@ impl Pending {
         if !self.replace {
             return Err(exists(&self.destination));
         }
-        rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::EXCHANGE)
-            .map_err(|e| fail(e.into()))?;
+        match rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return self.replace_in_two_steps().map_err(fail),
+            Err(e) => return Err(fail(e.into())),
+        }
         // The old folder now has the temporary name. Failing to remove it does not undo the result.
         let _ = fs::remove_dir_all(&self.temporary);
+        Ok(())
+    }
+
+    /// For file systems that cannot exchange. Between the two steps there is no output; [`restore_old`] undoes the
+    /// first where the second never came.
+    fn replace_in_two_steps(&self) -> std::io::Result<()> {
+        let (parent, name) = (parent_of(&self.destination), self.destination.file_name().unwrap_or_default());
+        let old = old_name(&parent, name);
+        fs::rename(&self.destination, &old)?;
+        if let Err(e) = fs::rename(&self.temporary, &self.destination) {
+            let _ = fs::rename(&old, &self.destination);
+            return Err(e);
+        }
+        let _ = fs::remove_dir_all(&old);
         Ok(())
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
+        self.lock = None; // where no more files can be opened, the removal needs its place
         if !self.committed {
             remove_entry(&self.temporary);
         }
+        unfinished().retain(|path| *path != self.temporary);
     }
+}
+
+/// Removes what this process has begun and not finished, for an end without destructors. Threads that still write are
+/// in the way of it and find nothing to write to.
+pub fn remove_unfinished() {
+    for path in unfinished().iter() {
+        for _ in 0..10 {
+            remove_entry(path);
+            if !path.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn unfinished() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Creates a file inside an output that is being built, writes `bytes` and brings them to disk.
@@ -203,21 +252,32 @@ fn split(destination: &Path) -> Result<(PathBuf, std::ffi::OsString)> {
     let name = destination
         .file_name()
         .ok_or_else(|| Error::new(Kind::Usage, "not a name an output can have").in_file(destination))?;
-    let parent = match destination.parent() {
+    Ok((parent_of(destination), name.to_os_string()))
+}
+
+fn parent_of(destination: &Path) -> PathBuf {
+    match destination.parent() {
         Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
         _ => PathBuf::from("."),
-    };
-    Ok((parent, name.to_os_string()))
+    }
 }
 
 /// Refuses what stands at `destination`, unless it may be replaced.
 pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<()> {
-    let Ok(about) = destination.symlink_metadata() else { return Ok(()) };
+    let about = match destination.symlink_metadata() {
+        Ok(about) => about,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("cannot be an output", e).in_file(destination)),
+    };
     match form {
         Form::Folder if about.is_symlink() && destination.is_dir() => {
             Err(Error::new(Kind::Exists, "a link of this name exists, the output is a folder")
                 .in_file(destination)
                 .hint("name the folder it leads to"))
+        }
+        Form::Folder if about.is_symlink() && !destination.exists() => {
+            Err(Error::new(Kind::Exists, "a link to nothing of this name exists, the output is a folder")
+                .in_file(destination))
         }
         Form::Folder if !about.is_dir() => {
             Err(Error::new(Kind::Exists, "a file of this name exists, the output is a folder").in_file(destination))
@@ -225,10 +285,23 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
         Form::File if about.is_dir() => {
             Err(Error::new(Kind::Exists, "a folder of this name exists, the output is a file").in_file(destination))
         }
-        _ if replace => Ok(()),
+        Form::Folder if replace => refuse_what_is_no_result(destination),
+        Form::File if replace => Ok(()),
         Form::Folder if fs::read_dir(destination).is_ok_and(|mut d| d.next().is_none()) => Ok(()),
         _ => Err(exists(destination)),
     }
+}
+
+/// A slip of the hand must not replace a home folder: only an empty folder, or one with tensors in it.
+fn refuse_what_is_no_result(destination: &Path) -> Result<()> {
+    let entries = fs::read_dir(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
+    let mut names = entries.flatten().map(|e| e.path()).peekable();
+    if names.peek().is_none() || names.any(|path| path.extension().is_some_and(|e| e == "safetensors")) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Exists, "a folder without a .safetensors file, which is no result that could be replaced")
+        .in_file(destination)
+        .hint("choose another name, or empty the folder"))
 }
 
 fn exists(destination: &Path) -> Error {
@@ -239,13 +312,15 @@ fn exists(destination: &Path) -> Error {
 fn locked_folder(parent: &Path, name: &std::ffi::OsStr) -> std::io::Result<(PathBuf, Option<File>)> {
     loop {
         let folder = parent.join(temporary_name(name));
-        fs::create_dir(&folder)?;
-        let lock = File::open(&folder).ok(); // a read-only handle is enough
-        if let Some(lock) = &lock {
-            let _ = lock.try_lock();
+        match fs::create_dir(&folder) {
+            // Left by a dead run with our process number, which could not be removed.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
+            done => done?,
         }
-        // Another run may have taken it for a dead one before it was locked.
-        if folder.is_dir() {
+        let lock = File::open(&folder).ok(); // a read-only handle is enough
+        // Another run may have taken it for a dead one before it was locked: then it holds the lock, or it is done.
+        let taken = lock.as_ref().is_some_and(|l| matches!(l.try_lock(), Err(TryLockError::WouldBlock)));
+        if !taken && folder.is_dir() {
             return Ok((folder, lock));
         }
     }
@@ -260,6 +335,25 @@ fn temporary_name(name: &std::ffi::OsStr) -> std::ffi::OsString {
     out.extend_from_slice(cut(name.as_bytes()));
     out.extend_from_slice(tail.as_bytes());
     std::ffi::OsString::from_vec(out)
+}
+
+fn old_name(parent: &Path, name: &std::ffi::OsStr) -> PathBuf {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let name = [b".", cut(name.as_bytes()), MARK.as_bytes(), OLD.as_bytes()].concat();
+    parent.join(std::ffi::OsString::from_vec(name))
+}
+
+/// Finishes or undoes a replacement in two steps that was killed.
+fn restore_old(parent: &Path, name: &std::ffi::OsStr) {
+    let (destination, old) = (parent.join(name), old_name(parent, name));
+    if old.symlink_metadata().is_err() {
+        return;
+    }
+    if destination.symlink_metadata().is_ok() {
+        remove_entry(&old);
+    } else {
+        let _ = fs::rename(&old, &destination);
+    }
 }
 
 fn cut(name: &[u8]) -> &[u8] {
@@ -331,6 +425,11 @@ mod tests {
         let out = folder.join("out");
         fs::create_dir(&out).unwrap();
         write_whole(&out.join("old"), b"x", false).unwrap();
+        for replace in [false, true] {
+            let refused = Pending::new(&out, Form::Folder, replace, true).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Exists, "it holds no tensors");
+        }
+        write_whole(&out.join("old.safetensors"), b"x", false).unwrap();
         assert_eq!(Pending::new(&out, Form::Folder, false, true).unwrap_err().kind(), Kind::Exists);
         let pending = Pending::new(&out, Form::Folder, true, true).unwrap();
         write_whole(&pending.path().join("new"), b"y", true).unwrap();
@@ -364,6 +463,36 @@ mod tests {
             .collect();
         runs.into_iter().for_each(|run| run.commit().unwrap());
         assert_eq!(names(&folder), ["out", "out2", &long]);
+    }
+
+    #[test]
+    fn where_nothing_can_be_exchanged_the_old_folder_is_back_after_a_kill() {
+        let folder = scratch("two-steps");
+        let (out, old) = (folder.join("out"), old_name(&folder, "out".as_ref()));
+        fs::create_dir(&out).unwrap();
+        write_whole(&out.join("old.safetensors"), b"x", false).unwrap();
+        let pending = Pending::new(&out, Form::Folder, true, false).unwrap();
+        write_whole(&pending.path().join("new"), b"y", false).unwrap();
+        pending.replace_in_two_steps().unwrap();
+        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+        drop(pending);
+
+        fs::rename(&out, &old).unwrap(); // killed after the first step
+        assert_eq!(Pending::new(&out, Form::Folder, false, false).unwrap_err().kind(), Kind::Exists);
+        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+        fs::create_dir(&old).unwrap(); // killed after the second
+        assert!(Pending::new(&out, Form::Folder, false, false).is_err());
+        assert_eq!(names(&folder), ["out"]);
+    }
+
+    #[test]
+    fn what_cannot_be_a_name_is_found_before_the_work() {
+        let folder = scratch("name");
+        let long = folder.join("x".repeat(256));
+        assert!(refuse_existing(&long, Form::File, true).unwrap_err().what().contains("too long"));
+        std::os::unix::fs::symlink("nowhere", folder.join("link")).unwrap();
+        let refused = refuse_existing(&folder.join("link"), Form::Folder, true).unwrap_err();
+        assert!(refused.what().contains("link to nothing"), "{refused}");
     }
 
     #[test]

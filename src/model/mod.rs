@@ -47,13 +47,18 @@ impl BaseModel {
         let is_folder = about.is_dir();
         let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
         let files = files.map_err(|e| hint_at_adapter(path, e))?;
-        let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
-        let config_path = folder.join(CONFIG_NAME);
-        let config =
-            if config_path.is_file() { Some(json::read_object(&config_path, MAX_CONFIG_BYTES)?) } else { None };
+        let config = match config_beside(path, is_folder) {
+            Some(path) => Some(json::read_object(&path, MAX_CONFIG_BYTES)?),
+            None => None,
+        };
         let shapes = files.tensors().map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
         let names = Index::new(shapes, &model_types(config.as_ref()));
         Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, names })
+    }
+
+    /// The config's path, where there is one.
+    pub fn config_path(&self) -> Option<PathBuf> {
+        config_beside(&self.path, self.is_folder)
     }
 
     /// A tensor by its key on disk, with the number of its file.
@@ -112,6 +117,11 @@ impl BaseModel {
     pub fn unchanged(&self) -> Result<()> {
         self.files.shards.iter().try_for_each(|s| s.contents.file.unchanged())
     }
+}
+
+fn config_beside(path: &Path, is_folder: bool) -> Option<PathBuf> {
+    let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
+    Some(folder.join(CONFIG_NAME)).filter(|path| path.is_file())
 }
 
 /// The text of a config.

@@ -54,7 +54,11 @@ pub struct Writing {
 impl Output {
     /// Refuses what can be refused before any work: a destination that is an input, exists, or has no room.
     pub fn check(&self, destination: &Path, inputs: &[&Path], replace: bool) -> Result<()> {
-        atomic::refuse_input(destination, inputs)?;
+        // Links lead out of the inputs' folders: the files themselves may lie anywhere.
+        let files = self.inputs.iter().map(|file| file.path().to_path_buf());
+        let files: Vec<_> = files.chain(self.copies.iter().map(|path| self.copied_from.join(path))).collect();
+        let all: Vec<_> = inputs.iter().copied().chain(files.iter().map(PathBuf::as_path)).collect();
+        atomic::refuse_input(destination, &all)?;
         atomic::refuse_existing(destination, self.form(), replace)?;
         atomic::require_room(destination, self.plan.data_bytes()?)
     }
