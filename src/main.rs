@@ -1,5 +1,5 @@
 //! The program: hands over to [`lora_tool::cli`].
 
-fn main() -> std::process::ExitCode {
+fn main() {
     lora_tool::cli::main()
 }

@@ -1,12 +1,14 @@
 //! How a run ends: 0 done, 1 failed, 2 wrong command line, 3 refused because of `--strict`, 128 + n stopped by signal n.
 
-use std::process::ExitCode;
+use std::io::Write;
 
 use serde_json::json;
 
 use super::output;
 use crate::error::{Error, Kind, printable};
 
+/// Done.
+pub const DONE: u8 = 0;
 /// Input or machine.
 const FAILED: u8 = 1;
 /// The command line.
@@ -15,15 +17,15 @@ const USAGE: u8 = 2;
 const STRICT: u8 = 3;
 
 /// Prints what clap has to say: help and version on stdout, mistakes on stderr.
-pub fn usage(e: &clap::Error) -> ExitCode {
+pub fn usage(e: &clap::Error) -> u8 {
     let _ = e.print();
-    if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+    if e.use_stderr() { USAGE } else { DONE }
 }
 
 /// Prints the error on stderr, with `--json` also as a document on stdout.
-pub fn failed(e: &Error, as_json: bool) -> ExitCode {
+pub fn failed(e: &Error, as_json: bool) -> u8 {
     if output::is_broken_pipe(e) {
-        return ExitCode::SUCCESS;
+        return DONE;
     }
     output::error_line(&format!("lora-tool: {e}"));
     if let Some(hint) = e.advice() {
@@ -36,7 +38,14 @@ pub fn failed(e: &Error, as_json: bool) -> ExitCode {
         }});
         let _ = output::document(&document);
     }
-    ExitCode::from(code(e))
+    code(e)
+}
+
+/// Ends the process without the destructors of its libraries: OpenBLAS waits for threads there that may be waiting for
+/// memory.
+pub fn at_once(code: u8) -> ! {
+    let _ = std::io::stdout().flush();
+    signal_hook::low_level::exit(i32::from(code))
 }
 
 fn code(e: &Error) -> u8 {

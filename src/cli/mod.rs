@@ -11,8 +11,6 @@ mod shell;
 mod signals;
 mod size;
 
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
 
 use args::Verbosity;
@@ -43,23 +41,35 @@ enum Command {
     Man(shell::ManArgs),
 }
 
-/// Runs the command line and says how it went.
-pub fn main() -> ExitCode {
+/// Runs the command line and ends the process.
+pub fn main() -> ! {
+    exit::at_once(run())
+}
+
+fn run() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return exit::usage(&e),
     };
     output::set_up(&cli.verbosity);
-    let (json, result) = match &cli.command {
-        Command::Merge(args) => (args.common.json, merge::run(args)),
-        Command::Inspect(args) => (args.json, inspect::run(args)),
-        Command::Layouts(args) => (args.json, registry::layouts(args)),
-        Command::Kernels(args) => (args.json, registry::kernels(args)),
-        Command::Completions(args) => (false, shell::completions(args)),
-        Command::Man(args) => (false, shell::man(args)),
+    let json = match &cli.command {
+        Command::Merge(args) => args.common.json,
+        Command::Inspect(args) => args.json,
+        Command::Layouts(args) => args.json,
+        Command::Kernels(args) => args.json,
+        Command::Completions(_) | Command::Man(_) => false,
+    };
+    signals::prepare(json);
+    let result = match &cli.command {
+        Command::Merge(args) => merge::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Layouts(args) => registry::layouts(args),
+        Command::Kernels(args) => registry::kernels(args),
+        Command::Completions(args) => shell::completions(args),
+        Command::Man(args) => shell::man(args),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => exit::DONE,
         Err(e) => exit::failed(&e, json),
     }
 }

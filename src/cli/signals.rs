@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
 
-use crate::error::{Error, Result};
+use super::exit;
+use crate::container::atomic;
+use crate::error::{Error, Kind, Result};
+use crate::tensor::lost;
 
 /// The number of the signal that arrived, or zero.
 #[derive(Clone, Debug, Default)]
@@ -29,5 +32,25 @@ impl Signals {
     /// The number of the signal that asks the run to end, or zero.
     pub fn arrived(&self) -> i32 {
         i32::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+}
+
+/// Prepares for what would otherwise end the process without a word: an input that another program cuts short, and a
+/// limit on the size of files, which then is an error of the write.
+pub fn prepare(as_json: bool) {
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
+    let watched = lost::watch(move |file| {
+        let Some(file) = file else {
+            let _ = signal_hook::low_level::emulate_default_handler(SIGBUS); // none of our files: a fault of the program
+            return;
+        };
+        let e = Error::new(Kind::Io, "lost bytes while it was being read: it was cut short, or its disk has failed");
+        let code = exit::failed(&e.in_file(file), as_json);
+        atomic::remove_unfinished();
+        exit::at_once(code);
+    });
+    if watched.is_err() {
+        // No thread to tell: at least an end of our own.
+        let _ = signal_hook::flag::register_conditional_shutdown(SIGBUS, 1, Arc::new(AtomicBool::new(true)));
     }
 }

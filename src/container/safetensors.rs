@@ -215,7 +215,7 @@ impl SafetensorsWriter {
             at = end;
         }
         let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
-        let shared = whole.is_some_and(|input| system::share_blocks(input.file(), &file));
+        let shared = whole.and_then(MappedFile::reopen).is_some_and(|input| system::share_blocks(&input, &file));
         if shared {
             return Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared, sync });
         }
@@ -246,16 +246,19 @@ impl SafetensorsWriter {
         let (first, last) = (self.ranges.first().map_or(0, |r| r.start), self.ranges.last().map_or(0, |r| r.end));
         let at = first + offset;
         assert!(at + source.len() as u64 <= last, "copy outside of the data");
-        let done = match source.origin() {
+        let input = source.origin().and_then(|(file, from)| Some((file.reopen()?, from)));
+        let done = match input {
             Some((file, from)) => {
-                system::copy_in_kernel(file.file(), from, &self.file, at, source.len()).in_file(&self.path)?
+                system::copy_in_kernel(&file, from, &self.file, at, source.len()).in_file(&self.path)?
             }
             None => 0,
         };
         if done < source.len() {
-            self.file
-                .write_all_at(&source.as_slice()[done..], at + done as u64)
-                .map_err(|e| Error::io("cannot write", e).in_file(&self.path))?;
+            self.file.write_all_at(&source.as_slice()[done..], at + done as u64).map_err(|e| {
+                // Writing from a part of the map that its file has lost is a bad address: the input is to blame.
+                let blamed = source.origin().and_then(|(file, _)| file.unchanged().err());
+                blamed.unwrap_or_else(|| Error::io("cannot write", e).in_file(&self.path))
+            })?;
             source.release(done..source.len());
         }
         self.written(at, source.len());

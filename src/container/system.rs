@@ -12,7 +12,7 @@ pub fn copy_in_kernel(from: &File, mut off_in: u64, to: &File, mut off_out: u64,
     let mut done = 0;
     while done < len {
         match rustix::fs::copy_file_range(from, Some(&mut off_in), to, Some(&mut off_out), len - done) {
-            Ok(0) => break, // the input ended early: the write that follows reports it
+            Ok(0) => break, // the input ended early: the write that follows fails
             Ok(n) => done += n,
             Err(Errno::INTR) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BADF) => break,

@@ -22,6 +22,7 @@ pub use crate::container::{Entry, FileMetadata};
 use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Kernels, Moved};
+use crate::tensor::Bytes;
 
 use pieces::{Piece, Work};
 
@@ -93,12 +94,10 @@ pub fn run(
             }
         }
     };
-    let threads = limits.threads.max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::new(Kind::Io, format!("cannot start {threads} threads: {e}")))?;
-    pool.broadcast(|_| work());
+    match pool(limits.threads) {
+        Some(pool) => drop(pool.broadcast(|_| work())),
+        None => work(), // not even one more thread: this one does it all
+    }
 
     if let Some(e) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(e);
@@ -111,6 +110,17 @@ pub fn run(
         }
     }
     Ok(outcomes)
+}
+
+/// A pool of `threads`, or of as many as the system lets us have.
+fn pool(mut threads: usize) -> Option<rayon::ThreadPool> {
+    while threads > 0 {
+        if let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
+            return Some(pool);
+        }
+        threads /= 2;
+    }
+    None
 }
 
 /// The files being written. One is opened for its first piece and brought to disk after its last, so that a model of
@@ -176,7 +186,11 @@ fn create(file: &PlannedFile, place: Place, sync: bool) -> Result<SafetensorsWri
         Place::File(path) => path.to_path_buf(),
         Place::Folder(folder) => folder.join(&file.name),
     };
-    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref(), sync)
+    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref(), sync).map_err(|e| {
+        // A head that cannot be written because its file was cut short under the map.
+        let input = file.head.as_ref().and_then(Bytes::origin);
+        input.and_then(|(input, _)| input.unchanged().err()).unwrap_or(e)
+    })
 }
 
 fn run_piece(

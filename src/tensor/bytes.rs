@@ -1,29 +1,50 @@
 //! `Bytes`: a cheap handle on owned memory or on a range of a mapped file. The only place that maps files.
 //!
-//! Inputs are mapped read-only and never written. A mapping keeps its file open, so that ranges can be copied inside
-//! the kernel, and remembers size and modification time, so that a change under our feet is noticed before a result
-//! is committed.
+//! Inputs are mapped read-only and never written. A mapping remembers which file it is of, its size and modification
+//! time, so that a change under our feet is noticed before a result is committed. It does not keep the file open: a
+//! model may have more shards than a process may have open files.
 
 #![expect(unsafe_code, reason = "mapping a file, and letting mapped pages go")]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{Error, Result};
 
+/// Pages are counted in this size.
+const PAGE: usize = 4096;
+
+/// All files that are mapped, to find one by an address.
+static MAPPED: Mutex<Vec<Weak<MappedFile>>> = Mutex::new(Vec::new());
+
 /// A file mapped for reading.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
-    file: File,
     map: Option<Mmap>, // none for an empty file, which cannot be mapped
     len: usize,
+    about: About,
+}
+
+/// What a file that did not change has in common with itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct About {
+    device: u64,
+    inode: u64,
+    len: u64,
     modified: Option<SystemTime>,
+}
+
+impl About {
+    fn of(file: &Metadata) -> About {
+        About { device: file.dev(), inode: file.ino(), len: file.len(), modified: file.modified().ok() }
+    }
 }
 
 impl MappedFile {
@@ -44,8 +65,24 @@ impl MappedFile {
         // the file: truncation ends in SIGBUS and a rewrite changes what is read. No invariant of ours rests on the
         // bytes staying equal between two reads, and `unchanged` refuses to commit a result after either.
         let map = if len == 0 { None } else { Some(unsafe { Mmap::map(&file) }.map_err(fail)?) };
-        let modified = about.modified().ok();
-        Ok(Arc::new(MappedFile { path: path.to_path_buf(), file, map, len, modified }))
+        let mapped = Arc::new(MappedFile { path: path.to_path_buf(), map, len, about: About::of(&about) });
+        let mut all = MAPPED.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|file| file.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&mapped));
+        Ok(mapped)
+    }
+
+    /// The file that is mapped at this address.
+    pub fn path_at(address: usize) -> Option<PathBuf> {
+        let all: Vec<_> =
+            MAPPED.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade).collect();
+        let holds = |file: &MappedFile| {
+            let from = file.as_slice().as_ptr() as usize;
+            (from..from + file.len.next_multiple_of(PAGE)).contains(&address)
+        };
+        all.iter().find(|file| holds(file)).map(|file| file.path.clone())
     }
 
     /// The path it was opened by.
@@ -53,9 +90,10 @@ impl MappedFile {
         &self.path
     }
 
-    /// The open file, for copies inside the kernel.
-    pub fn file(&self) -> &File {
-        &self.file
+    /// The file opened anew, for copies inside the kernel; none where that fails or another file has taken the name.
+    pub fn reopen(&self) -> Option<File> {
+        let file = File::open(&self.path).ok()?;
+        (About::of(&file.metadata().ok()?) == self.about).then_some(file)
     }
 
     /// All bytes of the file.
@@ -63,20 +101,20 @@ impl MappedFile {
         self.map.as_deref().unwrap_or(&[])
     }
 
-    /// An error if size or modification time differ from those at opening.
+    /// An error if another file has the name now, or size or modification time differ from those at opening.
     pub fn unchanged(&self) -> Result<()> {
-        let now = self.file.metadata().map_err(|e| Error::io("cannot check", e).in_file(&self.path))?;
-        let same = now.len() == self.len as u64 && now.modified().ok() == self.modified;
-        if same {
+        let now = std::fs::metadata(&self.path).map_err(|e| Error::io("cannot check", e).in_file(&self.path))?;
+        if About::of(&now) == self.about {
             return Ok(());
         }
-        Err(Error::new(crate::error::Kind::Io, "changed while it was being read").in_file(&self.path))
+        let what = if (now.dev(), now.ino()) == (self.about.device, self.about.inode) { "changed" } else { "replaced" };
+        let what = format!("{what} while it was being read");
+        Err(Error::new(crate::error::Kind::Io, what).in_file(&self.path).hint("run it again when the file is at rest"))
     }
 
     /// Tells the kernel that `range` is not needed for now, so that it stops counting as resident memory of this
     /// process. It can still be read again.
     fn release(&self, range: Range<usize>) {
-        const PAGE: usize = 4096;
         let Some(map) = &self.map else { return };
         // Whole pages only: a neighbour may be reading the rest of the first and last one.
         let start = range.start.next_multiple_of(PAGE);

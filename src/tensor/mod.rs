@@ -4,6 +4,7 @@
 pub mod bytes;
 pub mod cast;
 pub mod dtype;
+pub mod lost;
 pub mod numpy_random;
 pub mod random;
 pub mod shape;
