@@ -1,5 +1,7 @@
 //! Flags that several commands share.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ColorChoice, ValueEnum};
@@ -111,10 +113,12 @@ impl OutputDtype {
 
 /// An adapter's path, with the strength behind an `@` where there is one.
 pub fn adapter_and_strength(argument: &Path, default: f64) -> Result<(PathBuf, f64)> {
-    let text = argument.to_str().unwrap_or_default();
-    let Some((path, number)) = text.rsplit_once('@').filter(|_| !argument.exists()) else {
+    let bytes = argument.as_os_str().as_bytes();
+    let at = bytes.iter().rposition(|&b| b == b'@').filter(|&at| !bytes[at..].contains(&b'/') && !argument.exists());
+    let Some((path, number)) = at.map(|at| (OsStr::from_bytes(&bytes[..at]), &bytes[at + 1..])) else {
         return Ok((argument.to_path_buf(), default));
     };
+    let number = String::from_utf8_lossy(number);
     match number.parse::<f64>() {
         Ok(strength) if strength.is_finite() => Ok((PathBuf::from(path), strength)),
         _ => {

@@ -12,7 +12,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     if !snapshots.is_dir() {
         return Ok(path.to_path_buf());
     }
-    if let Ok(commit) = std::fs::read_to_string(path.join("refs/main")) {
+    if let Some(commit) = main_commit(path) {
         let commit = commit.trim();
         let plain = !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_alphanumeric());
         if plain && snapshots.join(commit).is_dir() {
@@ -31,6 +31,16 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
             Err(Error::missing(what).in_file(path).hint("name the folder of one of them"))
         }
     }
+}
+
+/// What `refs/main` says: a hash, so neither a FIFO, which would wait for a writer, nor a long file.
+fn main_commit(path: &Path) -> Option<String> {
+    let path = path.join("refs/main");
+    let about = std::fs::metadata(&path).ok()?;
+    if !about.is_file() || about.len() > 4096 {
+        return None;
+    }
+    std::fs::read_to_string(path).ok()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 mod cli;
 mod containers;
+mod faults;
 mod fixtures;
 mod hostile;
 mod kernels;

@@ -10,29 +10,41 @@ use crate::fixtures::{self, Scratch};
 use crate::program::{command, names};
 
 /// A run that stands still before it writes: it has a note to print, and nobody reads the full pipe it prints to.
-struct Held {
+pub struct Held {
     child: Child,
     reader: std::io::PipeReader,
 }
 
 impl Held {
     fn start(out: &Path) -> Held {
+        Held::on(&fixtures::root().join("models/llama_tied"), &fixtures::root().join("adapters/peft/tied_lm_head"), out)
+    }
+
+    /// On a copy of the inputs that [`start`](Self::start) has.
+    pub fn on(base: &Path, adapter: &Path, out: &Path) -> Held {
         let (reader, mut writer) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         while writer.write(&[b' '; 1024]).is_ok() {}
         while writer.write(b" ").is_ok() {}
         rustix::io::ioctl_fionbio(&writer, false).unwrap(); // for the program as well
         let mut command = command();
-        command
-            .arg("merge")
-            .arg(fixtures::root().join("models/llama_tied"))
-            .arg(fixtures::root().join("adapters/peft/tied_lm_head"))
-            .arg("-o")
-            .arg(out);
+        command.arg("merge").arg(base).arg(adapter).arg("-o").arg(out);
         let child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
         let held = Held { child, reader };
         held.wait_until_it_listens();
         held
+    }
+
+    /// Until it has opened its inputs and stands at the pipe.
+    pub fn wait_until_it_stands(&self) {
+        let began = Instant::now();
+        let stands = || {
+            let call = fs::read_to_string(format!("/proc/{}/wchan", self.child.id())).unwrap_or_default();
+            call.contains("pipe")
+        };
+        while !stands() && began.elapsed() < Duration::from_secs(2) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// Until the program catches SIGINT, as its status in /proc says.
@@ -55,7 +67,7 @@ impl Held {
     }
 
     /// Reads what it has to say and waits for its end.
-    fn let_go(mut self) -> (Option<i32>, String) {
+    pub fn let_go(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.reader.read_to_string(&mut said).unwrap();
         (self.child.wait().unwrap().code(), said.trim_start().to_string())

@@ -1,0 +1,139 @@
+//! The machine and other programs get in the way: inputs change under the run, limits are low, names are odd.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::fixtures::{self, Scratch};
+use crate::program::{PROGRAM, Ran, merge, names};
+
+fn base(name: &str) -> PathBuf {
+    fixtures::root().join("models").join(name)
+}
+
+fn adapter(name: &str) -> PathBuf {
+    fixtures::root().join("adapters/peft").join(name)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
+}
+
+/// A merge in a shell that sets a limit first.
+fn limited(limit: &str, base: &Path, out: &Path) -> Ran {
+    let script = format!("ulimit {limit} && exec \"$0\" merge \"$1\" \"$2\" -o \"$3\" --no-sync");
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).arg(PROGRAM).arg(base).arg(adapter("lora")).arg(out);
+    command.output().expect("a shell").into()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_input_that_changes_under_the_run_gives_no_result() {
+    use crate::signals::Held;
+    type Change = fn(&Path);
+    let cut: Change = |file| fs::File::options().write(true).open(file).unwrap().set_len(0).unwrap();
+    let replaced: Change = |file| {
+        let new = file.with_extension("new");
+        fs::copy(file, &new).unwrap();
+        fs::rename(&new, file).unwrap();
+    };
+    let removed: Change = |file| fs::remove_file(file).unwrap();
+    for (what, change) in [("cut", cut), ("replaced", replaced), ("removed", removed)] {
+        for victim in ["base", "lora"] {
+            let scratch = Scratch::new();
+            let (model, lora) = (scratch.join("base"), scratch.join("lora"));
+            copy(&base("llama_tied"), &model);
+            copy(&adapter("tied_lm_head"), &lora);
+            let held = Held::on(&model, &lora, &scratch.join("out"));
+            held.wait_until_it_stands();
+            let folder = scratch.join(victim);
+            let file = names(&folder).into_iter().find(|name| name.ends_with(".safetensors")).unwrap();
+            change(&folder.join(&file));
+            let (code, said) = held.let_go();
+            assert_eq!(code, Some(1), "{victim} {what}: {said}");
+            assert!(said.contains(&file), "{victim} {what}: {said}");
+            assert_eq!(names(&scratch.join(".")), ["base", "lora"], "{victim} {what}");
+        }
+    }
+}
+
+#[test]
+fn low_limits_are_kept_or_end_the_run_cleanly() {
+    let scratch = Scratch::new();
+    let many = scratch.join("many");
+    merge(&base("llama"), adapter("lora"), &many, &["--max-shard-size", "1KB"]).expect(0);
+    assert!(names(&many).len() > 15, "{:?}", names(&many));
+    limited("-n 10", &many, &scratch.join("few-open")).expect(0);
+    assert_eq!(names(&scratch.join("few-open")), names(&many));
+    let refused = limited("-f 1", &base("llama"), &scratch.join("large")).expect(1);
+    assert!(refused.err.contains("large"), "{}", refused.err);
+    assert_eq!(names(&scratch.join(".")), ["few-open", "many"]);
+}
+
+#[test]
+fn an_input_that_a_link_leads_to_is_not_replaced_either() {
+    let scratch = Scratch::new();
+    let (real, snapshot) = (scratch.join("real"), scratch.join("snapshot"));
+    copy(&base("llama"), &real);
+    fs::create_dir(&snapshot).unwrap();
+    for name in names(&real) {
+        symlink(Path::new("../real").join(&name), snapshot.join(&name)).unwrap();
+    }
+    merge(&snapshot, adapter("lora"), &real, &["--force"]).expect(1);
+    merge(&snapshot, adapter("lora"), &scratch.join("out"), &[]).expect(0);
+    let shard = real.join("model-00001-of-00003.safetensors");
+    merge(&shard, adapter("lora"), &real.join("config.json"), &["--force", "--allow-unmatched"]).expect(1);
+    assert_eq!(fs::read(real.join("config.json")).unwrap(), fs::read(base("llama").join("config.json")).unwrap());
+}
+
+#[test]
+fn force_replaces_results_and_nothing_else() {
+    let scratch = Scratch::new();
+    let home = scratch.join("home");
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("thesis.txt"), "years").unwrap();
+    let refused = merge(&base("llama"), adapter("lora"), &home, &["--force"]).expect(1);
+    assert!(refused.err.contains("no result"), "{}", refused.err);
+    assert_eq!(names(&home), ["thesis.txt"]);
+}
+
+#[test]
+fn names_may_be_any_bytes() {
+    let scratch = Scratch::new();
+    for name in [&b"caf\xe9"[..], b"two\nlines", b"-o", b"a b", b"at@home", &[b'x'; 255]] {
+        let name = OsStr::from_bytes(name);
+        let lora = scratch.join("in").join(name);
+        copy(&adapter("lora"), &lora);
+        let mut argument = lora.clone().into_os_string();
+        argument.push("@2");
+        let folder = scratch.join("out");
+        fs::create_dir_all(&folder).unwrap();
+        merge(&base("llama"), argument, &folder.join(name), &[]).expect(0);
+        assert_eq!(names(&folder).len(), 1, "nothing beside {name:?}");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+    let missing = merge(&base("llama"), "at@home/none", &scratch.join("out"), &[]).expect(1);
+    assert!(missing.err.contains("at@home/none: cannot open"), "{}", missing.err);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
+    let scratch = Scratch::new();
+    let cache = scratch.join("cache");
+    fs::create_dir_all(cache.join("refs")).unwrap();
+    copy(&base("llama"), &cache.join("snapshots/abc"));
+    let fifo = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    fifo(&cache.join("refs/main"));
+    fifo(&cache.join("snapshots/abc/notes"));
+    merge(&cache, adapter("lora"), &scratch.join("out"), &[]).expect(0);
+    fifo(&scratch.join("pipe.safetensors"));
+    merge(&scratch.join("pipe.safetensors"), adapter("lora"), &scratch.join("out2"), &[]).expect(1);
+    merge(&base("llama"), scratch.join("pipe.safetensors"), &scratch.join("out2"), &[]).expect(1);
+}
