@@ -10,6 +10,9 @@ use crate::container::atomic;
 use crate::error::{Error, Kind, Result};
 use crate::tensor::lost;
 
+/// What asks a run to end.
+const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
 /// The number of the signal that arrived, or zero.
 #[derive(Clone, Debug, Default)]
 pub struct Signals(Arc<AtomicUsize>);
@@ -17,14 +20,19 @@ pub struct Signals(Arc<AtomicUsize>);
 impl Signals {
     /// Begins to listen.
     pub fn listen() -> Result<Signals> {
+        let fail = |e: std::io::Error| Error::io("cannot listen for signals", e);
         let seen = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            let fail = |e: std::io::Error| Error::io("cannot listen for signals", e);
-            // A second signal of the same kind, when the flag is set already, ends the process at once.
-            let twice = Arc::new(AtomicBool::new(false));
-            signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&twice)).map_err(fail)?;
-            signal_hook::flag::register(signal, twice).map_err(fail)?;
+        for signal in ENDING {
             signal_hook::flag::register_usize(signal, Arc::clone(&seen), signal as usize).map_err(fail)?;
+        }
+        if end_with_the_second().is_err() {
+            // No thread to clean up: one of the same kind, when the flag is set already, just ends the process.
+            for signal in ENDING {
+                let twice = Arc::new(AtomicBool::new(false));
+                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&twice))
+                    .map_err(fail)?;
+                signal_hook::flag::register(signal, twice).map_err(fail)?;
+            }
         }
         Ok(Signals(seen))
     }
@@ -33,6 +41,18 @@ impl Signals {
     pub fn arrived(&self) -> i32 {
         i32::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(0)
     }
+}
+
+/// Starts a thread that ends the process with the second signal, whatever the others are doing.
+fn end_with_the_second() -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new(ENDING)?;
+    let wait = move || {
+        if let Some(signal) = signals.forever().nth(1) {
+            atomic::remove_unfinished();
+            exit::at_once(u8::try_from(128 + signal).unwrap_or(u8::MAX));
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
 }
 
 /// Prepares for what would otherwise end the process without a word: an input that another program cuts short, and a

@@ -45,7 +45,7 @@ pub struct Pending {
     building: PathBuf,
     destination: PathBuf,
     replace: bool,
-    sync: bool,
+    parent: Option<File>, // to be synced at the end; opened early, so that nothing else can fail then
     committed: bool,
     lock: Option<File>, // held until the end
 }
@@ -61,12 +61,16 @@ impl Pending {
         restore_old(&parent, &name);
         refuse_existing(destination, form, replace)?;
         remove_dead(&parent, &name);
+        let opened = sync.then(|| File::open(&parent)).transpose();
+        let folder = opened.map_err(|e| {
+            Error::io("cannot open the folder it goes into", e).in_file(destination).hint("--no-sync does without")
+        })?;
         let (temporary, lock) = locked_folder(&parent, &name)
             .map_err(|e| Error::io("cannot create the output beside it", e).in_file(destination))?;
         unfinished().push(temporary.clone());
         let building = if form == Form::Folder { temporary.clone() } else { temporary.join(&name) };
         let destination = parent.join(&name);
-        Ok(Pending { form, temporary, building, destination, replace, sync, committed: false, lock })
+        Ok(Pending { form, temporary, building, destination, replace, parent: folder, committed: false, lock })
     }
 
     /// Where to build: the path of the file, or an empty folder to put files into.
@@ -81,37 +85,56 @@ impl Pending {
 
     /// Whether files have to be on disk before the rename.
     pub fn sync(&self) -> bool {
-        self.sync
+        self.parent.is_some()
     }
 
     /// Gives the output its name. Every file in it has to be written and synced.
     pub fn commit(mut self) -> Result<()> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(&self.destination);
-        if self.form == Form::Folder && self.sync {
+        if self.form == Form::Folder && self.parent.is_some() {
             sync_folders(&self.temporary).map_err(|e| fail("cannot bring to disk", e))?;
         }
-        // Opened now, so that nothing but the sync itself can fail once the name is given.
-        let parent = if self.sync {
-            Some(File::open(parent_of(&self.destination)).map_err(|e| fail("cannot open the folder it goes into", e))?)
-        } else {
-            None
-        };
         let existing = self.destination.symlink_metadata().is_ok();
-        match (self.form, existing) {
+        let step = match (self.form, existing) {
             (Form::File, true) if self.replace => {
                 fs::rename(&self.building, &self.destination).map_err(|e| fail("cannot replace", e))?;
+                Step::Over
             }
             (Form::Folder, true) => self.exchange()?,
-            _ => self.rename_onto_nothing()?,
+            _ => {
+                self.rename_onto_nothing()?;
+                Step::OntoNothing
+            }
+        };
+        // Before the old folder goes: after a power cut there has to be one of the two.
+        if let Some(parent) = &self.parent
+            && let Err(e) = parent.sync_all()
+        {
+            let error = fail("cannot bring the name to disk", e);
+            self.committed = self.take_back(&step).is_err(); // what cannot be taken back stays as it is
+            return Err(error);
         }
         self.committed = true;
-        if self.form == Form::File {
-            let _ = fs::remove_dir(&self.temporary); // empty now
-        }
-        if let Some(parent) = parent {
-            parent.sync_all().map_err(|e| fail("cannot bring the name to disk", e))?;
-        }
+        // Failing to remove what is left over does not undo the result.
+        let _ = match (step, self.form) {
+            (Step::Exchanged, _) => fs::remove_dir_all(&self.temporary),
+            (Step::Aside(old), _) => fs::remove_dir_all(old),
+            (Step::Over | Step::OntoNothing, Form::File) => fs::remove_dir(&self.temporary), // empty now
+            (Step::Over | Step::OntoNothing, Form::Folder) => Ok(()),
+        };
         Ok(())
+    }
+
+    fn take_back(&self, step: &Step) -> std::io::Result<()> {
+        match step {
+            Step::Over => Ok(()), // the old file is gone
+            Step::OntoNothing => fs::rename(&self.destination, &self.building),
+            Step::Exchanged => exchange(&self.temporary, &self.destination).map_err(Into::into),
+            Step::Aside(old) => {
+                fs::rename(&self.destination, &self.temporary)?;
+                fs::rename(old, &self.destination)
+            }
+        }
     }
 
     fn rename_onto_nothing(&self) -> Result<()> {
@@ -128,29 +151,26 @@ impl Pending {
         }
     }
 
-    /// Puts the new folder in the place of the old one in one step, then removes the old one.
-    fn exchange(&self) -> Result<()> {
+    /// Puts the new folder in the place of the old one, in one step where that can be.
+    fn exchange(&self) -> Result<Step> {
         let fail = |e: std::io::Error| Error::io("cannot replace", e).in_file(&self.destination);
         let empty = fs::read_dir(&self.destination).map_err(fail)?.next().is_none();
         if empty {
-            return fs::rename(&self.temporary, &self.destination).map_err(fail);
+            return fs::rename(&self.temporary, &self.destination).map(|()| Step::OntoNothing).map_err(fail);
         }
         if !self.replace {
             return Err(exists(&self.destination));
         }
-        match rustix::fs::renameat_with(CWD, &self.temporary, CWD, &self.destination, RenameFlags::EXCHANGE) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => return self.replace_in_two_steps().map_err(fail),
-            Err(e) => return Err(fail(e.into())),
+        match exchange(&self.temporary, &self.destination) {
+            Ok(()) => Ok(Step::Exchanged),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.replace_in_two_steps().map_err(fail),
+            Err(e) => Err(fail(e.into())),
         }
-        // The old folder now has the temporary name. Failing to remove it does not undo the result.
-        let _ = fs::remove_dir_all(&self.temporary);
-        Ok(())
     }
 
     /// For file systems that cannot exchange. Between the two steps there is no output; [`restore_old`] undoes the
     /// first where the second never came.
-    fn replace_in_two_steps(&self) -> std::io::Result<()> {
+    fn replace_in_two_steps(&self) -> std::io::Result<Step> {
         let (parent, name) = (parent_of(&self.destination), self.destination.file_name().unwrap_or_default());
         let old = old_name(&parent, name);
         fs::rename(&self.destination, &old)?;
@@ -158,9 +178,25 @@ impl Pending {
             let _ = fs::rename(&old, &self.destination);
             return Err(e);
         }
-        let _ = fs::remove_dir_all(&old);
-        Ok(())
+        Ok(Step::Aside(old))
     }
+}
+
+/// How an output got its name.
+#[derive(Debug)]
+enum Step {
+    /// There was nothing of the name.
+    OntoNothing,
+    /// Over an old file.
+    Over,
+    /// The old folder has the temporary name now.
+    Exchanged,
+    /// The old folder has this name now.
+    Aside(PathBuf),
+}
+
+fn exchange(a: &Path, b: &Path) -> std::result::Result<(), Errno> {
+    rustix::fs::renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)
 }
 
 impl Drop for Pending {
@@ -473,13 +509,19 @@ mod tests {
         write_whole(&out.join("old.safetensors"), b"x", false).unwrap();
         let pending = Pending::new(&out, Form::Folder, true, false).unwrap();
         write_whole(&pending.path().join("new"), b"y", false).unwrap();
-        pending.replace_in_two_steps().unwrap();
-        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+        let step = pending.replace_in_two_steps().unwrap();
+        assert_eq!((names(&out), names(&old)), (vec!["new".to_string()], vec!["old.safetensors".to_string()]));
+        pending.take_back(&step).unwrap();
+        assert_eq!(
+            (names(&out), names(pending.path())),
+            (vec!["old.safetensors".to_string()], vec!["new".to_string()])
+        );
         drop(pending);
+        assert_eq!(names(&folder), ["out"]);
 
         fs::rename(&out, &old).unwrap(); // killed after the first step
         assert_eq!(Pending::new(&out, Form::Folder, false, false).unwrap_err().kind(), Kind::Exists);
-        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["old.safetensors".to_string()]));
         fs::create_dir(&old).unwrap(); // killed after the second
         assert!(Pending::new(&out, Form::Folder, false, false).is_err());
         assert_eq!(names(&folder), ["out"]);
