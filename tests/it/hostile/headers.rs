@@ -293,7 +293,6 @@ fn very_many_tensors_take_seconds() {
 }
 
 #[test]
-#[ignore = "writes 70 MB"]
 fn more_tensors_than_the_limit() {
     let folder = Scratch::new();
     let path = folder.put(NAME, many(1_000_001));
