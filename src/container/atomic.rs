@@ -97,8 +97,13 @@ impl Pending {
         let existing = self.destination.symlink_metadata().is_ok();
         let step = match (self.form, existing) {
             (Form::File, true) if self.replace => {
-                fs::rename(&self.building, &self.destination).map_err(|e| fail("cannot replace", e))?;
-                Step::Over
+                // An exchange keeps the old file until the new name is on disk.
+                if exchange(&self.building, &self.destination).is_ok() {
+                    Step::Exchanged
+                } else {
+                    fs::rename(&self.building, &self.destination).map_err(|e| fail("cannot replace", e))?;
+                    Step::Over
+                }
             }
             (Form::Folder, true) => self.exchange()?,
             _ => {
@@ -129,7 +134,7 @@ impl Pending {
         match step {
             Step::Over => Ok(()), // the old file is gone
             Step::OntoNothing => fs::rename(&self.destination, &self.building),
-            Step::Exchanged => exchange(&self.temporary, &self.destination).map_err(Into::into),
+            Step::Exchanged => exchange(&self.building, &self.destination).map_err(Into::into),
             Step::Aside(old) => {
                 fs::rename(&self.destination, &self.temporary)?;
                 fs::rename(old, &self.destination)
@@ -161,7 +166,7 @@ impl Pending {
         if !self.replace {
             return Err(exists(&self.destination));
         }
-        match exchange(&self.temporary, &self.destination) {
+        match exchange(&self.building, &self.destination) {
             Ok(()) => Ok(Step::Exchanged),
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.replace_in_two_steps().map_err(fail),
             Err(e) => Err(fail(e.into())),
@@ -189,7 +194,7 @@ enum Step {
     OntoNothing,
     /// Over an old file.
     Over,
-    /// The old folder has the temporary name now.
+    /// The old one has the temporary name now.
     Exchanged,
     /// The old folder has this name now.
     Aside(PathBuf),
@@ -346,12 +351,18 @@ fn exists(destination: &Path) -> Error {
 
 /// A new temporary folder for an output of this name, and its lock (none where the file system has no locks).
 fn locked_folder(parent: &Path, name: &std::ffi::OsStr) -> std::io::Result<(PathBuf, Option<File>)> {
-    loop {
+    const TRIES: usize = 100;
+    let mut error = ErrorKind::WouldBlock.into();
+    for _ in 0..TRIES {
         let folder = parent.join(temporary_name(name));
         match fs::create_dir(&folder) {
+            Ok(()) => {}
             // Left by a dead run with our process number, which could not be removed.
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
-            done => done?,
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                error = e;
+                continue;
+            }
+            Err(e) => return Err(e),
         }
         let lock = File::open(&folder).ok(); // a read-only handle is enough
         // Another run may have taken it for a dead one before it was locked: then it holds the lock, or it is done.
@@ -359,7 +370,9 @@ fn locked_folder(parent: &Path, name: &std::ffi::OsStr) -> std::io::Result<(Path
         if !taken && folder.is_dir() {
             return Ok((folder, lock));
         }
+        let _ = fs::remove_dir(&folder);
     }
+    Err(error)
 }
 
 /// `.name.lora-tool.<pid>.<n>`, with the name cut so that the whole stays within what file systems allow.

@@ -121,7 +121,7 @@ impl BaseModel {
 
 fn config_beside(path: &Path, is_folder: bool) -> Option<PathBuf> {
     let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
-    Some(folder.join(CONFIG_NAME)).filter(|path| path.is_file())
+    Some(folder.join(CONFIG_NAME)).filter(|path| path.symlink_metadata().is_ok())
 }
 
 /// The text of a config.

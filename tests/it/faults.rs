@@ -133,6 +133,11 @@ fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
     fifo(&cache.join("refs/main"));
     fifo(&cache.join("snapshots/abc/notes"));
     merge(&cache, adapter("lora"), &scratch.join("out"), &[]).expect(0);
+    let config = cache.join("snapshots/abc/config.json");
+    fs::remove_file(&config).unwrap();
+    fifo(&config);
+    let refused = merge(&cache, adapter("lora"), &scratch.join("out2"), &[]).expect(1);
+    assert!(refused.err.contains("config.json: not a regular file"), "{}", refused.err);
     fifo(&scratch.join("pipe.safetensors"));
     merge(&scratch.join("pipe.safetensors"), adapter("lora"), &scratch.join("out2"), &[]).expect(1);
     merge(&base("llama"), scratch.join("pipe.safetensors"), &scratch.join("out2"), &[]).expect(1);
