@@ -112,6 +112,18 @@ impl MappedFile {
         Err(Error::new(crate::error::Kind::Io, what).in_file(&self.path).hint("run it again when the file is at rest"))
     }
 
+    /// Has the kernel map `range` in one call, before it is read page by page. Where that cannot be done, reading it
+    /// does the same more slowly.
+    fn fetch(&self, range: Range<usize>) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Some(map) = &self.map {
+            let start = range.start / PAGE * PAGE;
+            let _ = map.advise_range(memmap2::Advice::PopulateRead, start, range.end - start);
+        }
+        #[cfg(not(any(target_os = "linux", target_os = "android")))]
+        let _ = range;
+    }
+
     /// Tells the kernel that `range` is not needed for now, so that it stops counting as resident memory of this
     /// process. It can still be read again.
     fn release(&self, range: Range<usize>) {
@@ -191,6 +203,13 @@ impl Bytes {
         match &self.owner {
             Owner::Memory(_) => None,
             Owner::File(file) => Some((file, self.range.start as u64)),
+        }
+    }
+
+    /// Says that `range` (counted from the start of these bytes) is read next.
+    pub fn fetch(&self, range: Range<usize>) {
+        if let Owner::File(file) = &self.owner {
+            file.fetch(self.range.start + range.start..self.range.start + range.end);
         }
     }
 

@@ -269,6 +269,12 @@ impl Produce for Merged {
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
         let placed = self.placed()?;
         let row_bytes = dtype::byte_len(self.out, self.grid.cols)?;
+        let stored = |dtype: Dtype| {
+            rows.start * self.grid.cols * dtype.bitsize() / 8..rows.end * self.grid.cols * dtype.bitsize() / 8
+        };
+        if let Start::Stored(tensor) = &self.start {
+            tensor.bytes.fetch(stored(tensor.dtype));
+        }
         let mut moved = Moved::default();
         for pair in cuts(&rows, &placed).windows(2) {
             let part = pair[0]..pair[1];
@@ -281,8 +287,7 @@ impl Produce for Merged {
             self.refuse_nonfinite(rows.clone(), out, moved.nonfinite)?;
         }
         if let Start::Stored(tensor) = &self.start {
-            let size = tensor.dtype.bitsize() / 8;
-            tensor.bytes.release(rows.start * self.grid.cols * size..rows.end * self.grid.cols * size);
+            tensor.bytes.release(stored(tensor.dtype));
         }
         self.finished(rows.len());
         Ok(moved)
