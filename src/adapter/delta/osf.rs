@@ -1,7 +1,7 @@
 //! OSF: the small singular components of the weight, replaced by trained ones (Nayak et al.,
 //! <https://arxiv.org/abs/2504.07097>; huggingface/peft, `src/peft/tuners/osf`).
 //!
-//! `W' = (U S V)_high of W + U_low · diag(S_low) · V_low`, with U_low: [out, k], S_low: [k], V_low: [k, in]; the k
+//! `W' = (U S V)_high of W + U_low · diag(S_low) · V_low`, with U_low: [out, k], S_low: `[k]`, V_low: [k, in]; the k
 //! smallest components of W make room.
 
 use std::ops::Range;

@@ -1,8 +1,8 @@
 //! Pickled PyTorch files (`.bin`, `.pt`, `.pth`), read by a closed list of opcodes and names. Nothing is ever
 //! executed, imported or fetched, and there is no other way in: what this reader refuses stays unread.
 //!
-//! Two containers: the zip archive of PyTorch 1.6 and later ([`zip`]) and the row of pickles before it ([`legacy`]).
-//! In both, one pickle ([`pickle`], [`globals`]) says which tensors are views of which storages ([`view`]), and the
+//! Two containers: the zip archive of PyTorch 1.6 and later (`zip`) and the row of pickles before it (`legacy`).
+//! In both, one pickle (`pickle`, `globals`) says which tensors are views of which storages (`view`), and the
 //! storages are plain bytes in the file, which is where the tensors stay until they are used.
 
 mod calls;
