@@ -19,6 +19,8 @@ pub struct SideFiles {
     pub copied: Vec<PathBuf>,
     /// Paths inside the folder of other copies of the weights, which stay behind.
     pub left: Vec<PathBuf>,
+    /// Paths inside the folder of links that lead nowhere.
+    pub broken: Vec<PathBuf>,
 }
 
 pub(super) fn list(folder: &Path, files: &Sharded) -> Result<SideFiles> {
@@ -26,6 +28,7 @@ pub(super) fn list(folder: &Path, files: &Sharded) -> Result<SideFiles> {
     walk(folder, Path::new(""), files, &mut out, 0)?;
     out.copied.sort();
     out.left.sort();
+    out.broken.sort();
     Ok(out)
 }
 
@@ -37,10 +40,13 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
         let name = entry.file_name();
         let text = name.to_string_lossy().into_owned();
         let relative = inside.join(&name);
-        let Ok(about) = std::fs::metadata(entry.path()) else { continue }; // a link to nothing
         if text.starts_with('.') {
             continue; // version control and caches
         }
+        let Ok(about) = std::fs::metadata(entry.path()) else {
+            out.broken.push(relative);
+            continue;
+        };
         if about.is_dir() {
             if depth < MAX_DEPTH {
                 walk(root, &relative, files, out, depth + 1)?;

@@ -163,6 +163,9 @@ fn finish(
     for left in &side.left {
         notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
     }
+    for broken in &side.broken {
+        notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
+    }
     let mut index = base.files.index.as_ref().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() });
     if let Some(limit) = options.max_shard_bytes {
         if !base.is_folder {
