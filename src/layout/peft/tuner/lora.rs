@@ -75,6 +75,10 @@ fn read(reader: &mut Reader) -> Result<()> {
     refuse_variants(reader.config)?;
     reader.adapter.residual_base = residual_init(reader.config)?;
     reader.adapter.ties_embeddings = reader.config.flag("ensure_weight_tying")?;
+    if reader.config.value("megatron_config").is_some() {
+        let text = "the adapter of a model split over devices; its tensors are taken as those of the whole model";
+        reader.notes.push(Note::info("megatron_config", text));
+    }
     let patterns = reader.config.patterns("lora_alpha", 8)?;
     let modules = take_modules(reader);
     let parameters = Parameters::of(reader.config, modules.iter().map(|(place, _)| place))?;
