@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2};
 
 use super::delta::dora::with_magnitude;
-use super::delta::{Act, Action, Before, Delta, Site};
+use super::delta::{Act, Action, Before, Delta, Reversal, Site};
 use super::{SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -68,6 +68,15 @@ fn one_after_the_other(mut actions: Vec<Action>) -> Result<Action> {
 struct Chain(Vec<Box<dyn Act>>);
 
 impl Act for Chain {
+    fn reversal(&self) -> Reversal {
+        let all = |accepted: &[Reversal]| self.0.iter().all(|act| accepted.contains(&act.reversal()));
+        match () {
+            () if all(&[Reversal::Sum]) => Reversal::Sum,
+            () if all(&[Reversal::Sum, Reversal::Steps]) => Reversal::Steps,
+            () => Reversal::Nothing,
+        }
+    }
+
     fn rows(&self) -> Rows {
         self.0.iter().fold(Rows::Any, |rule, act| rule.and(act.rows()))
     }

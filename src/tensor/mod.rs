@@ -4,8 +4,10 @@
 pub mod bytes;
 pub mod cast;
 pub mod dtype;
+pub mod hash;
 pub mod lost;
 pub mod numpy_random;
+pub mod ordinal;
 pub mod random;
 pub mod shape;
 
@@ -14,6 +16,7 @@ use ndarray::Array2;
 
 pub use bytes::{Bytes, MappedFile};
 pub use dtype::Dtype;
+pub use hash::Hash;
 pub use numpy_random::NumpyRng;
 pub use random::TorchRng;
 pub use shape::{Rows, Shape};

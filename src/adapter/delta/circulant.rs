@@ -8,7 +8,7 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, Axis};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -44,6 +44,10 @@ impl Circulant {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn footprint(&self, _: usize, _: usize) -> u64 {
         0
     }

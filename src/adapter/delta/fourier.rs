@@ -11,7 +11,7 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, Axis};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::tensor::{Tensor, TorchRng};
@@ -66,6 +66,10 @@ impl Fourier {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn footprint(&self, _: usize, cols: usize) -> u64 {
         32 * cols as u64
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, s};
 
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -46,6 +46,10 @@ impl Full {
 }
 
 impl Act for Full {
+    fn reversal(&self) -> Reversal {
+        if self.mode == Mode::Replace { Reversal::Nothing } else { Reversal::Sum }
+    }
+
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let (_, cols) = self.tensor.shape.matrix();
         let size = self.tensor.dtype.bitsize() / 8;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ndarray::{Array1, Array2, ArrayViewMut2, Axis, s};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -170,6 +170,10 @@ struct ReadyWeight {
 }
 
 impl Act for ReadyWeight {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let cols = w.ncols();
         if let Some(a) = &self.a {

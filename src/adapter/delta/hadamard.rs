@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayViewMut2, Zip, s};
 
-use super::{Act, Action, Before, Product, Site};
+use super::{Act, Action, Before, Product, Reversal, Site};
 use crate::adapter::scale::Scale;
 use crate::error::Result;
 use crate::kernels::Kernels;
@@ -48,6 +48,10 @@ impl Hadamard {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
         8 * (rows * cols) as u64
     }
@@ -55,7 +59,7 @@ impl Act for Ready {
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let product = |(left, right): &(Array2<f32>, Array2<f32>)| -> Result<Array2<f32>> {
             let mut out = Array2::zeros(w.dim());
-            kernels.gemm(1.0, left.slice(s![rows.clone(), ..]), right.view(), 0.0, out.view_mut())?;
+            kernels.add_product(1.0, left.slice(s![rows.clone(), ..]), right.view(), out.view_mut())?;
             Ok(out)
         };
         let (first, second) = (product(&self.w1)?, product(&self.w2)?);

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
-use super::{Act, Action, Before, Product, Site};
+use super::{Act, Action, Before, Product, Reversal, Site};
 use crate::adapter::scale::Scale;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -93,7 +93,7 @@ impl ReadyFactor {
             ReadyFactor::Whole(m) => Ok(Cow::Owned(m.slice(s![rows, ..]).to_owned())),
             ReadyFactor::Product(left, right) => {
                 let mut out = Array2::zeros((rows.len(), right.ncols()));
-                kernels.gemm(1.0, left.slice(s![rows, ..]), right.view(), 0.0, out.view_mut())?;
+                kernels.add_product(1.0, left.slice(s![rows, ..]), right.view(), out.view_mut())?;
                 Ok(Cow::Owned(out))
             }
         }
@@ -166,6 +166,10 @@ impl Kronecker {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let height = self.w2.nrows().max(1);
         let mut start = rows.start;
@@ -192,6 +196,10 @@ fn add_row_of_blocks(mut w: ArrayViewMut2<f32>, scale: f32, factors: &[f32], blo
 }
 
 impl Act for FrontPadded {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let inputs = self.w2.ncols() / self.kernel;
         // Axes of the product: [b, a · d, c · kernel].

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ndarray::{Array2, Array3, ArrayViewMut2, s};
 
 use super::check::{divides, matrix_only, shape_is};
-use super::{Act, Action, Before, Factors, Site};
+use super::{Act, Action, Before, Factors, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -80,6 +80,10 @@ impl Miss {
 }
 
 impl Act for Bat {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn rows(&self) -> Rows {
         Rows::Multiple(self.0.dim().1)
     }

@@ -155,8 +155,28 @@ pub trait Before: Sync {
     fn rows(&self, kernels: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>>;
 }
 
+/// How an act can be taken back from its result and the adapter alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reversal {
+    /// It adds the same values whatever the weight is: what it makes of zeros.
+    Sum,
+    /// It changes rows by a fixed calculation on the rows at hand, without memory, and not by much: its inverse can be
+    /// approached step by step.
+    Steps,
+    /// It needs the weight as it was.
+    Nothing,
+}
+
 /// A change of rows of a weight that is more than adding a product.
+///
+/// Acts are calculated in the same order of operations on every machine, unless [`Act::reversal`] is
+/// [`Reversal::Nothing`].
 pub trait Act: Send + Sync {
+    /// How it can be taken back.
+    fn reversal(&self) -> Reversal {
+        Reversal::Nothing
+    }
+
     /// Which rows can be changed without the others.
     fn rows(&self) -> Rows {
         Rows::Any
@@ -200,6 +220,14 @@ impl Action {
         }
     }
 
+    /// How it can be taken back.
+    pub fn reversal(&self) -> Reversal {
+        match self {
+            Action::LowRank(_) | Action::Experts(_) => Reversal::Sum,
+            Action::Act(act) => act.reversal(),
+        }
+    }
+
     /// The action in its general form. A stack of experts has none: it is more than one matrix.
     pub fn into_act(self) -> Result<Box<dyn Act>> {
         match self {
@@ -213,6 +241,10 @@ impl Action {
 }
 
 impl Act for Factors {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         self.add_to(kernels, rows, w)
     }
@@ -335,6 +367,10 @@ impl Delta {
 struct Transposed(Box<dyn Act>);
 
 impl Act for Transposed {
+    fn reversal(&self) -> Reversal {
+        self.0.reversal()
+    }
+
     fn rows(&self) -> Rows {
         Rows::Whole
     }

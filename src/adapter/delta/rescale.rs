@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array1, ArrayViewMut2, Axis};
 
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -60,6 +60,10 @@ impl Rescale {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         match self.axis {
             Along::Rows => {

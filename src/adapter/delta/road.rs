@@ -10,7 +10,7 @@ use std::ops::Range;
 use ndarray::ArrayViewMut2;
 
 use super::check::{divides, length_is};
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -83,6 +83,10 @@ impl Road {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn rows(&self) -> Rows {
         Rows::Multiple(self.group)
     }

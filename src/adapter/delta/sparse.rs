@@ -12,7 +12,7 @@ use ndarray::ArrayViewMut2;
 
 use super::check::{length_is, matrix_only};
 use super::wavelet::Wavelet;
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor, TorchRng};
@@ -201,6 +201,10 @@ fn gathered(mut entries: Vec<Entry>) -> Vec<Entry> {
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn footprint(&self, _: usize, _: usize) -> u64 {
         0
     }

@@ -13,12 +13,17 @@ mod resolve;
 mod source;
 mod tied;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::adapter::{Adapter, Delta, Note};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::names::ModulePath;
 use crate::stream::Output;
 use crate::tensor::Dtype;
+
+pub(super) use produce::Merged;
 
 pub use report::{Change, Report, Totals, survived, unmoved};
 
@@ -56,6 +61,8 @@ pub struct Merge {
     pub notes: Vec<Note>,
     /// Numbers for the report that are known before anything is written.
     pub totals: Totals,
+    /// How each tensor that is not copied comes about, by key.
+    pub(super) work: BTreeMap<String, Arc<Merged>>,
 }
 
 /// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.

@@ -19,7 +19,7 @@ use crate::tensor::{Dtype, Shape, Tensor, dtype};
 
 /// Puts the plan together.
 pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut totals: Totals) -> Result<Merge> {
-    let mut work = Assembly { base, options, totals: &mut totals, changes: Vec::new() };
+    let mut work = Assembly { base, options, totals: &mut totals, changes: Vec::new(), work: BTreeMap::new() };
     let mut files = Vec::with_capacity(base.shards().len());
     for (number, shard) in base.shards().iter().enumerate() {
         let mut jobs = Vec::with_capacity(shard.contents.tensors.len());
@@ -46,7 +46,9 @@ pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut total
         return Err(Error::missing("resolved to a tensor that is in no file of the base").at_key(key));
     }
     let changes = std::mem::take(&mut work.changes);
+    let computed = std::mem::take(&mut work.work);
     let mut merge = finish(base, files, edits, options, changes)?;
+    merge.work = computed;
     totals.bytes = merge.output.plan.data_bytes()?;
     merge.totals = totals;
     Ok(merge)
@@ -57,6 +59,7 @@ struct Assembly<'a> {
     options: &'a Options,
     totals: &'a mut Totals,
     changes: Vec<Change>,
+    work: BTreeMap<String, Arc<Merged>>,
 }
 
 impl Assembly<'_> {
@@ -125,7 +128,9 @@ impl Assembly<'_> {
             .at_key(key)
             .map_err(|e| e.hint("is this the base model the adapter was trained on?"))?;
         let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
-        Ok(Job { entry, make: Make::Compute(Arc::new(merged)) })
+        let merged = Arc::new(merged);
+        self.work.insert(key.to_string(), Arc::clone(&merged));
+        Ok(Job { entry, make: Make::Compute(merged) })
     }
 
     fn out_dtype(&self, stored: Dtype) -> Dtype {
@@ -191,7 +196,7 @@ fn finish(
         is_folder: base.is_folder,
         inputs,
     };
-    Ok(Merge { output, changes, notes, totals: Totals::default() })
+    Ok(Merge { output, changes, notes, totals: Totals::default(), work: BTreeMap::new() })
 }
 
 /// Deals the tensors out anew, in order, so that no file exceeds `limit` (unless a single tensor does).

@@ -7,7 +7,7 @@ use ndarray::{Array2, s};
 
 use super::source::Edit;
 use crate::adapter::delta::Factors;
-use crate::adapter::{Action, Delta, Target};
+use crate::adapter::{Action, Delta, Reversal, Target};
 use crate::error::{Context, Error, Result};
 use crate::names::{Piece, Region};
 use crate::tensor::{Rows, Shape};
@@ -25,6 +25,8 @@ pub struct Grid {
 
 /// What happens to some rows of the matrix on disk.
 pub struct Placed {
+    /// Number of the adapter it comes from.
+    pub number: usize,
     /// The user's multiplier.
     pub strength: f64,
     /// Rows it happens to.
@@ -44,6 +46,16 @@ pub enum What {
         /// Its row that lies first.
         offset: usize,
     },
+}
+
+impl Placed {
+    /// How it can be taken back.
+    pub fn reversal(&self) -> Reversal {
+        match &self.what {
+            What::LowRank(_) => Reversal::Sum,
+            What::Act { action, .. } => action.reversal(),
+        }
+    }
 }
 
 impl Grid {
@@ -77,7 +89,7 @@ pub fn rows_rule(edit: &Edit) -> Result<Rows> {
 pub fn place(edit: &Edit, grid: Grid) -> Result<Vec<Placed>> {
     let Edit { source, piece } = edit;
     let action = source.action()?;
-    let placed = |rows, what| Placed { strength: source.strength, rows, what };
+    let placed = |rows, what| Placed { number: source.number, strength: source.strength, rows, what };
     let at = |expert: Option<usize>, factors: &Factors| -> Result<Placed> {
         let (rows, factors) = lay(factors, piece, expert, grid)?;
         Ok(placed(rows, What::LowRank(factors)))

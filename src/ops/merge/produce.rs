@@ -14,7 +14,7 @@ use super::measure::measure;
 use super::place::{Grid, Placed, What, is_stacked, place, rows_rule};
 use super::source::Edit;
 use crate::adapter::delta::Before;
-use crate::adapter::{Act, Action};
+use crate::adapter::{Act, Action, Reversal};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Element, Kernels, Moved, Term};
 use crate::stream::Produce;
@@ -86,7 +86,7 @@ impl Merged {
     }
 
     /// Rows of the base in f32.
-    fn widened(&self, rows: Range<usize>) -> Result<Array2<f32>> {
+    pub fn widened(&self, rows: Range<usize>) -> Result<Array2<f32>> {
         let dim = (rows.len(), self.grid.cols);
         let mut tile = Array2::zeros(dim);
         if let (Start::Stored(tensor), Some(out)) = (&self.start, tile.as_slice_mut()) {
@@ -110,38 +110,70 @@ impl Merged {
             return Ok(kernels.add_products(element, w, out, (rows.len(), self.grid.cols), &terms));
         }
         let before = self.widened(rows.clone())?;
-        let after = self.changed(kernels, rows.clone(), placed, &before)?;
+        let strengths: Vec<_> = placed.iter().map(|p| (*p, p.strength)).collect();
+        let after = self.changed(kernels, rows.clone(), &strengths, &before)?;
         self.round(rows, &before, &after, out)
     }
 
-    /// The base's rows with every adapter's change added.
+    /// What one adapter changes at strength 1 in some rows, whose values in the base are `before`: f32, not rounded to
+    /// the stored type.
+    pub fn delta(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        adapter: usize,
+        before: &Array2<f32>,
+    ) -> Result<Array2<f32>> {
+        let placed = self.placed()?;
+        let mut out = Array2::zeros(before.dim());
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let own = s![part.start - rows.start..part.end - rows.start, ..];
+            let here: Vec<_> = placed
+                .iter()
+                .filter(|p| p.number == adapter && p.rows.start <= part.start && part.end <= p.rows.end)
+                .map(|p| (p, 1.0))
+                .collect();
+            if !here.is_empty() {
+                // From zeros where that is the same: no small difference of large numbers.
+                let sums = here.iter().all(|(p, _)| p.reversal() == Reversal::Sum);
+                let before =
+                    if sums { Array2::zeros((part.len(), self.grid.cols)) } else { before.slice(own).to_owned() };
+                let after = self.changed(kernels, part, &here, &before)?;
+                out.slice_mut(own).assign(&(after - before));
+            }
+        }
+        Ok(out)
+    }
+
+    /// The base's rows with changes added, each at a strength.
     fn changed(
         &self,
         kernels: &dyn Kernels,
         rows: Range<usize>,
-        placed: &[&Placed],
+        placed: &[(&Placed, f64)],
         before: &Array2<f32>,
     ) -> Result<Array2<f32>> {
         let mut sum = before.clone();
         let alone = placed.len() == 1;
-        for p in placed {
+        for &(p, strength) in placed {
             match &p.what {
                 What::LowRank(f) => {
                     let part = rows.start - p.rows.start..rows.end - p.rows.start;
-                    let scale = (f.scale * p.strength) as f32;
+                    let scale = (f.scale * strength) as f32;
                     kernels.add_product(scale, f.b.slice(s![part, ..]), f.a.view(), sum.view_mut())?;
                 }
                 What::Act { action, offset } => {
                     let shift = Shifted { merged: self, rows: p.rows.clone(), offset: *offset };
                     let first = rows.start - p.rows.start + offset;
                     let own = first..first + rows.len();
-                    if alone && p.strength == 1.0 {
+                    if alone && strength == 1.0 {
                         act(action, kernels, own, sum.view_mut(), &shift)?;
                     } else {
                         let mut result = before.clone();
                         act(action, kernels, own, result.view_mut(), &shift)?;
                         result -= before;
-                        sum.scaled_add(p.strength as f32, &result);
+                        sum.scaled_add(strength as f32, &result);
                     }
                 }
             }

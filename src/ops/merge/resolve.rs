@@ -138,6 +138,7 @@ impl Resolver<'_> {
         let companion = if part == Part::Bias { self.weight_of(path) } else { None };
         let source = Arc::new(Source {
             adapter: self.applied.label.clone(),
+            number: self.number,
             path: path.clone(),
             target: Arc::clone(target),
             part,

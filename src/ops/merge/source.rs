@@ -24,6 +24,8 @@ pub enum Part {
 pub struct Source {
     /// The adapter's name in messages.
     pub adapter: String,
+    /// Its number in the order given.
+    pub number: usize,
     /// Module path as the adapter spells it.
     pub path: ModulePath,
     /// What is done to the module.

@@ -15,7 +15,7 @@ pub use projection::{Projection, Seed};
 pub use randlora::RandLora;
 pub use vera::Vera;
 
-use super::{Act, Action, Before, Factors, Site};
+use super::{Act, Action, Before, Factors, Reversal, Site};
 use crate::error::Result;
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -81,12 +81,16 @@ impl Derived {
 struct Wide(Factors);
 
 impl Act for Wide {
+    fn reversal(&self) -> Reversal {
+        Reversal::Sum
+    }
+
     fn footprint(&self, _: usize, _: usize) -> u64 {
         0
     }
 
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        kernels.gemm(self.0.scale as f32, self.0.b.slice(s![rows, ..]), self.0.a.view(), 1.0, w)
+        kernels.add_product(self.0.scale as f32, self.0.b.slice(s![rows, ..]), self.0.a.view(), w)
     }
 }
 

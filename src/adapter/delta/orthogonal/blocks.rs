@@ -18,7 +18,7 @@ impl Blocks {
             let block = self.0.index_axis(Axis(0), if count == 1 { 0 } else { i });
             // The result goes through a matrix of its own: a band of columns is not one piece of memory.
             let mut after = Array2::zeros(before.dim());
-            kernels.gemm(1.0, before.view(), block.t(), 0.0, after.view_mut())?;
+            kernels.add_product(1.0, before.view(), block.t(), after.view_mut())?;
             band.assign(&after);
         }
         Ok(())

@@ -8,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayViewMut2, Axis};
 
 use super::blocks::{Blocks, cayley};
 use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before};
+use crate::adapter::delta::{Act, Before, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -88,6 +88,10 @@ fn butterfly(index: usize, (count, size): (usize, usize)) -> Result<Vec<usize>> 
 }
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
         12 * (rows * cols) as u64
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use ndarray::{Array1, Array2, ArrayViewMut2, Axis};
 
 use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before};
+use crate::adapter::delta::{Act, Before, Reversal};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -34,11 +34,11 @@ impl Hra {
             let mut u = column.mapv(f64::from);
             if self.orthogonalised {
                 for earlier in &units {
-                    let along = earlier.dot(&u);
+                    let along = product(earlier, &u);
                     u.scaled_add(-along, earlier);
                 }
             }
-            let norm = u.dot(&u).sqrt();
+            let norm = product(&u, &u).sqrt();
             if norm == 0.0 || !norm.is_finite() {
                 return Err(Error::new(
                     Kind::Nonfinite,
@@ -55,10 +55,19 @@ impl Hra {
     }
 }
 
+/// The scalar product, in order: the same on every machine.
+fn product(a: &Array1<f64>, b: &Array1<f64>) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
 /// Unit directions, one a row.
 struct Ready(Array2<f32>);
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn footprint(&self, _: usize, _: usize) -> u64 {
         0
     }

@@ -7,7 +7,7 @@ use ndarray::{Array2, Array3, ArrayViewMut2};
 
 use super::blocks::{Blocks, cayley};
 use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before};
+use crate::adapter::delta::{Act, Before, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -75,16 +75,27 @@ impl Oft {
             sum.scaled_add(2.0, &q);
         }
         if terms > 2 {
-            let mut power = q.dot(&q);
+            let mut power = product(&q, &q);
             sum.scaled_add(2.0, &power);
             for _ in 3..terms - 1 {
-                power = power.dot(&q);
+                power = product(&power, &q);
                 sum.scaled_add(2.0, &power);
             }
-            sum += &power.dot(&q); // three and four terms are the same: PEFT adds this one in both
+            sum += &product(&power, &q); // three and four terms are the same: PEFT adds this one in both
         }
         Ok(sum)
     }
+}
+
+/// The matrix product, its sums in order: the same on every machine.
+fn product(a: &Array2<f64>, b: &Array2<f64>) -> Array2<f64> {
+    let mut out = Array2::zeros((a.nrows(), b.ncols()));
+    for (mut out, a) in out.rows_mut().into_iter().zip(a.rows()) {
+        for (&a, b) in a.iter().zip(b.rows()) {
+            out.scaled_add(a, &b);
+        }
+    }
+    out
 }
 
 /// b with `b (b − 1) / 2` entries above the diagonal.
@@ -110,6 +121,10 @@ fn skew(triangle: &[f32], size: usize, limit: Option<f64>) -> Array2<f64> {
 struct Ready(Blocks);
 
 impl Act for Ready {
+    fn reversal(&self) -> Reversal {
+        Reversal::Steps
+    }
+
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
         8 * (rows * cols) as u64
     }
