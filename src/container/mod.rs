@@ -9,6 +9,7 @@ pub mod safetensors;
 pub mod sharded;
 mod system;
 pub mod torch;
+pub mod undo;
 
 pub use given::{cannot_open, refuse_config};
 pub use header::FileMetadata;

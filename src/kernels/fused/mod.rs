@@ -13,6 +13,7 @@
 
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod blocks;
+pub mod inverse;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod lanes;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

@@ -1,0 +1,341 @@
+//! What is missing between predicted elements and the true ones, without loss and small.
+//!
+//! For every element in doubt the distance between the ordinals of truth and prediction is stored, in order; their
+//! places are known to the reader, who has the same prediction. For all other elements only those that differ are
+//! stored: by the gaps between them where they are rare, else one distance for each. Distances are folded (0, −1, 1,
+//! −2 … become 0, 1, 2, 3 …) and lie in streams of bytes, which zstd packs: its entropy coder does the rest. Nothing
+//! missing takes no bytes at all.
+
+use crate::error::{Error, Result};
+use crate::tensor::ordinal::{ordinal, pattern};
+
+/// Compression level: the streams are nearly pure entropy, a higher one gains nothing.
+const LEVEL: i32 = 1;
+/// The largest distance that a byte holds; this value says that more bytes follow.
+const ESCAPE: u64 = 255;
+
+/// The elements a residual is of.
+#[derive(Clone, Copy, Debug)]
+pub struct Elements {
+    /// Bytes of one: 1, 2, 4 or 8.
+    pub size: usize,
+    /// Signed magnitudes, as floats are, and not whole numbers.
+    pub float: bool,
+}
+
+/// A prediction, and the numbers of the elements in doubt in rising order.
+#[derive(Clone, Copy, Debug)]
+pub struct Predicted<'a> {
+    /// Elements.
+    pub bytes: &'a [u8],
+    /// Those in doubt.
+    pub doubtful: &'a [u32],
+}
+
+impl Elements {
+    fn get(self, bytes: &[u8], index: usize) -> i64 {
+        let mut word = [0u8; 8];
+        word[..self.size].copy_from_slice(&bytes[index * self.size..(index + 1) * self.size]);
+        let bits = u64::from_le_bytes(word);
+        if self.float { ordinal(bits, 8 * self.size as u32) } else { bits as i64 }
+    }
+
+    fn set(self, bytes: &mut [u8], index: usize, value: i64) {
+        let bits = if self.float { pattern(value, 8 * self.size as u32) } else { value as u64 };
+        bytes[index * self.size..(index + 1) * self.size].copy_from_slice(&bits.to_le_bytes()[..self.size]);
+    }
+
+    /// Distance from `from` to `to`, folded. Whole numbers go round at the end of their range.
+    fn distance(self, from: i64, to: i64) -> u64 {
+        let wide = to.wrapping_sub(from);
+        let unused = 64 - 8 * self.size as u32;
+        let d = if self.float { wide } else { wide << unused >> unused };
+        (d << 1 ^ d >> 63) as u64
+    }
+
+    fn moved(self, from: i64, folded: u64) -> i64 {
+        from.wrapping_add((folded >> 1) as i64 ^ -((folded & 1) as i64))
+    }
+
+    /// Most bytes that a residual of so many elements unpacks to.
+    fn limit(self, elements: usize) -> usize {
+        64 + elements.saturating_mul(2 * (self.size + 2))
+    }
+}
+
+/// The residual; empty where the prediction is the truth and nothing is in doubt.
+pub fn encode(elements: Elements, predicted: Predicted, truth: &[u8]) -> Result<Vec<u8>> {
+    let count = truth.len() / elements.size;
+    let at = |i: usize| elements.distance(elements.get(predicted.bytes, i), elements.get(truth, i));
+    let in_doubt: Vec<u64> = predicted.doubtful.iter().map(|&i| at(i as usize)).collect();
+    let mut wrong = Vec::new(); // number among those not in doubt, distance
+    let mut skipped = predicted.doubtful.iter().copied().peekable();
+    let mut passed = 0usize;
+    for_each_difference(elements.size, predicted.bytes, truth, |i| {
+        while skipped.next_if(|&d| (d as usize) < i).is_some() {
+            passed += 1;
+        }
+        if skipped.peek().is_none_or(|&d| d as usize != i) {
+            wrong.push((i - passed, at(i)));
+        }
+    });
+    if in_doubt.is_empty() && wrong.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut out = Vec::new();
+    put_list(&in_doubt, elements, &mut out);
+    let others = count - in_doubt.len();
+    let dense = wrong.len() > others / 8;
+    out.push(u8::from(dense));
+    if dense {
+        let mut all = vec![0u64; others];
+        wrong.iter().for_each(|&(i, d)| all[i] = d);
+        put_list(&all, elements, &mut out);
+    } else {
+        let mut next = 0;
+        let gaps: Vec<u64> = wrong.iter().map(|&(i, _)| (i - std::mem::replace(&mut next, i + 1)) as u64).collect();
+        put_number(wrong.len() as u64, &mut out);
+        put_list(&gaps, Elements { size: 4, float: true }, &mut out);
+        put_list(&wrong.iter().map(|w| w.1).collect::<Vec<_>>(), elements, &mut out);
+    }
+    zstd::bulk::compress(&out, LEVEL).map_err(|e| Error::io("cannot compress", e))
+}
+
+/// Makes the prediction in `bytes` the truth.
+pub fn decode(elements: Elements, packed: &[u8], doubtful: &[u32], bytes: &mut [u8]) -> Result<()> {
+    if packed.is_empty() && doubtful.is_empty() {
+        return Ok(());
+    }
+    let count = bytes.len() / elements.size;
+    let unpacked =
+        zstd::bulk::decompress(packed, elements.limit(count)).map_err(|e| damaged(&format!("does not unpack: {e}")))?;
+    let mut rest = unpacked.as_slice();
+    let mut apply = |i: usize, folded: u64| {
+        let value = elements.moved(elements.get(bytes, i), folded);
+        elements.set(bytes, i, value);
+    };
+    for (&i, folded) in doubtful.iter().zip(take_list(&mut rest, doubtful.len(), elements)?) {
+        apply(i as usize, folded);
+    }
+    let others = count - doubtful.len().min(count);
+    let mut places = Others::new(doubtful);
+    match take(&mut rest, 1)?[0] {
+        1 => {
+            for (number, folded) in take_list(&mut rest, others, elements)?.into_iter().enumerate() {
+                if folded != 0 {
+                    apply(places.element(number), folded);
+                }
+            }
+        }
+        0 => {
+            let wrong = usize::try_from(take_number(&mut rest)?).unwrap_or(usize::MAX);
+            if wrong > others {
+                return Err(damaged("more corrections than elements"));
+            }
+            let gaps = take_list(&mut rest, wrong, Elements { size: 4, float: true })?;
+            let mut next = 0usize;
+            for (gap, folded) in gaps.into_iter().zip(take_list(&mut rest, wrong, elements)?) {
+                let number = usize::try_from(gap).ok().and_then(|gap| next.checked_add(gap)).filter(|&n| n < others);
+                let number = number.ok_or_else(|| damaged("a correction beyond the last element"))?;
+                apply(places.element(number), folded);
+                next = number + 1;
+            }
+        }
+        other => return Err(damaged(&format!("correction form {other}"))),
+    }
+    if rest.is_empty() { Ok(()) } else { Err(damaged("more corrections than there is room for")) }
+}
+
+fn damaged(what: &str) -> Error {
+    Error::malformed(format!("the corrections in the undo record are damaged: {what}"))
+}
+
+/// From numbers among the elements not in doubt, in rising order, to elements.
+struct Others<'a> {
+    doubtful: std::iter::Peekable<std::slice::Iter<'a, u32>>,
+    passed: usize,
+}
+
+impl<'a> Others<'a> {
+    fn new(doubtful: &'a [u32]) -> Self {
+        Others { doubtful: doubtful.iter().peekable(), passed: 0 }
+    }
+
+    fn element(&mut self, number: usize) -> usize {
+        while self.doubtful.next_if(|&&d| d as usize <= number + self.passed).is_some() {
+            self.passed += 1;
+        }
+        number + self.passed
+    }
+}
+
+/// Calls `f` with every element that differs; equal stretches are compared in one go.
+fn for_each_difference(size: usize, a: &[u8], b: &[u8], mut f: impl FnMut(usize)) {
+    const STRETCH: usize = 256;
+    let step = STRETCH * size;
+    for (block, (x, y)) in a.chunks(step).zip(b.chunks(step)).enumerate() {
+        if x != y {
+            for (i, (x, y)) in x.chunks_exact(size).zip(y.chunks_exact(size)).enumerate() {
+                if x != y {
+                    f(block * STRETCH + i);
+                }
+            }
+        }
+    }
+}
+
+/// A list of folded distances. Most fit a byte: then one stream of bytes, with escapes behind it. Where most do not,
+/// the bytes of all by significance.
+fn put_list(list: &[u64], elements: Elements, out: &mut Vec<u8>) {
+    let large = list.iter().filter(|&&v| v >= ESCAPE).count();
+    let widest = list.iter().map(|v| 64 - v.leading_zeros() as usize).max().unwrap_or(0).div_ceil(8);
+    debug_assert!(widest <= elements.size + 1 || elements.size == 8);
+    if large * 3 < list.len() || list.is_empty() {
+        out.push(0);
+        out.extend(list.iter().map(|&v| v.min(ESCAPE) as u8));
+        list.iter().filter(|&&v| v >= ESCAPE).for_each(|&v| put_number(v - ESCAPE, out));
+    } else {
+        out.push(widest as u8);
+        for plane in 0..widest {
+            out.extend(list.iter().map(|v| v.to_le_bytes()[plane]));
+        }
+    }
+}
+
+fn take_list(rest: &mut &[u8], count: usize, elements: Elements) -> Result<Vec<u64>> {
+    let planes = usize::from(take(rest, 1)?[0]);
+    if planes > 8 || planes > elements.size + 1 {
+        return Err(damaged(&format!("distances of {planes} bytes")));
+    }
+    if planes > 0 {
+        let mut out = vec![0u64; count];
+        for plane in 0..planes {
+            for (value, byte) in out.iter_mut().zip(take(rest, count)?) {
+                *value |= u64::from(*byte) << (8 * plane);
+            }
+        }
+        return Ok(out);
+    }
+    let mut out: Vec<u64> = take(rest, count)?.iter().map(|&b| u64::from(b)).collect();
+    for value in out.iter_mut().filter(|v| **v == ESCAPE) {
+        *value = take_number(rest)?.checked_add(ESCAPE).ok_or_else(|| damaged("a distance overflows"))?;
+    }
+    Ok(out)
+}
+
+/// Seven bits a byte, lowest first; the eighth says that more follow.
+fn put_number(mut value: u64, out: &mut Vec<u8>) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+fn take_number(rest: &mut &[u8]) -> Result<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = take(rest, 1)?[0];
+        if shift == 63 && byte > 1 {
+            break;
+        }
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(damaged("a number of more than 64 bits"))
+}
+
+fn take<'a>(rest: &mut &'a [u8], count: usize) -> Result<&'a [u8]> {
+    let (head, tail) = rest.split_at_checked(count).ok_or_else(|| damaged("they end too soon"))?;
+    *rest = tail;
+    Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(seed: u64) -> impl FnMut() -> u64 {
+        let mut state = seed;
+        move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 33
+        }
+    }
+
+    fn round_trip(elements: Elements, predicted: &[u8], doubtful: &[u32], truth: &[u8]) -> usize {
+        let packed = encode(elements, Predicted { bytes: predicted, doubtful }, truth).unwrap();
+        let mut bytes = predicted.to_vec();
+        decode(elements, &packed, doubtful, &mut bytes).unwrap();
+        assert_eq!(bytes, truth, "{elements:?}");
+        packed.len()
+    }
+
+    #[test]
+    fn every_size_and_density_comes_back() {
+        let mut next = numbers(3);
+        for size in [1, 2, 4, 8] {
+            for float in [false, true] {
+                let elements = Elements { size, float };
+                for one_in in [1, 2, 20, 300] {
+                    for count in [0usize, 1, 7, 1000] {
+                        let truth: Vec<u8> = (0..count * size).map(|_| next() as u8).collect();
+                        let mut predicted = truth.clone();
+                        for i in 0..count {
+                            if next() % one_in == 0 {
+                                predicted[i * size] = next() as u8;
+                            }
+                            if next() % (10 * one_in) == 0 {
+                                predicted[(i + 1) * size - 1] = next() as u8;
+                            }
+                        }
+                        let doubtful: Vec<u32> = (0..count as u32).filter(|_| next() % 5 == 0).collect();
+                        round_trip(elements, &predicted, &doubtful, &truth);
+                        round_trip(elements, &predicted, &[], &truth);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_right_prediction_takes_nothing() {
+        let elements = Elements { size: 2, float: true };
+        assert_eq!(round_trip(elements, &[1; 2000], &[], &[1; 2000]), 0);
+    }
+
+    /// One bit each for 10,000 elements in doubt that are off by one or not; zstd takes up to two.
+    #[test]
+    fn doubt_costs_its_entropy() {
+        let mut next = numbers(5);
+        let elements = Elements { size: 2, float: true };
+        let predicted: Vec<u8> = (0..2_000_000).map(|_| next() as u8 & 0x3f).collect();
+        let mut truth = predicted.clone();
+        let doubtful: Vec<u32> = (0..10_000).map(|i| i * 100).collect();
+        for &i in &doubtful {
+            truth[2 * i as usize] += (next() % 2) as u8;
+        }
+        let size = round_trip(elements, &predicted, &doubtful, &truth);
+        assert!(size < 10_000 / 8 * 2, "{size} bytes");
+    }
+
+    #[test]
+    fn damage_is_an_error() {
+        let mut next = numbers(9);
+        let elements = Elements { size: 2, float: true };
+        let (predicted, mut truth) = (vec![0u8; 4000], vec![0u8; 4000]);
+        (0..400).for_each(|i| truth[i * 10] = next() as u8);
+        let packed = encode(elements, Predicted { bytes: &predicted, doubtful: &[3, 9] }, &truth).unwrap();
+        for cut in 0..packed.len() {
+            assert!(decode(elements, &packed[..cut], &[3, 9], &mut predicted.clone()).is_err(), "{cut}");
+        }
+        // Whatever a stranger packs: an error or some bytes, never a panic.
+        for _ in 0..2000 {
+            let text: Vec<u8> = (0..next() % 40).map(|_| next() as u8 % 5).collect();
+            let packed = zstd::bulk::compress(&text, 1).unwrap();
+            let _ = decode(elements, &packed, &[0, 5], &mut [0u8; 40]);
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! The merge step backwards: from a stored result to the weight it was made of, as far as the result tells.
+//!
+//! A merge takes w to `round(g · (w + Σ scale · d))`, which never falls as w grows (for g > 0; without g where there
+//! is none). Its inverse is therefore one value of the base's type for most results, and a run of neighbours for the
+//! rest: where the result is coarser than the weight was. For each element this finds the nearest candidate, and says
+//! whether its neighbours would have given the same result: only there has anything been lost.
+//!
+//! All operations are single f32 operations in a fixed order, so every machine finds the same candidates and the same
+//! elements to be in doubt. The loops are written for the compiler to turn into vector code.
+
+use super::{Element, Variant};
+
+/// Elements worked on side by side.
+const N: usize = 64;
+
+/// What was added to each element: `scale · values[i]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Addend<'a> {
+    /// One number for each element, row by row.
+    pub values: &'a [f32],
+    /// Their multiplier.
+    pub scale: f32,
+}
+
+/// What rows or columns were multiplied by after the sum.
+#[derive(Clone, Copy, Debug)]
+pub enum Factor<'a> {
+    /// Nothing.
+    None,
+    /// A number for each row.
+    Rows(&'a [f32]),
+    /// A number for each column.
+    Cols(&'a [f32]),
+}
+
+/// A merge of each element by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Pointwise<'a> {
+    /// What was added, in order.
+    pub addends: &'a [Addend<'a>],
+    /// What came after it.
+    pub factor: Factor<'a>,
+}
+
+/// For stored results of type `merged_as`, the nearest weights of type `base` that give them, into `base_bytes`; the
+/// numbers of the elements whose neighbours give the same are appended to `doubtful`. Where zero is among the
+/// candidates of a doubtful element, it is the one chosen. Results that no finite weight gives come out as zero and
+/// are not doubtful.
+///
+/// # Panics
+///
+/// Where a buffer does not have the size that `rows` and `cols` ask for, and for f64, which this is not written for.
+pub fn invert(
+    variant: Variant,
+    (base, merged_as): (Element, Element),
+    merged: &[u8],
+    (rows, cols): (usize, usize),
+    step: Pointwise,
+    base_bytes: &mut [u8],
+    doubtful: &mut Vec<u32>,
+) {
+    let elements = rows * cols;
+    assert!(merged.len() == elements * merged_as.bytes(), "merged elements of another size");
+    assert!(base_bytes.len() == elements * base.bytes(), "base elements of another size");
+    assert!(step.addends.iter().all(|a| a.values.len() == elements), "addends of another size");
+    assert!(match step.factor {
+        Factor::None => true,
+        Factor::Rows(f) => f.len() == rows,
+        Factor::Cols(f) => f.len() == cols,
+    });
+    let call = Call { merged, rows, cols, step, base: base_bytes, doubtful };
+    match (base, merged_as) {
+        (Element::BF16, Element::BF16) => dispatch::<Bf16, Bf16>(variant, call),
+        (Element::BF16, Element::F16) => dispatch::<Bf16, F16>(variant, call),
+        (Element::BF16, Element::F32) => dispatch::<Bf16, F32>(variant, call),
+        (Element::F16, Element::BF16) => dispatch::<F16, Bf16>(variant, call),
+        (Element::F16, Element::F16) => dispatch::<F16, F16>(variant, call),
+        (Element::F16, Element::F32) => dispatch::<F16, F32>(variant, call),
+        (Element::F32, Element::BF16) => dispatch::<F32, Bf16>(variant, call),
+        (Element::F32, Element::F16) => dispatch::<F32, F16>(variant, call),
+        (Element::F32, Element::F32) => dispatch::<F32, F32>(variant, call),
+        (Element::F64, _) | (_, Element::F64) => assert!(elements == 0, "no inverse step for f64"),
+    }
+}
+
+struct Call<'a> {
+    merged: &'a [u8],
+    rows: usize,
+    cols: usize,
+    step: Pointwise<'a>,
+    base: &'a mut [u8],
+    doubtful: &'a mut Vec<u32>,
+}
+
+fn dispatch<B: Stored, S: Stored>(variant: Variant, call: Call) {
+    match variant {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has what the variant needs.
+        Variant::Avx2 if variant.runs_here() => unsafe { avx2::<B, S>(call) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the processor has what the variant needs.
+        Variant::Avx512 if variant.runs_here() => unsafe { avx512::<B, S>(call) },
+        _ => run::<B, S>(call),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn avx2<B: Stored, S: Stored>(call: Call) {
+    run::<B, S>(call);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+fn avx512<B: Stored, S: Stored>(call: Call) {
+    run::<B, S>(call);
+}
+
+/// A stored type of up to 32 bits, its patterns in the lower bits of a u32.
+trait Stored {
+    const BYTES: usize;
+    /// The sign bit.
+    const SIGN: u32;
+    /// The pattern of infinity.
+    const INFINITY: u32;
+    fn widen(pattern: u32) -> f32;
+    /// To nearest, ties to even. What NaN becomes is not defined.
+    fn narrow(value: f32) -> u32;
+}
+
+struct Bf16;
+struct F16;
+struct F32;
+
+impl Stored for Bf16 {
+    const BYTES: usize = 2;
+    const SIGN: u32 = 0x8000;
+    const INFINITY: u32 = 0x7f80;
+    #[inline(always)]
+    fn widen(pattern: u32) -> f32 {
+        f32::from_bits(pattern << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> u32 {
+        let bits = value.to_bits();
+        bits.wrapping_add(0x7fff).wrapping_add(bits >> 16 & 1) >> 16
+    }
+}
+
+impl Stored for F16 {
+    const BYTES: usize = 2;
+    const SIGN: u32 = 0x8000;
+    const INFINITY: u32 = 0x7c00;
+    #[inline(always)]
+    fn widen(pattern: u32) -> f32 {
+        // The exponent moves to its place with a bias that is 112 too small; the product makes up for it, exactly.
+        let size = f32::from_bits((pattern & 0x7fff) << 13) * f32::from_bits((254 - 15) << 23);
+        let size = if pattern & 0x7c00 == 0x7c00 { f32::from_bits(0xff << 23 | (pattern & 0x3ff) << 13) } else { size };
+        f32::from_bits(size.to_bits() | (pattern & 0x8000) << 16)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> u32 {
+        let sign = value.to_bits() >> 16 & 0x8000;
+        let size = value.to_bits() & 0x7fff_ffff;
+        // Small values: adding half puts the last bit of a subnormal where f32 rounds.
+        let small = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let usual = size.wrapping_sub(112 << 23).wrapping_add(0xfff).wrapping_add(size >> 13 & 1) >> 13;
+        let finite = if size < 113 << 23 { small } else { usual };
+        (if size >= 143 << 23 { 0x7c00 } else { finite }) | sign
+    }
+}
+
+impl Stored for F32 {
+    const BYTES: usize = 4;
+    const SIGN: u32 = 0x8000_0000;
+    const INFINITY: u32 = 0x7f80_0000;
+    #[inline(always)]
+    fn widen(pattern: u32) -> f32 {
+        f32::from_bits(pattern)
+    }
+    #[inline(always)]
+    fn narrow(value: f32) -> u32 {
+        value.to_bits()
+    }
+}
+
+/// The next pattern up or down in the order of the values. The step between the zeros is one of its own.
+#[inline(always)]
+fn neighbours<B: Stored>(pattern: u32) -> (u32, u32) {
+    let negative = pattern & B::SIGN != 0;
+    let away = pattern.wrapping_add(1);
+    let towards = if pattern == 0 {
+        B::SIGN
+    } else if pattern == B::SIGN {
+        0
+    } else {
+        pattern.wrapping_sub(1)
+    };
+    if negative { (towards, away) } else { (away, towards) }
+}
+
+#[inline(always)]
+fn load<S: Stored>(bytes: &[u8], out: &mut [u32; N]) {
+    if S::BYTES == 2 {
+        for (word, out) in bytes.as_chunks::<2>().0.iter().zip(out) {
+            *out = u32::from(u16::from_le_bytes(*word));
+        }
+    } else {
+        for (word, out) in bytes.as_chunks::<4>().0.iter().zip(out) {
+            *out = u32::from_le_bytes(*word);
+        }
+    }
+}
+
+#[inline(always)]
+fn store<B: Stored>(patterns: &[u32; N], out: &mut [u8]) {
+    if B::BYTES == 2 {
+        for (pattern, out) in patterns.iter().zip(out.as_chunks_mut::<2>().0) {
+            *out = (*pattern as u16).to_le_bytes();
+        }
+    } else {
+        for (pattern, out) in patterns.iter().zip(out.as_chunks_mut::<4>().0) {
+            *out = pattern.to_le_bytes();
+        }
+    }
+}
+
+#[inline(always)]
+fn run<B: Stored, S: Stored>(call: Call) {
+    let Call { merged, rows, cols, step, base, doubtful } = call;
+    if let Factor::None = step.factor {
+        return line::<B, S>(merged, 0, rows * cols, step.addends, &Gain::None, base, doubtful);
+    }
+    for row in 0..rows {
+        let gain = match step.factor {
+            Factor::None => Gain::None,
+            Factor::Rows(factors) => Gain::One(factors[row]),
+            Factor::Cols(factors) => Gain::Each(factors),
+        };
+        line::<B, S>(merged, row * cols, cols, step.addends, &gain, base, doubtful);
+    }
+}
+
+enum Gain<'a> {
+    None,
+    One(f32),
+    Each(&'a [f32]),
+}
+
+/// `len` elements from number `from` on.
+#[inline(always)]
+fn line<B: Stored, S: Stored>(
+    merged: &[u8],
+    from: usize,
+    len: usize,
+    addends: &[Addend],
+    gain: &Gain,
+    base: &mut [u8],
+    doubtful: &mut Vec<u32>,
+) {
+    let mut done = 0;
+    while done < len {
+        let at = from + done;
+        let count = N.min(len - done);
+        let (mut found, mut doubt) = ([0u32; N], [0u32; N]);
+        let mut gains = [1f32; N];
+        match gain {
+            Gain::None => {}
+            Gain::One(g) => gains = [*g; N],
+            Gain::Each(g) => gains[..count].copy_from_slice(&g[done..done + count]),
+        }
+        let gains = if let Gain::None = gain { None } else { Some(&gains) };
+        let bytes = &merged[at * S::BYTES..(at + count) * S::BYTES];
+        chunk::<B, S>(bytes, addends, at, count, gains, &mut found, &mut doubt);
+        let any = doubt[..count].iter().fold(0, |any, d| any | d);
+        if any != 0 {
+            for i in (0..count).filter(|&i| doubt[i] != 0) {
+                doubtful.push((at + i) as u32);
+            }
+        }
+        store::<B>(&found, &mut base[at * B::BYTES..(at + count) * B::BYTES]);
+        done += count;
+    }
+}
+
+/// Up to N elements: patterns of the nearest candidates, and ones where there are more.
+#[inline(always)]
+fn chunk<B: Stored, S: Stored>(
+    bytes: &[u8],
+    addends: &[Addend],
+    at: usize,
+    count: usize,
+    gains: Option<&[f32; N]>,
+    found: &mut [u32; N],
+    doubt: &mut [u32; N],
+) {
+    let mut merged = [0u32; N];
+    load::<S>(bytes, &mut merged);
+    let mut v = [0f32; N];
+    for (v, m) in v.iter_mut().zip(&merged) {
+        *v = S::widen(*m);
+    }
+    if let Some(gains) = gains {
+        for (v, g) in v.iter_mut().zip(gains) {
+            *v /= g;
+        }
+    }
+    for addend in addends.iter().rev() {
+        let d = values(addend, at, count);
+        for (v, d) in v.iter_mut().zip(&d) {
+            *v = (-addend.scale).mul_add(*d, *v);
+        }
+    }
+    let (mut up, mut down, mut finite) = ([0u32; N], [0u32; N], [0u32; N]);
+    for i in 0..N {
+        let pattern = B::narrow(v[i]);
+        // The comparison is false for NaN, too.
+        let is_finite = v[i].abs() < f32::INFINITY && pattern & !B::SIGN < B::INFINITY;
+        let is_finite = is_finite && merged[i] & !S::SIGN < S::INFINITY;
+        finite[i] = u32::from(is_finite);
+        found[i] = if is_finite { pattern } else { 0 };
+        (up[i], down[i]) = neighbours::<B>(found[i]);
+    }
+    let same = |patterns: &[u32; N]| forward::<B, S>(patterns, addends, at, count, gains, &merged);
+    let (here, above, below) = (same(found), same(&up), same(&down));
+    let zero = same(&[0; N]);
+    for i in 0..N {
+        doubt[i] = finite[i] & ((here[i] ^ 1) | above[i] | below[i]);
+        found[i] = if doubt[i] & zero[i] != 0 { 0 } else { found[i] };
+    }
+}
+
+#[inline(always)]
+fn values(addend: &Addend, at: usize, count: usize) -> [f32; N] {
+    let mut out = [0f32; N];
+    if count == N {
+        out.copy_from_slice(&addend.values[at..at + N]);
+    } else {
+        out[..count].copy_from_slice(&addend.values[at..at + count]);
+    }
+    out
+}
+
+/// Ones where merging these weights gives the patterns in `merged`.
+#[inline(always)]
+fn forward<B: Stored, S: Stored>(
+    weights: &[u32; N],
+    addends: &[Addend],
+    at: usize,
+    count: usize,
+    gains: Option<&[f32; N]>,
+    merged: &[u32; N],
+) -> [u32; N] {
+    let mut v = [0f32; N];
+    for (v, w) in v.iter_mut().zip(weights) {
+        *v = B::widen(*w);
+    }
+    for addend in addends {
+        let d = values(addend, at, count);
+        for (v, d) in v.iter_mut().zip(&d) {
+            *v = addend.scale.mul_add(*d, *v);
+        }
+    }
+    if let Some(gains) = gains {
+        for (v, g) in v.iter_mut().zip(gains) {
+            *v *= g;
+        }
+    }
+    let mut out = [0u32; N];
+    for i in 0..N {
+        out[i] = u32::from(S::narrow(v[i]) == merged[i]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn patterns_widen_and_round_as_in_half() {
+        for pattern in 0..=0xffffu32 {
+            let (b, h) = (bf16::from_bits(pattern as u16).to_f32(), f16::from_bits(pattern as u16).to_f32());
+            if !b.is_nan() {
+                assert_eq!((Bf16::widen(pattern).to_bits(), Bf16::narrow(b)), (b.to_bits(), pattern));
+            }
+            if !h.is_nan() {
+                assert_eq!((F16::widen(pattern).to_bits(), F16::narrow(h)), (h.to_bits(), pattern), "{pattern:#x}");
+            }
+        }
+        for high in 0..=0x7f80u32 {
+            for low in [0, 1, 0xfff, 0x1000, 0x1001, 0x2000, 0x7fff, 0x8000, 0x8001, 0xefff, 0xf000, 0xffff] {
+                let v = f32::from_bits(high << 16 | low);
+                if v.is_nan() {
+                    continue;
+                }
+                assert_eq!(F16::narrow(v), u32::from(f16::from_f32(v).to_bits()), "{v:e}");
+                assert_eq!(F16::narrow(-v), u32::from(f16::from_f32(-v).to_bits()), "{v:e}");
+                assert_eq!(Bf16::narrow(v), u32::from(bf16::from_f32(v).to_bits()), "{v:e}");
+            }
+        }
+    }
+
+    /// Every bf16 weight, a sum that is small, large and opposite: the weight is found, or in doubt; and it is in doubt
+    /// exactly where another weight gives the same result.
+    #[test]
+    fn what_is_not_in_doubt_is_right() {
+        let weights: Vec<bf16> = (0..=0xffffu16).map(bf16::from_bits).filter(|w| w.is_finite()).collect();
+        for sum in [0.0f32, 1e-3, -0.7, 3.0, 1e30] {
+            let merged: Vec<bf16> = weights.iter().map(|w| bf16::from_f32(w.to_f32() + sum)).collect();
+            let mut makers = std::collections::HashMap::new();
+            for m in &merged {
+                *makers.entry(m.to_bits()).or_insert(0) += 1;
+            }
+            let bytes: Vec<u8> = merged.iter().flat_map(|m| m.to_le_bytes()).collect();
+            let values = vec![sum; weights.len()];
+            let addends = [Addend { values: &values, scale: 1.0 }];
+            for variant in Variant::present() {
+                let (mut base, mut doubtful) = (vec![0; bytes.len()], Vec::new());
+                let step = Pointwise { addends: &addends, factor: Factor::None };
+                let both = (Element::BF16, Element::BF16);
+                invert(variant, both, &bytes, (1, weights.len()), step, &mut base, &mut doubtful);
+                let doubtful: std::collections::HashSet<u32> = doubtful.into_iter().collect();
+                for (i, (w, m)) in weights.iter().zip(&merged).enumerate() {
+                    if !m.is_finite() {
+                        continue;
+                    }
+                    let several = makers[&m.to_bits()] > 1;
+                    let found = bf16::from_le_bytes([base[2 * i], base[2 * i + 1]]);
+                    assert_eq!(doubtful.contains(&(i as u32)), several, "{w} + {sum}, found {found}");
+                    assert!(several || found.to_bits() == w.to_bits(), "{w} + {sum}: {found}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_variants_agree_with_factors_and_tails() {
+        let cols = 3 * N + 7;
+        let rows = 5;
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let merged: Vec<u8> = (0..rows * cols).flat_map(|_| f16::from_f32(next()).to_le_bytes()).collect();
+        let (d1, d2): (Vec<f32>, Vec<f32>) = (0..rows * cols).map(|_| (next() * 0.1, next())).unzip();
+        let addends = [Addend { values: &d1, scale: 0.5 }, Addend { values: &d2, scale: -0.01 }];
+        let (by_row, by_col): (Vec<f32>, Vec<f32>) =
+            ((0..rows).map(|_| 1.0 + 0.1 * next()).collect(), (0..cols).map(|_| 1.0 + 0.1 * next()).collect());
+        for factor in [Factor::None, Factor::Rows(&by_row), Factor::Cols(&by_col)] {
+            for base in [Element::BF16, Element::F16, Element::F32] {
+                let results: Vec<_> = Variant::present()
+                    .into_iter()
+                    .map(|variant| {
+                        let (mut out, mut doubtful) = (vec![0; rows * cols * base.bytes()], Vec::new());
+                        let step = Pointwise { addends: &addends, factor };
+                        let both = (base, Element::F16);
+                        invert(variant, both, &merged, (rows, cols), step, &mut out, &mut doubtful);
+                        (out, doubtful)
+                    })
+                    .collect();
+                assert!(results.iter().all(|r| *r == results[0]), "{base:?} {factor:?}");
+                assert!(!results[0].1.is_empty() && results[0].1.len() < rows * cols || base == Element::F32);
+            }
+        }
+    }
+}
