@@ -96,6 +96,12 @@ impl Adapter {
         self.targets.values().map(|t| t.tensors().len()).sum()
     }
 
+    /// Whether reading it again, without a base, gives all that is needed to take it back: not where parts of the change
+    /// are found in the base.
+    pub fn can_be_read_again(&self) -> bool {
+        self.residual_base.is_none() && !self.targets.contains_key("")
+    }
+
     // Before deltas are prepared, an operation that has a base calls `restore_base`, `place` and `complete`, in this
     // order. Each does nothing where there is nothing to do.
 

@@ -69,12 +69,7 @@ struct Chain(Vec<Box<dyn Act>>);
 
 impl Act for Chain {
     fn reversal(&self) -> Reversal {
-        let all = |accepted: &[Reversal]| self.0.iter().all(|act| accepted.contains(&act.reversal()));
-        match () {
-            () if all(&[Reversal::Sum]) => Reversal::Sum,
-            () if all(&[Reversal::Sum, Reversal::Steps]) => Reversal::Steps,
-            () => Reversal::Nothing,
-        }
+        self.0.iter().fold(Reversal::Sum, |all, act| all.and(act.reversal()))
     }
 
     fn rows(&self) -> Rows {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::args::{Common, OutputDtype, adapter_and_strength};
 use super::progress::Bar;
 use super::signals::Signals;
+use super::undo::{self, Embed, Recording, Written};
 use super::{output, size};
 use crate::adapter::{Note, Severity};
 use crate::error::Result;
@@ -46,6 +47,12 @@ pub struct Args {
     /// Deal the tensors out into files of at most this size
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     max_shard_size: Option<u64>,
+    /// Write what it takes to get the base back, to the last bit, with `unmerge --undo`
+    #[arg(long, value_name = "FILE")]
+    undo: Option<PathBuf>,
+    /// Put the adapters into the undo record: when they are small, always or never
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", requires = "undo")]
+    undo_embed: Embed,
     /// Layout of the adapters, instead of recognising it
     #[arg(long, value_name = "LAYOUT")]
     from: Option<String>,
@@ -59,11 +66,33 @@ pub struct Args {
     pub(super) common: Common,
 }
 
-struct Loaded {
-    label: String,
-    strength: f64,
-    path: PathBuf,
-    opened: Opened,
+/// An adapter, opened.
+pub(super) struct Loaded {
+    /// Its name in messages.
+    pub label: String,
+    /// The user's multiplier.
+    pub strength: f64,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What it is.
+    pub opened: Opened,
+}
+
+impl Loaded {
+    /// Opens an adapter given as `PATH[@STRENGTH]`.
+    pub fn open(argument: &Path, strength: f64, from: Option<&str>, allow_nonfinite: bool) -> Result<Loaded> {
+        let (path, strength) = adapter_and_strength(argument, strength)?;
+        let opened = layout::open(&path, from)?;
+        if !allow_nonfinite {
+            opened.source.require_finite()?;
+        }
+        Ok(Loaded { label: path.display().to_string(), strength, path, opened })
+    }
+
+    /// The adapter as an operation takes it.
+    pub fn applied(&self) -> Applied<'_> {
+        Applied { label: self.label.clone(), strength: self.strength, adapter: &self.opened.adapter }
+    }
 }
 
 /// Runs the command.
@@ -71,11 +100,9 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let base = BaseModel::open(&args.base)?;
-    let loaded = args.adapters.iter().map(|a| load(a, args)).collect::<Result<Vec<_>>>()?;
-    let applied: Vec<_> = loaded
-        .iter()
-        .map(|l| Applied { label: l.label.clone(), strength: l.strength, adapter: &l.opened.adapter })
-        .collect();
+    let open = |a: &PathBuf| Loaded::open(a, args.strength, args.from.as_deref(), args.allow_nonfinite);
+    let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
+    let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let mut merge = merge::merge(&base, &applied, &options(args))?;
     let notes = all_notes(&loaded, &merge);
     if args.common.strict {
@@ -88,6 +115,16 @@ pub fn run(args: &Args) -> Result<()> {
     inputs.extend(config.as_deref());
     inputs.extend(loaded.iter().filter_map(|l| Some(l.opened.source.config.as_ref()?.0.as_path())));
     merge.output.check(&args.out, &inputs, args.common.force)?;
+    let recording = match &args.undo {
+        Some(path) => {
+            let how = (args.undo_embed, undo::options(&options(args)));
+            let place = (args.out.as_path(), args.common.force);
+            let recording = Recording::of_merge(path, place, &base, &merge, &loaded, how)?;
+            recording.check(Some(&args.out), &inputs)?;
+            Some(recording)
+        }
+        None => None,
+    };
 
     output::notes(&notes);
     if args.common.dry_run {
@@ -96,19 +133,14 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = Bar::new(merge.totals.bytes, signals);
     let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
     let began = Instant::now();
-    let outcomes = merge.output.write(&args.out, writing, kernels.as_ref(), &bar);
+    let outcomes = match recording {
+        None => merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|outcomes| (outcomes, None)),
+        Some(recording) => recording.write((&base, &merge), &args.out, writing, kernels.as_ref(), &bar),
+    };
     bar.finish();
-    let report = Report::new(merge.changes, merge.totals, &outcomes?);
-    show(args, &report, &notes, began.elapsed())
-}
-
-fn load(argument: &Path, args: &Args) -> Result<Loaded> {
-    let (path, strength) = adapter_and_strength(argument, args.strength)?;
-    let opened = layout::open(&path, args.from.as_deref())?;
-    if !args.allow_nonfinite {
-        opened.source.require_finite()?;
-    }
-    Ok(Loaded { label: path.display().to_string(), strength, path, opened })
+    let (outcomes, undo) = outcomes?;
+    let report = Report::new(merge.changes, merge.totals, &outcomes);
+    show(args, &report, undo.as_ref(), &notes, began.elapsed())
 }
 
 fn options(args: &Args) -> Options {
@@ -160,7 +192,7 @@ fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
 }
 
 /// The answer of a merge.
-fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<()> {
+fn show(args: &Args, report: &Report, undo: Option<&Written>, notes: &[Note], took: Duration) -> Result<()> {
     let survived = report.survived();
     if report.unmoved() == Some(1.0) {
         output::warn("no value changed: the output holds what the base holds");
@@ -168,7 +200,11 @@ fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<
         output::warn(&format!("only {} of the change survived the rounding; --dtype f32 keeps it", percent(survived)));
     }
     if args.common.json {
-        return output::document(&report_json(args, report, notes, took));
+        let mut document = report_json(args, report, notes, took);
+        if let Some(undo) = undo {
+            document["undo"] = undo.json();
+        }
+        return output::document(&document);
     }
     let t = &report.totals;
     let seconds = took.as_secs_f64();
@@ -193,6 +229,9 @@ fn show(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Result<
         percent(survived),
         percent(report.unmoved())
     );
+    if let Some(undo) = undo {
+        text += &format!("\n{}", undo.text());
+    }
     output::answer(&text)
 }
 
@@ -241,7 +280,7 @@ fn totals(t: &merge::Totals) -> Value {
     })
 }
 
-fn notes_json(notes: &[Note]) -> Vec<Value> {
+pub(super) fn notes_json(notes: &[Note]) -> Vec<Value> {
     let word = |s: Severity| if s == Severity::Lossy { "lossy" } else { "info" };
     notes.iter().map(|n| json!({ "severity": word(n.severity), "key": n.key, "text": n.text })).collect()
 }

@@ -10,6 +10,9 @@ mod registry;
 mod shell;
 mod signals;
 mod size;
+mod undo;
+mod undo_record;
+mod unmerge;
 
 use clap::{Parser, Subcommand};
 
@@ -29,6 +32,10 @@ pub struct Cli {
 enum Command {
     /// Apply adapters to a base model
     Merge(merge::Args),
+    /// Take adapters out of a merged model
+    Unmerge(unmerge::Args),
+    /// Make an undo record for a base and a model made from it
+    UndoRecord(undo_record::Args),
     /// Show what is in adapters and base models
     Inspect(inspect::Args),
     /// List the adapter layouts this build reads
@@ -54,6 +61,8 @@ fn run() -> u8 {
     output::set_up(&cli.verbosity);
     let json = match &cli.command {
         Command::Merge(args) => args.common.json,
+        Command::Unmerge(args) => args.common.json,
+        Command::UndoRecord(args) => args.common.json,
         Command::Inspect(args) => args.json,
         Command::Layouts(args) => args.json,
         Command::Kernels(args) => args.json,
@@ -62,6 +71,8 @@ fn run() -> u8 {
     signals::prepare(json);
     let result = match &cli.command {
         Command::Merge(args) => merge::run(args),
+        Command::Unmerge(args) => unmerge::run(args),
+        Command::UndoRecord(args) => undo_record::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Layouts(args) => registry::layouts(args),
         Command::Kernels(args) => registry::kernels(args),

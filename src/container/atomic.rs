@@ -89,45 +89,48 @@ impl Pending {
     }
 
     /// Gives the output its name. Every file in it has to be written and synced.
-    pub fn commit(mut self) -> Result<()> {
-        let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(&self.destination);
+    pub fn commit(self) -> Result<()> {
+        commit_all(vec![self])
+    }
+
+    /// Brings to disk what the rename needs.
+    fn settle(&self) -> Result<()> {
         if self.form == Form::Folder && self.parent.is_some() {
-            sync_folders(&self.temporary).map_err(|e| fail("cannot bring to disk", e))?;
+            sync_folders(&self.temporary).map_err(|e| self.fail("cannot bring to disk", e))?;
         }
+        Ok(())
+    }
+
+    /// The one step that makes the output appear.
+    fn appear(&self) -> Result<Step> {
         let existing = self.destination.symlink_metadata().is_ok();
-        let step = match (self.form, existing) {
+        match (self.form, existing) {
             (Form::File, true) if self.replace => {
                 // An exchange keeps the old file until the new name is on disk.
                 if exchange(&self.building, &self.destination).is_ok() {
-                    Step::Exchanged
+                    Ok(Step::Exchanged)
                 } else {
-                    fs::rename(&self.building, &self.destination).map_err(|e| fail("cannot replace", e))?;
-                    Step::Over
+                    fs::rename(&self.building, &self.destination).map_err(|e| self.fail("cannot replace", e))?;
+                    Ok(Step::Over)
                 }
             }
-            (Form::Folder, true) => self.exchange()?,
-            _ => {
-                self.rename_onto_nothing()?;
-                Step::OntoNothing
-            }
-        };
-        // Before the old folder goes: after a power cut there has to be one of the two.
-        if let Some(parent) = &self.parent
-            && let Err(e) = parent.sync_all()
-        {
-            let error = fail("cannot bring the name to disk", e);
-            self.committed = self.take_back(&step).is_err(); // what cannot be taken back stays as it is
-            return Err(error);
+            (Form::Folder, true) => self.exchange(),
+            _ => self.rename_onto_nothing().map(|()| Step::OntoNothing),
         }
-        self.committed = true;
-        // Failing to remove what is left over does not undo the result.
+    }
+
+    /// Removes what is left over. Failing to do so does not undo the result.
+    fn clear(&self, step: Step) {
         let _ = match (step, self.form) {
             (Step::Exchanged, _) => fs::remove_dir_all(&self.temporary),
             (Step::Aside(old), _) => fs::remove_dir_all(old),
             (Step::Over | Step::OntoNothing, Form::File) => fs::remove_dir(&self.temporary), // empty now
             (Step::Over | Step::OntoNothing, Form::Folder) => Ok(()),
         };
-        Ok(())
+    }
+
+    fn fail(&self, what: &str, e: std::io::Error) -> Error {
+        Error::io(what, e).in_file(&self.destination)
     }
 
     fn take_back(&self, step: &Step) -> std::io::Result<()> {
@@ -185,6 +188,42 @@ impl Pending {
         }
         Ok(Step::Aside(old))
     }
+}
+
+/// Gives several outputs their names, one directly after the other once all of them are on disk. Where one cannot take
+/// its name, those before it give theirs back.
+pub fn commit_all(mut all: Vec<Pending>) -> Result<()> {
+    for pending in &all {
+        pending.settle()?;
+    }
+    let mut steps = Vec::with_capacity(all.len());
+    let mut result = Ok(());
+    for pending in &all {
+        match pending.appear() {
+            Ok(step) => steps.push(step),
+            Err(e) => {
+                result = Err(e);
+                break;
+            }
+        }
+    }
+    // Before the old folders go: after a power cut there has to be one of the two.
+    if result.is_ok() {
+        result = all.iter().try_for_each(|pending| match &pending.parent {
+            Some(parent) => parent.sync_all().map_err(|e| pending.fail("cannot bring the name to disk", e)),
+            None => Ok(()),
+        });
+    }
+    for (pending, step) in all.iter_mut().zip(steps).rev() {
+        match &result {
+            Ok(()) => {
+                pending.committed = true;
+                pending.clear(step);
+            }
+            Err(_) => pending.committed = pending.take_back(&step).is_err(), // what cannot be taken back stays as it is
+        }
+    }
+    result
 }
 
 /// How an output got its name.

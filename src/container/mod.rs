@@ -13,5 +13,5 @@ pub mod undo;
 
 pub use given::{cannot_open, refuse_config};
 pub use header::FileMetadata;
-pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter};
+pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter, parse_head};
 pub use sharded::{Shard, Sharded};

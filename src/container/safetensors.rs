@@ -46,11 +46,14 @@ impl SafetensorsFile {
     /// Maps the file and reads its header.
     pub fn open(path: &Path) -> Result<SafetensorsFile> {
         let file = MappedFile::open(path)?;
-        Self::parse(file).in_file(path)
+        let all = 0..file.as_slice().len();
+        Self::within(file, all).in_file(path)
     }
 
-    fn parse(file: Arc<MappedFile>) -> Result<SafetensorsFile> {
-        let all = file.as_slice();
+    /// Reads a file that lies as a whole in a range of another one.
+    pub fn within(file: Arc<MappedFile>, range: Range<usize>) -> Result<SafetensorsFile> {
+        let whole = Bytes::mapped(&file, range)?;
+        let all = whole.as_slice();
         let Some((length, rest)) = all.split_first_chunk::<8>() else {
             return Err(not_safetensors(all, format!("{} bytes, too short for a safetensors file", all.len())));
         };
@@ -73,14 +76,14 @@ impl SafetensorsFile {
         let mut tensors = StateDict::with_capacity(entries.len());
         for (name, info) in &entries {
             let (from, to) = info.data_offsets;
-            let bytes = Bytes::mapped(&file, data_start + from..data_start + to)?;
+            let bytes = whole.slice(data_start + from..data_start + to);
             let tensor = Tensor::new(info.dtype, Shape::new(info.shape.clone()), bytes).at_key(name)?;
             tensors.insert(name.clone(), tensor);
         }
         // The crate's own verdict on the whole, as a second opinion.
         let hashed = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect::<HashMap<_, _>>());
         Metadata::new(hashed, entries).map_err(|e| Error::malformed(e.to_string()))?;
-        let head = Bytes::mapped(&file, 0..data_start)?;
+        let head = whole.slice(0..data_start);
         Ok(SafetensorsFile { file, head, tensors, metadata })
     }
 
@@ -156,6 +159,21 @@ pub struct Manifest {
     pub entries: Vec<Entry>,
     /// `__metadata__`; left out of the file where empty.
     pub metadata: FileMetadata,
+}
+
+/// What a head says: tensors in the order of their data, and the metadata.
+pub fn parse_head(head: &[u8]) -> Result<(Vec<Entry>, FileMetadata)> {
+    let text = head.get(8..).filter(|text| (text.len() as u64).to_le_bytes() == head[..8]);
+    let text = text.ok_or_else(|| Error::malformed("a head of another length than it says"))?;
+    let Header { entries, metadata } = header::parse(text)?;
+    let data = entries.iter().map(|(_, info)| info.data_offsets.1).max().unwrap_or(0);
+    header::check(&entries, data)?;
+    let entry = |(name, info): (String, safetensors::tensor::TensorInfo)| Entry {
+        name,
+        dtype: info.dtype,
+        shape: Shape::new(info.shape),
+    };
+    Ok((entries.into_iter().map(entry).collect(), metadata))
 }
 
 impl Manifest {

@@ -61,6 +61,19 @@ pub trait Kernels: Send + Sync {
         fused::add_products_to_tile(values, rows, cols, terms)
     }
 
+    /// The merge step backwards: see [`fused::inverse`]. Every backend finds the same.
+    fn invert(
+        &self,
+        elements: (Element, Element),
+        merged: &[u8],
+        dim: (usize, usize),
+        step: fused::inverse::Pointwise,
+        base: &mut [u8],
+        doubtful: &mut Vec<u32>,
+    ) {
+        fused::inverse::invert(fused::Variant::fastest(), elements, merged, dim, step, base, doubtful);
+    }
+
     /// `w += scale · b · a` on an f32 tile, in the same defined order; in place where the tile is contiguous.
     /// b: [rows, rank], a: [rank, cols].
     fn add_product(&self, scale: f32, b: ArrayView2<f32>, a: ArrayView2<f32>, mut w: ArrayViewMut2<f32>) -> Result<()> {

@@ -62,7 +62,8 @@ pub fn open(path: &Path, from: Option<&str>) -> Result<Opened> {
     open_source(source, from).in_file(path)
 }
 
-fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
+/// Opens an adapter whose files are at hand; see [`open`].
+pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
     let (layout, because) = match from {
         Some(name) => {
             let layout = LAYOUTS.iter().find(|l| l.name() == name).ok_or_else(|| {

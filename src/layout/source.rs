@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::container::{self, SafetensorsFile, hub, json, torch};
+use crate::container::{self, Entry, Manifest, SafetensorsFile, hub, json, torch};
 use crate::error::{Error, Kind, Result};
-use crate::tensor::{MappedFile, StateDict};
+use crate::tensor::{Bytes, MappedFile, StateDict, Tensor};
 
 /// Names of the config file beside an adapter.
 const CONFIG_NAME: &str = "adapter_config.json";
@@ -70,6 +70,41 @@ impl Source {
             (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
         };
         Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, config })
+    }
+
+    /// An adapter whose tensor file lies in `bytes` of another file, and whose config is at hand.
+    pub fn within(path: &Path, bytes: &Bytes, config: Option<Map<String, Value>>) -> Result<Source> {
+        let (file, at) = bytes.origin().ok_or_else(|| Error::missing("an adapter that lies in no file"))?;
+        let start = usize::try_from(at).map_err(|_| Error::unsupported("too large for this system"))?;
+        let opened = SafetensorsFile::within(Arc::clone(file), start..start + bytes.len())?;
+        Ok(Source {
+            path: path.to_path_buf(),
+            tensor_file: path.to_path_buf(),
+            file: Arc::clone(file),
+            tensors: opened.tensors,
+            metadata: opened.metadata.into_iter().collect(),
+            other_values: Vec::new(),
+            config: config.map(|config| (path.to_path_buf(), config)),
+        })
+    }
+
+    /// The tensors and the metadata as one safetensors file.
+    pub fn packed(&self) -> Result<Vec<u8>> {
+        let entry =
+            |(name, t): (&String, &Tensor)| Entry { name: name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+        let metadata = self.metadata.iter().cloned().collect();
+        let manifest = Manifest { entries: self.tensors.iter().map(entry).collect(), metadata };
+        let mut out = manifest.head()?;
+        for tensor in self.tensors.values() {
+            out.extend_from_slice(tensor.bytes.as_slice());
+            tensor.bytes.release(0..tensor.bytes.len());
+        }
+        Ok(out)
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.bytes.len() as u64).sum()
     }
 
     /// An error for the first tensor with NaN or infinity in it.

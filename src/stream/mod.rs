@@ -9,6 +9,7 @@ pub mod output;
 mod pieces;
 pub mod plan;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,9 @@ pub use budget::{Budget, Limits};
 pub use output::{IndexFile, Output, Writing};
 pub use plan::{Job, Make, Plan, PlannedFile, Produce};
 
-pub use crate::container::{Entry, FileMetadata};
+pub use pieces::{COPY_BYTES, rows_at_once};
+
+pub use crate::container::{Entry, FileMetadata, parse_head, undo};
 
 use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
@@ -39,12 +42,47 @@ pub trait Progress: Sync {
     }
 }
 
+/// Which piece of a run.
+#[derive(Clone, Copy, Debug)]
+pub struct PieceOf {
+    /// Its number among all.
+    pub number: usize,
+    /// File in the plan.
+    pub file: usize,
+    /// Job of the file.
+    pub job: usize,
+}
+
+/// Sees every piece of a run before it is written. Pieces are numbered in the order of the files' bytes; several
+/// threads come at once, and later pieces may come before earlier ones.
+pub trait Witness: Sync {
+    /// Rows of a computed tensor.
+    fn computed(&self, kernels: &dyn Kernels, piece: PieceOf, rows: Range<usize>, bytes: &[u8]) -> Result<()>;
+    /// Bytes of a copied tensor, from `offset` on.
+    fn copied(&self, piece: PieceOf, offset: usize, bytes: &Bytes) -> Result<()>;
+}
+
 /// Progress that nobody watches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unwatched;
 
 impl Progress for Unwatched {
     fn advance(&self, _bytes: u64) {}
+}
+
+/// Who looks on while a plan is run.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Told how it gets on.
+    pub progress: &'a dyn Progress,
+    /// Shown every piece.
+    pub witness: Option<&'a dyn Witness>,
+}
+
+impl<'a> From<&'a dyn Progress> for Watch<'a> {
+    fn from(progress: &'a dyn Progress) -> Self {
+        Watch { progress, witness: None }
+    }
 }
 
 /// Where the files of a plan go.
@@ -66,42 +104,17 @@ pub fn run(
     kernels: &dyn Kernels,
     limits: Limits,
     sync: bool,
-    progress: &dyn Progress,
+    watch: Watch,
 ) -> Result<Outcomes> {
-    let pieces = pieces::cut(plan)?;
+    let pieces = pieces::cut(plan, watch.witness.is_none())?;
     let files = Files::new(plan, place, &pieces, sync)?;
     let results: Vec<Mutex<Option<Moved>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
     let budget = Budget::new(limits.memory);
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let first_error: Mutex<Option<Error>> = Mutex::new(None);
-
-    let work = || {
-        while !failed.load(Ordering::Relaxed) {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = pieces.get(number) else { break };
-            let signal = progress.stop();
-            let step = if signal == 0 {
-                run_piece(plan, piece, &files, kernels, &budget, progress)
-            } else {
-                Err(stopped(signal))
-            };
-            match step {
-                Ok(moved) => *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved,
-                Err(e) => {
-                    failed.store(true, Ordering::Relaxed);
-                    first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
-                }
-            }
-        }
-    };
-    match pool(limits.threads) {
-        Some(pool) => drop(pool.broadcast(|_| work())),
-        None => work(), // not even one more thread: this one does it all
-    }
-
-    if let Some(e) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(e);
-    }
+    each(pieces.len(), limits.threads, watch.progress, |number| {
+        let moved = run_piece(plan, (number, &pieces[number]), &files, kernels, &budget, watch)?;
+        *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved;
+        Ok(())
+    })?;
     let mut outcomes: Outcomes = plan.files.iter().map(|f| vec![None; f.jobs.len()]).collect();
     for (piece, result) in pieces.iter().zip(results) {
         let moved = result.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -110,6 +123,37 @@ pub fn run(
         }
     }
     Ok(outcomes)
+}
+
+/// Does `work` for every number below `count`, on several threads, in rising order as far as they go. The first error
+/// ends it, and so does a signal.
+pub fn each(
+    count: usize,
+    threads: usize,
+    progress: &dyn Progress,
+    work: impl Fn(usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let first_error: Mutex<Option<Error>> = Mutex::new(None);
+    let run = || {
+        while !failed.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                break;
+            }
+            let signal = progress.stop();
+            let step = if signal == 0 { work(number) } else { Err(stopped(signal)) };
+            if let Err(e) = step {
+                failed.store(true, Ordering::Relaxed);
+                first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+            }
+        }
+    };
+    match pool(threads) {
+        Some(pool) => drop(pool.broadcast(|_| run())),
+        None => run(), // not even one more thread: this one does it all
+    }
+    first_error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// A pool of `threads`, or of as many as the system lets us have.
@@ -195,15 +239,20 @@ fn create(file: &PlannedFile, place: Place, sync: bool) -> Result<SafetensorsWri
 
 fn run_piece(
     plan: &Plan,
-    piece: &Piece,
+    (number, piece): (usize, &Piece),
     files: &Files,
     kernels: &dyn Kernels,
     budget: &Budget,
-    progress: &dyn Progress,
+    watch: Watch,
 ) -> Result<Option<Moved>> {
+    let of = |job| PieceOf { number, file: piece.file, job };
     let writer = files.writer(piece.file)?;
     let (bytes, moved) = match &piece.work {
-        Work::Copy { at, source } => {
+        Work::Copy { job, offset, at, source } => {
+            if let Some(witness) = watch.witness {
+                let name = &plan.files[piece.file].jobs[*job].entry.name;
+                witness.copied(of(*job), *offset, source).at_key(name)?;
+            }
             writer.copy(*at, source)?;
             (source.len(), None)
         }
@@ -219,12 +268,15 @@ fn run_piece(
             let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
             let out = &mut buffer[start..start + bytes];
             let moved = produce.produce(kernels, rows.clone(), out).at_key(&job.entry.name)?;
+            if let Some(witness) = watch.witness {
+                witness.computed(kernels, of(*number), rows.clone(), out).at_key(&job.entry.name)?;
+            }
             writer.put(*number, (rows.start * row_bytes) as u64, out)?;
             (bytes, Some(moved))
         }
     };
     drop(writer);
     files.piece_done(piece.file)?;
-    progress.advance(bytes as u64);
+    watch.progress.advance(bytes as u64);
     Ok(moved)
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Limits, Outcomes, Place, Plan, Progress, run};
+use super::{Limits, Outcomes, Place, Plan, Progress, Watch, run};
 use crate::container::atomic::{self, Form, Pending};
 use crate::container::sharded::index_text;
 use crate::error::{Error, Result};
@@ -71,19 +71,30 @@ impl Output {
         kernels: &dyn Kernels,
         progress: &dyn Progress,
     ) -> Result<Outcomes> {
-        let pending = Pending::new(destination, self.form(), writing.replace, writing.sync)?;
+        let pending = self.begin(destination, writing)?;
+        let outcomes = self.fill(&pending, writing, kernels, Watch::from(progress))?;
+        pending.commit()?;
+        Ok(outcomes)
+    }
+
+    /// The place beside `destination` where the result is built.
+    pub fn begin(&self, destination: &Path, writing: Writing) -> Result<Pending> {
+        Pending::new(destination, self.form(), writing.replace, writing.sync)
+    }
+
+    /// Writes everything there; committing it gives the result its name.
+    pub fn fill(&self, pending: &Pending, writing: Writing, kernels: &dyn Kernels, watch: Watch) -> Result<Outcomes> {
         let place = if self.is_folder { Place::Folder(pending.path()) } else { Place::File(pending.path()) };
         if self.is_folder {
             self.write_side_files(pending.path(), writing.sync)?;
         }
-        let outcomes = run(&self.plan, place, kernels, writing.limits, writing.sync, progress)?;
+        let outcomes = run(&self.plan, place, kernels, writing.limits, writing.sync, watch)?;
         for input in &self.inputs {
             input.unchanged()?;
         }
-        if progress.stop() != 0 {
-            return Err(super::stopped(progress.stop()));
+        if watch.progress.stop() != 0 {
+            return Err(super::stopped(watch.progress.stop()));
         }
-        pending.commit()?;
         Ok(outcomes)
     }
 

@@ -10,7 +10,7 @@ use crate::tensor::{Bytes, Rows};
 /// large enough that a write is worth its call.
 const TILE_BYTES: usize = 2 << 20;
 /// Most bytes of one copied piece.
-const COPY_BYTES: usize = 8 << 20;
+pub const COPY_BYTES: usize = 8 << 20;
 
 /// A piece of one file.
 pub struct Piece {
@@ -24,6 +24,10 @@ pub struct Piece {
 pub enum Work {
     /// Bytes of an input, perhaps of several tensors that lie behind one another in both files.
     Copy {
+        /// Number of the first of those tensors.
+        job: usize,
+        /// Where in it they begin.
+        offset: usize,
         /// Where they go, in bytes from the start of the file's data.
         at: u64,
         /// The bytes.
@@ -38,32 +42,42 @@ pub enum Work {
     },
 }
 
-/// All pieces, in the order of the files' bytes.
-pub fn cut(plan: &Plan) -> Result<Vec<Piece>> {
+/// Bytes to copy that have not been cut yet.
+struct Run {
+    job: usize,
+    at: u64,
+    bytes: Bytes,
+}
+
+/// All pieces, in the order of the files' bytes. Where `joined`, tensors that lie behind one another in both files are
+/// copied together.
+pub fn cut(plan: &Plan, joined: bool) -> Result<Vec<Piece>> {
     let mut out = Vec::new();
     for (file, planned) in plan.files.iter().enumerate() {
         let mut at = 0u64;
-        let mut run: Option<(u64, Bytes)> = None; // copies that have not been cut yet
+        let mut run: Option<Run> = None;
         for (job, planned) in planned.jobs.iter().enumerate() {
             let len = planned.entry.byte_len()?;
             match &planned.make {
                 Make::Copy(tensor) => {
-                    let joined = run.take().map(|(start, bytes)| match bytes.followed_by(&tensor.bytes) {
-                        Some(both) => (start, both),
-                        None => {
-                            copies(file, start, &bytes, &mut out);
-                            (at, tensor.bytes.clone())
-                        }
+                    let next = Run { job, at, bytes: tensor.bytes.clone() };
+                    run = Some(match run.take() {
+                        None => next,
+                        Some(before) => match before.bytes.followed_by(&next.bytes).filter(|_| joined) {
+                            Some(bytes) => Run { bytes, ..before },
+                            None => {
+                                copies(file, &before, &mut out);
+                                next
+                            }
+                        },
                     });
-                    run = Some(joined.unwrap_or_else(|| (at, tensor.bytes.clone())));
                 }
                 Make::Compute(produce) => {
-                    if let Some((start, bytes)) = run.take() {
-                        copies(file, start, &bytes, &mut out);
+                    if let Some(run) = run.take() {
+                        copies(file, &run, &mut out);
                     }
                     let (rows, _) = produce.matrix();
-                    let row_bytes = len.checked_div(rows).unwrap_or(0).max(1);
-                    let step = tile_rows(produce.rows(), rows, row_bytes).max(1);
+                    let step = rows_at_once(produce.rows(), rows, len);
                     let starts = (0..rows).step_by(step);
                     out.extend(starts.map(|start| {
                         let rows = start..(start + step).min(rows);
@@ -73,18 +87,24 @@ pub fn cut(plan: &Plan) -> Result<Vec<Piece>> {
             }
             at += len as u64;
         }
-        if let Some((start, bytes)) = run {
-            copies(file, start, &bytes, &mut out);
+        if let Some(run) = run {
+            copies(file, &run, &mut out);
         }
     }
     Ok(out)
 }
 
-fn copies(file: usize, at: u64, bytes: &Bytes, out: &mut Vec<Piece>) {
-    for start in (0..bytes.len()).step_by(COPY_BYTES) {
-        let source = bytes.slice(start..(start + COPY_BYTES).min(bytes.len()));
-        out.push(Piece { file, work: Work::Copy { at: at + start as u64, source } });
+fn copies(file: usize, run: &Run, out: &mut Vec<Piece>) {
+    for offset in (0..run.bytes.len()).step_by(COPY_BYTES) {
+        let source = run.bytes.slice(offset..(offset + COPY_BYTES).min(run.bytes.len()));
+        out.push(Piece { file, work: Work::Copy { job: run.job, offset, at: run.at + offset as u64, source } });
     }
+}
+
+/// How many rows of a tensor with `rows` rows in `len` bytes are made at once.
+pub fn rows_at_once(rule: Rows, rows: usize, len: usize) -> usize {
+    let row_bytes = len.checked_div(rows).unwrap_or(0).max(1);
+    tile_rows(rule, rows, row_bytes).max(1)
 }
 
 fn tile_rows(rule: Rows, rows: usize, row_bytes: usize) -> usize {
@@ -122,11 +142,11 @@ mod tests {
             copied("e", third(2)),
         ];
         let file = PlannedFile { name: String::new(), metadata: FileMetadata::new(), head: None, jobs };
-        let pieces = cut(&Plan { files: vec![file] }).unwrap();
+        let pieces = cut(&Plan { files: vec![file] }, true).unwrap();
         let places: Vec<(u64, usize)> = pieces
             .iter()
             .map(|p| match &p.work {
-                Work::Copy { at, source } => (*at, source.len()),
+                Work::Copy { at, source, .. } => (*at, source.len()),
                 Work::Compute { .. } => panic!("nothing is computed"),
             })
             .collect();

@@ -167,6 +167,18 @@ pub enum Reversal {
     Nothing,
 }
 
+impl Reversal {
+    /// That of two acts, one after the other.
+    #[must_use]
+    pub fn and(self, other: Reversal) -> Reversal {
+        match (self, other) {
+            (Reversal::Nothing, _) | (_, Reversal::Nothing) => Reversal::Nothing,
+            (Reversal::Sum, Reversal::Sum) => Reversal::Sum,
+            _ => Reversal::Steps,
+        }
+    }
+}
+
 /// A change of rows of a weight that is more than adding a product.
 ///
 /// Acts are calculated in the same order of operations on every machine, unless [`Act::reversal`] is

@@ -24,15 +24,16 @@ pub struct Elements {
 }
 
 /// A prediction, and the numbers of the elements in doubt in rising order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Predicted<'a> {
-    /// Elements.
-    pub bytes: &'a [u8],
+    /// Elements; those in doubt are put right on the way.
+    pub bytes: &'a mut [u8],
     /// Those in doubt.
     pub doubtful: &'a [u32],
 }
 
 impl Elements {
+    #[inline]
     fn get(self, bytes: &[u8], index: usize) -> i64 {
         let mut word = [0u8; 8];
         word[..self.size].copy_from_slice(&bytes[index * self.size..(index + 1) * self.size]);
@@ -40,6 +41,7 @@ impl Elements {
         if self.float { ordinal(bits, 8 * self.size as u32) } else { bits as i64 }
     }
 
+    #[inline]
     fn set(self, bytes: &mut [u8], index: usize, value: i64) {
         let bits = if self.float { pattern(value, 8 * self.size as u32) } else { value as u64 };
         bytes[index * self.size..(index + 1) * self.size].copy_from_slice(&bits.to_le_bytes()[..self.size]);
@@ -66,18 +68,20 @@ impl Elements {
 /// The residual; empty where the prediction is the truth and nothing is in doubt.
 pub fn encode(elements: Elements, predicted: Predicted, truth: &[u8]) -> Result<Vec<u8>> {
     let count = truth.len() / elements.size;
-    let at = |i: usize| elements.distance(elements.get(predicted.bytes, i), elements.get(truth, i));
-    let in_doubt: Vec<u64> = predicted.doubtful.iter().map(|&i| at(i as usize)).collect();
+    let Predicted { bytes, doubtful } = predicted;
+    let mut in_doubt = Vec::with_capacity(doubtful.len());
+    for &i in doubtful {
+        let (from, to) = (elements.get(bytes, i as usize), elements.get(truth, i as usize));
+        in_doubt.push(elements.distance(from, to));
+        elements.set(bytes, i as usize, to); // so that only the others differ
+    }
     let mut wrong = Vec::new(); // number among those not in doubt, distance
-    let mut skipped = predicted.doubtful.iter().copied().peekable();
-    let mut passed = 0usize;
-    for_each_difference(elements.size, predicted.bytes, truth, |i| {
-        while skipped.next_if(|&d| (d as usize) < i).is_some() {
+    let (mut skipped, mut passed) = (doubtful.iter().peekable(), 0usize);
+    for_each_difference(elements.size, bytes, truth, |i| {
+        while skipped.next_if(|&&d| (d as usize) < i).is_some() {
             passed += 1;
         }
-        if skipped.peek().is_none_or(|&d| d as usize != i) {
-            wrong.push((i - passed, at(i)));
-        }
+        wrong.push((i - passed, elements.distance(elements.get(bytes, i), elements.get(truth, i))));
     });
     if in_doubt.is_empty() && wrong.is_empty() {
         return Ok(Vec::new());
@@ -266,7 +270,7 @@ mod tests {
     }
 
     fn round_trip(elements: Elements, predicted: &[u8], doubtful: &[u32], truth: &[u8]) -> usize {
-        let packed = encode(elements, Predicted { bytes: predicted, doubtful }, truth).unwrap();
+        let packed = encode(elements, Predicted { bytes: &mut predicted.to_vec(), doubtful }, truth).unwrap();
         let mut bytes = predicted.to_vec();
         decode(elements, &packed, doubtful, &mut bytes).unwrap();
         assert_eq!(bytes, truth, "{elements:?}");
@@ -327,7 +331,7 @@ mod tests {
         let elements = Elements { size: 2, float: true };
         let (predicted, mut truth) = (vec![0u8; 4000], vec![0u8; 4000]);
         (0..400).for_each(|i| truth[i * 10] = next() as u8);
-        let packed = encode(elements, Predicted { bytes: &predicted, doubtful: &[3, 9] }, &truth).unwrap();
+        let packed = encode(elements, Predicted { bytes: &mut predicted.clone(), doubtful: &[3, 9] }, &truth).unwrap();
         for cut in 0..packed.len() {
             assert!(decode(elements, &packed[..cut], &[3, 9], &mut predicted.clone()).is_err(), "{cut}");
         }

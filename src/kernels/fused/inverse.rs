@@ -3,7 +3,8 @@
 //! A merge takes w to `round(g · (w + Σ scale · d))`, which never falls as w grows (for g > 0; without g where there
 //! is none). Its inverse is therefore one value of the base's type for most results, and a run of neighbours for the
 //! rest: where the result is coarser than the weight was. For each element this finds the nearest candidate, and says
-//! whether its neighbours would have given the same result: only there has anything been lost.
+//! whether a neighbour would have given the same result: only there has anything been lost. (Zero is always said to be
+//! in doubt: its neighbours are the other zero and the smallest numbers.)
 //!
 //! All operations are single f32 operations in a fixed order, so every machine finds the same candidates and the same
 //! elements to be in doubt. The loops are written for the compiler to turn into vector code.
@@ -126,6 +127,11 @@ trait Stored {
     fn widen(pattern: u32) -> f32;
     /// To nearest, ties to even. What NaN becomes is not defined.
     fn narrow(value: f32) -> u32;
+    /// Whether a value rounds to this pattern.
+    #[inline(always)]
+    fn rounds_to(value: f32, pattern: u32) -> bool {
+        Self::narrow(value) == pattern
+    }
 }
 
 struct Bf16;
@@ -144,6 +150,13 @@ impl Stored for Bf16 {
     fn narrow(value: f32) -> u32 {
         let bits = value.to_bits();
         bits.wrapping_add(0x7fff).wrapping_add(bits >> 16 & 1) >> 16
+    }
+    /// Half a unit to both sides, in steps of f32; the ends belong to even patterns.
+    #[inline(always)]
+    fn rounds_to(value: f32, pattern: u32) -> bool {
+        let odd = pattern & 1;
+        let first = (pattern << 16).wrapping_sub(0x8000).wrapping_add(odd);
+        value.to_bits().wrapping_sub(first) <= 0x10000 - 2 * odd
     }
 }
 
@@ -182,21 +195,6 @@ impl Stored for F32 {
     fn narrow(value: f32) -> u32 {
         value.to_bits()
     }
-}
-
-/// The next pattern up or down in the order of the values. The step between the zeros is one of its own.
-#[inline(always)]
-fn neighbours<B: Stored>(pattern: u32) -> (u32, u32) {
-    let negative = pattern & B::SIGN != 0;
-    let away = pattern.wrapping_add(1);
-    let towards = if pattern == 0 {
-        B::SIGN
-    } else if pattern == B::SIGN {
-        0
-    } else {
-        pattern.wrapping_sub(1)
-    };
-    if negative { (towards, away) } else { (away, towards) }
 }
 
 #[inline(always)]
@@ -296,8 +294,65 @@ fn chunk<B: Stored, S: Stored>(
 ) {
     let mut merged = [0u32; N];
     load::<S>(bytes, &mut merged);
+    match (addends, gains) {
+        ([only], None) if count == N => {
+            let values = only.values[at..].first_chunk::<N>();
+            one::<B, S>(&merged, only.scale, values.unwrap_or(&[0.0; N]), found, doubt);
+        }
+        _ => several::<B, S>(&merged, addends, at, count, gains, found, doubt),
+    }
+    for i in (0..count).filter(|&i| doubt[i] != 0) {
+        if forward::<B>(0, addends, at + i, gains.map(|g| g[i])).is_some_and(|v| S::rounds_to(v, merged[i])) {
+            found[i] = 0;
+        }
+    }
+}
+
+/// The usual case: one sum and nothing else, in one loop.
+#[inline(always)]
+fn one<B: Stored, S: Stored>(merged: &[u32; N], scale: f32, d: &[f32; N], found: &mut [u32; N], doubt: &mut [u32; N]) {
+    for i in 0..N {
+        let v = (-scale).mul_add(d[i], S::widen(merged[i]));
+        let nearest = settle::<B, S>(v, merged[i]);
+        let away = scale.mul_add(d[i], B::widen(nearest.wrapping_add(1)));
+        let towards = scale.mul_add(d[i], B::widen(nearest.wrapping_sub(1)));
+        let others = S::rounds_to(away, merged[i]) | S::rounds_to(towards, merged[i]);
+        found[i] = nearest;
+        doubt[i] = u32::from(others) | u32::from(nearest & !B::SIGN == 0);
+    }
+    sure_where_not_finite::<S>(merged, doubt);
+}
+
+/// The pattern nearest to v; zero where v or the result are not finite.
+#[inline(always)]
+fn settle<B: Stored, S: Stored>(v: f32, merged: u32) -> u32 {
+    let pattern = B::narrow(v);
+    // The comparison is false for NaN, too.
+    let finite = v.abs() < f32::INFINITY && pattern & !B::SIGN < B::INFINITY && merged & !S::SIGN < S::INFINITY;
+    if finite { pattern } else { 0 }
+}
+
+/// Nothing is said to be in doubt where the result is not finite: no weight would be found.
+#[inline(always)]
+fn sure_where_not_finite<S: Stored>(merged: &[u32; N], doubt: &mut [u32; N]) {
+    for (doubt, m) in doubt.iter_mut().zip(merged) {
+        *doubt &= u32::from(m & !S::SIGN < S::INFINITY);
+    }
+}
+
+/// Any number of sums, and a factor.
+#[inline(always)]
+fn several<B: Stored, S: Stored>(
+    merged: &[u32; N],
+    addends: &[Addend],
+    at: usize,
+    count: usize,
+    gains: Option<&[f32; N]>,
+    found: &mut [u32; N],
+    doubt: &mut [u32; N],
+) {
     let mut v = [0f32; N];
-    for (v, m) in v.iter_mut().zip(&merged) {
+    for (v, m) in v.iter_mut().zip(merged) {
         *v = S::widen(*m);
     }
     if let Some(gains) = gains {
@@ -311,23 +366,40 @@ fn chunk<B: Stored, S: Stored>(
             *v = (-addend.scale).mul_add(*d, *v);
         }
     }
-    let (mut up, mut down, mut finite) = ([0u32; N], [0u32; N], [0u32; N]);
+    let (mut away, mut towards) = ([0f32; N], [0f32; N]);
     for i in 0..N {
-        let pattern = B::narrow(v[i]);
-        // The comparison is false for NaN, too.
-        let is_finite = v[i].abs() < f32::INFINITY && pattern & !B::SIGN < B::INFINITY;
-        let is_finite = is_finite && merged[i] & !S::SIGN < S::INFINITY;
-        finite[i] = u32::from(is_finite);
-        found[i] = if is_finite { pattern } else { 0 };
-        (up[i], down[i]) = neighbours::<B>(found[i]);
+        found[i] = settle::<B, S>(v[i], merged[i]);
+        away[i] = B::widen(found[i].wrapping_add(1));
+        towards[i] = B::widen(found[i].wrapping_sub(1));
     }
-    let same = |patterns: &[u32; N]| forward::<B, S>(patterns, addends, at, count, gains, &merged);
-    let (here, above, below) = (same(found), same(&up), same(&down));
-    let zero = same(&[0; N]);
+    for neighbours in [&mut away, &mut towards] {
+        for addend in addends {
+            let d = values(addend, at, count);
+            for (v, d) in neighbours.iter_mut().zip(&d) {
+                *v = addend.scale.mul_add(*d, *v);
+            }
+        }
+        if let Some(gains) = gains {
+            for (v, g) in neighbours.iter_mut().zip(gains) {
+                *v *= g;
+            }
+        }
+    }
     for i in 0..N {
-        doubt[i] = finite[i] & ((here[i] ^ 1) | above[i] | below[i]);
-        found[i] = if doubt[i] & zero[i] != 0 { 0 } else { found[i] };
+        let others = S::rounds_to(away[i], merged[i]) | S::rounds_to(towards[i], merged[i]);
+        doubt[i] = u32::from(others) | u32::from(found[i] & !B::SIGN == 0);
     }
+    sure_where_not_finite::<S>(merged, doubt);
+}
+
+/// The value before rounding that merging this weight gives at element `at`.
+#[inline(always)]
+fn forward<B: Stored>(pattern: u32, addends: &[Addend], at: usize, gain: Option<f32>) -> Option<f32> {
+    let mut v = B::widen(pattern);
+    for addend in addends {
+        v = addend.scale.mul_add(*addend.values.get(at)?, v);
+    }
+    Some(gain.map_or(v, |g| v * g))
 }
 
 #[inline(always)]
@@ -337,38 +409,6 @@ fn values(addend: &Addend, at: usize, count: usize) -> [f32; N] {
         out.copy_from_slice(&addend.values[at..at + N]);
     } else {
         out[..count].copy_from_slice(&addend.values[at..at + count]);
-    }
-    out
-}
-
-/// Ones where merging these weights gives the patterns in `merged`.
-#[inline(always)]
-fn forward<B: Stored, S: Stored>(
-    weights: &[u32; N],
-    addends: &[Addend],
-    at: usize,
-    count: usize,
-    gains: Option<&[f32; N]>,
-    merged: &[u32; N],
-) -> [u32; N] {
-    let mut v = [0f32; N];
-    for (v, w) in v.iter_mut().zip(weights) {
-        *v = B::widen(*w);
-    }
-    for addend in addends {
-        let d = values(addend, at, count);
-        for (v, d) in v.iter_mut().zip(&d) {
-            *v = addend.scale.mul_add(*d, *v);
-        }
-    }
-    if let Some(gains) = gains {
-        for (v, g) in v.iter_mut().zip(gains) {
-            *v *= g;
-        }
-    }
-    let mut out = [0u32; N];
-    for i in 0..N {
-        out[i] = u32::from(S::narrow(v[i]) == merged[i]);
     }
     out
 }
@@ -423,15 +463,20 @@ mod tests {
                 let both = (Element::BF16, Element::BF16);
                 invert(variant, both, &bytes, (1, weights.len()), step, &mut base, &mut doubtful);
                 let doubtful: std::collections::HashSet<u32> = doubtful.into_iter().collect();
+                let mut needless = 0;
                 for (i, (w, m)) in weights.iter().zip(&merged).enumerate() {
                     if !m.is_finite() {
                         continue;
                     }
                     let several = makers[&m.to_bits()] > 1;
                     let found = bf16::from_le_bytes([base[2 * i], base[2 * i + 1]]);
-                    assert_eq!(doubtful.contains(&(i as u32)), several, "{w} + {sum}, found {found}");
-                    assert!(several || found.to_bits() == w.to_bits(), "{w} + {sum}: {found}");
+                    let doubted = doubtful.contains(&(i as u32));
+                    // One value in a row that needs not be in doubt is the nearest but its own neighbour's.
+                    assert!(doubted || !several, "{w} + {sum}, found {found}");
+                    assert!(doubted || found.to_bits() == w.to_bits(), "{w} + {sum}: {found}");
+                    needless += usize::from(doubted && !several && found.to_bits() != 0);
                 }
+                assert!(needless < 100, "{needless} in doubt for nothing at {sum}");
             }
         }
     }

@@ -6,11 +6,11 @@
 
 mod measure;
 mod output;
-mod place;
-mod produce;
+pub(super) mod place;
+pub(super) mod produce;
 mod report;
 mod resolve;
-mod source;
+pub(super) mod source;
 mod tied;
 
 use std::collections::BTreeMap;

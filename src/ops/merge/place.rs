@@ -80,11 +80,6 @@ pub fn is_stacked(edits: &[Edit]) -> bool {
         .any(|e| e.piece.disk.expert.is_some() || (e.source.stored.rank() == 3 && stack_of_products(&e.source.target)))
 }
 
-/// The rule for which rows can be made by themselves.
-pub fn rows_rule(edit: &Edit) -> Result<Rows> {
-    Ok(edit.source.action()?.rows())
-}
-
 /// The edit, placed on the matrix on disk.
 pub fn place(edit: &Edit, grid: Grid) -> Result<Vec<Placed>> {
     let Edit { source, piece } = edit;

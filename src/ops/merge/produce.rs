@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::measure::measure;
-use super::place::{Grid, Placed, What, is_stacked, place, rows_rule};
+use super::place::{Grid, Placed, What, is_stacked, place};
 use super::source::Edit;
 use crate::adapter::delta::Before;
 use crate::adapter::{Act, Action, Reversal};
@@ -36,6 +36,7 @@ pub struct Merged {
     grid: Grid,
     rule: Rows,
     edits: Vec<Edit>,
+    reversal: Reversal,
     allow_nonfinite: bool,
     placed: Mutex<Option<Arc<Vec<Placed>>>>,
     rows_left: AtomicUsize,
@@ -45,14 +46,25 @@ impl Merged {
     /// A tensor of `shape` and type `out`, made from `start` by `edits`. Checks that every edit fits.
     pub fn new(start: Start, out: Dtype, shape: &Shape, edits: Vec<Edit>, allow_nonfinite: bool) -> Result<Merged> {
         let grid = Grid::of(shape, is_stacked(&edits));
-        let mut rule = Rows::Any;
+        let (mut rule, mut reversal) = (Rows::Any, Reversal::Sum);
         for edit in &edits {
-            rule = rule.and(rows_rule(edit).in_file(&edit.source.adapter)?);
+            let action = edit.source.action().in_file(&edit.source.adapter)?;
+            (rule, reversal) = (rule.and(action.rows()), reversal.and(action.reversal()));
             place(edit, grid).in_file(&edit.source.adapter)?;
             edit.source.checked();
         }
         let rows_left = AtomicUsize::new(grid.rows);
-        Ok(Merged { start, out, grid, rule, edits, allow_nonfinite, placed: Mutex::new(None), rows_left })
+        Ok(Merged { start, out, grid, rule, edits, reversal, allow_nonfinite, placed: Mutex::new(None), rows_left })
+    }
+
+    /// The changes, in order.
+    pub fn edits(&self) -> &[Edit] {
+        &self.edits
+    }
+
+    /// How all of them can be taken back together.
+    pub fn reversal(&self) -> Reversal {
+        self.reversal
     }
 
     fn start_dtype(&self) -> Dtype {
@@ -111,7 +123,7 @@ impl Merged {
         }
         let before = self.widened(rows.clone())?;
         let strengths: Vec<_> = placed.iter().map(|p| (*p, p.strength)).collect();
-        let after = self.changed(kernels, rows.clone(), &strengths, &before)?;
+        let after = changed(kernels, rows.clone(), &strengths, &before, &|rows| self.widened(rows))?;
         self.round(rows, &before, &after, out)
     }
 
@@ -139,46 +151,11 @@ impl Merged {
                 let sums = here.iter().all(|(p, _)| p.reversal() == Reversal::Sum);
                 let before =
                     if sums { Array2::zeros((part.len(), self.grid.cols)) } else { before.slice(own).to_owned() };
-                let after = self.changed(kernels, part, &here, &before)?;
+                let after = changed(kernels, part, &here, &before, &|rows| self.widened(rows))?;
                 out.slice_mut(own).assign(&(after - before));
             }
         }
         Ok(out)
-    }
-
-    /// The base's rows with changes added, each at a strength.
-    fn changed(
-        &self,
-        kernels: &dyn Kernels,
-        rows: Range<usize>,
-        placed: &[(&Placed, f64)],
-        before: &Array2<f32>,
-    ) -> Result<Array2<f32>> {
-        let mut sum = before.clone();
-        let alone = placed.len() == 1;
-        for &(p, strength) in placed {
-            match &p.what {
-                What::LowRank(f) => {
-                    let part = rows.start - p.rows.start..rows.end - p.rows.start;
-                    let scale = (f.scale * strength) as f32;
-                    kernels.add_product(scale, f.b.slice(s![part, ..]), f.a.view(), sum.view_mut())?;
-                }
-                What::Act { action, offset } => {
-                    let shift = Shifted { merged: self, rows: p.rows.clone(), offset: *offset };
-                    let first = rows.start - p.rows.start + offset;
-                    let own = first..first + rows.len();
-                    if alone && strength == 1.0 {
-                        act(action, kernels, own, sum.view_mut(), &shift)?;
-                    } else {
-                        let mut result = before.clone();
-                        act(action, kernels, own, result.view_mut(), &shift)?;
-                        result -= before;
-                        sum.scaled_add(strength as f32, &result);
-                    }
-                }
-            }
-        }
-        Ok(sum)
     }
 
     /// Rounds once and measures what came of it.
@@ -219,6 +196,42 @@ impl Merged {
     }
 }
 
+/// Rows with changes added, each at a strength. `before` holds the rows as they are; `around` gives any others that a
+/// change asks for.
+pub fn changed(
+    kernels: &dyn Kernels,
+    rows: Range<usize>,
+    placed: &[(&Placed, f64)],
+    before: &Array2<f32>,
+    around: &Around,
+) -> Result<Array2<f32>> {
+    let mut sum = before.clone();
+    let alone = placed.len() == 1;
+    for &(p, strength) in placed {
+        match &p.what {
+            What::LowRank(f) => {
+                let part = rows.start - p.rows.start..rows.end - p.rows.start;
+                let scale = (f.scale * strength) as f32;
+                kernels.add_product(scale, f.b.slice(s![part, ..]), f.a.view(), sum.view_mut())?;
+            }
+            What::Act { action, offset } => {
+                let shift = Shifted { around, cols: before.ncols(), rows: p.rows.clone(), offset: *offset };
+                let first = rows.start - p.rows.start + offset;
+                let own = first..first + rows.len();
+                if alone && strength == 1.0 {
+                    act(action, kernels, own, sum.view_mut(), &shift)?;
+                } else {
+                    let mut result = before.clone();
+                    act(action, kernels, own, result.view_mut(), &shift)?;
+                    result -= before;
+                    sum.scaled_add(strength as f32, &result);
+                }
+            }
+        }
+    }
+    Ok(sum)
+}
+
 /// The product as a term over some rows, where the change is one.
 fn term<'a>(p: &'a Placed, rows: &Range<usize>) -> Option<Term<'a>> {
     let What::LowRank(f) = &p.what else { return None };
@@ -242,16 +255,20 @@ fn act(
     }
 }
 
+/// Gives rows of the tensor on disk.
+pub type Around<'a> = dyn Fn(Range<usize>) -> Result<Array2<f32>> + Sync + 'a;
+
 /// The base's rows under the numbers an action in memory knows them by.
 struct Shifted<'a> {
-    merged: &'a Merged,
+    around: &'a Around<'a>,
+    cols: usize,
     rows: Range<usize>,
     offset: usize,
 }
 
 impl Before for Shifted<'_> {
     fn matrix(&self) -> (usize, usize) {
-        (self.offset + self.rows.len(), self.merged.grid.cols)
+        (self.offset + self.rows.len(), self.cols)
     }
 
     fn rows(&self, _: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>> {
@@ -259,12 +276,12 @@ impl Before for Shifted<'_> {
             return Err(Error::unsupported("this change needs rows that the base stores elsewhere"));
         }
         let first = self.rows.start + rows.start - self.offset;
-        self.merged.widened(first..first + rows.len())
+        (self.around)(first..first + rows.len())
     }
 }
 
 /// Cuts `rows` where the set of edits changes.
-fn cuts(rows: &Range<usize>, placed: &[Placed]) -> Vec<usize> {
+pub fn cuts(rows: &Range<usize>, placed: &[Placed]) -> Vec<usize> {
     let mut at = vec![rows.start, rows.end];
     for p in placed {
         at.extend([p.rows.start, p.rows.end].into_iter().filter(|r| rows.contains(r)));

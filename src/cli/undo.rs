@@ -1,0 +1,330 @@
+//! What the commands share that write undo records or use them.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde_json::{Value, json};
+
+use super::merge::Loaded;
+use super::size;
+use crate::adapter::Adapter;
+use crate::container::atomic::{self, Form, Pending, commit_all};
+use crate::error::{Context, Error, Kind, Result};
+use crate::kernels::Kernels;
+use crate::layout::{self, Opened, Source};
+use crate::model::BaseModel;
+use crate::ops::merge::Merge;
+use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
+use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
+use crate::tensor::{Hash, dtype, hash};
+
+/// An adapter up to this size goes into the record.
+const SMALL_BYTES: u64 = 1 << 20;
+/// So does one of up to this share (1 in …) of the tensors it changes.
+const SMALL_SHARE: u64 = 80;
+
+/// When adapters are put into a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Embed {
+    /// Adapters that are small beside the tensors they change
+    #[default]
+    Auto,
+    /// All
+    Always,
+    /// None: the record says where they are
+    Never,
+}
+
+/// A record that will be written.
+pub struct Recording {
+    path: PathBuf,
+    about: About,
+    /// Its name in the output folder, where it goes in there.
+    inside: Option<PathBuf>,
+    replace: bool,
+    touched: u64,
+}
+
+/// A record that was written.
+pub struct Written {
+    path: PathBuf,
+    bytes: u64,
+    touched: u64,
+    named: Vec<String>,
+}
+
+impl Recording {
+    /// A record at `path` of adapters merged into `base`. `touched` are the bytes of the tensors that change, `out` is
+    /// the model's folder where it is one.
+    pub fn new(
+        path: &Path,
+        base: &BaseModel,
+        loaded: &[Loaded],
+        (touched, embed): (u64, Embed),
+        options: MergeOptions,
+    ) -> Result<Recording> {
+        let mut about = About {
+            tool: format!("lora-tool {}", env!("CARGO_PKG_VERSION")),
+            name: last_component(&base.path),
+            options,
+            ..About::default()
+        };
+        for (number, l) in loaded.iter().enumerate() {
+            let source = &l.opened.source;
+            let bytes = source.tensor_bytes();
+            let embed = match embed {
+                Embed::Auto => bytes <= SMALL_BYTES.max(touched / SMALL_SHARE),
+                Embed::Always => true,
+                Embed::Never => false,
+            };
+            if embed {
+                about.embedded.push((number, source.packed()?));
+            }
+            let absolute = || l.path.canonicalize().unwrap_or_else(|_| l.path.clone()).to_string_lossy().into_owned();
+            about.rebuildable.push(l.opened.adapter.can_be_read_again());
+            about.adapters.push(AdapterNote {
+                name: last_component(&l.path),
+                path: (!embed).then(absolute),
+                strength: l.strength,
+                hash: hash::of_tensors(&source.tensors).to_string(),
+                layout: l.opened.layout.to_string(),
+                config: source.config.as_ref().filter(|_| embed).map(|(_, config)| config.clone()),
+            });
+        }
+        if let Some(index) = &base.files.index {
+            about.texts.push((index.name.clone(), read(&base.path.join(&index.name))?));
+        }
+        Ok(Recording { path: path.to_path_buf(), about, inside: None, replace: false, touched })
+    }
+
+    /// The record of a merge that is about to be written to `out`.
+    pub fn of_merge(
+        path: &Path,
+        (out, replace): (&Path, bool),
+        base: &BaseModel,
+        merge: &Merge,
+        loaded: &[Loaded],
+        (embed, options): (Embed, MergeOptions),
+    ) -> Result<Recording> {
+        let changed = merge.changes.iter().filter_map(|c| base.tensor(&c.key));
+        let touched = changed.map(|(_, t)| t.bytes.len() as u64).sum();
+        let mut recording = Recording::new(path, base, loaded, (touched, embed), options)?;
+        recording.replace = replace;
+        recording.inside = match (path.parent(), path.file_name()) {
+            (Some(parent), Some(name)) if merge.output.is_folder && same_place(parent, out) => Some(name.into()),
+            _ => None,
+        };
+        for (name, _) in &merge.output.texts {
+            let name_text = name.to_string_lossy().into_owned();
+            recording.about.texts.push((name_text, read(&base.path.join(name))?));
+        }
+        for name in &merge.output.copies {
+            let hash = Hash::of(&read(&base.path.join(name))?);
+            recording.about.sides.push((name.to_string_lossy().into_owned(), hash));
+        }
+        Ok(recording)
+    }
+
+    /// Keeps the base's config as well.
+    pub fn keep_texts(&mut self, base: &BaseModel) -> Result<()> {
+        if let Some(path) = base.config_path().filter(|_| base.is_folder) {
+            self.about.texts.push((crate::model::CONFIG_NAME.to_string(), read(&path)?));
+        }
+        Ok(())
+    }
+
+    /// Whether an existing record may be replaced.
+    pub fn set_replace(&mut self, replace: bool) {
+        self.replace = replace;
+    }
+
+    /// Refuses a place that is an input, the model itself or inside of it.
+    pub fn check(&self, out: Option<&Path>, inputs: &[&Path]) -> Result<()> {
+        if let Some(inside) = &self.inside {
+            let name = inside.to_string_lossy();
+            if name.ends_with(".safetensors") || name.ends_with(".json") {
+                let what = "an undo record in the model's folder would be taken for a part of the model";
+                return Err(Error::new(Kind::Usage, what).in_file(&self.path).hint("call it something like base.undo"));
+            }
+            return Ok(());
+        }
+        if out.is_some_and(|out| same_place(&self.path, out)) {
+            return Err(Error::new(Kind::Usage, "the undo record and the model have the same name").in_file(&self.path));
+        }
+        atomic::refuse_input(&self.path, inputs)?;
+        atomic::refuse_existing(&self.path, Form::File, self.replace)
+    }
+
+    /// Writes model and record; both take their names together, when all of both is there.
+    pub fn write(
+        self,
+        (base, merge): (&BaseModel, &Merge),
+        out: &Path,
+        writing: Writing,
+        kernels: &dyn Kernels,
+        progress: &dyn Progress,
+    ) -> Result<(Outcomes, Option<Written>)> {
+        let model = merge.output.begin(out, writing)?;
+        let named = self.named();
+        let (file, path) = match &self.inside {
+            Some(name) => (None, model.path().join(name)),
+            None => {
+                let pending = Pending::new(&self.path, Form::File, writing.replace, writing.sync)?;
+                let path = pending.path().to_path_buf();
+                (Some(pending), path)
+            }
+        };
+        let pair = Pair { base, merged: &merge.output.plan, merge: Some(merge), written: true };
+        let recorder = Recorder::new(&path, pair, self.about)?;
+        let watch = Watch { progress, witness: Some(&recorder) };
+        let outcomes = merge.output.fill(&model, writing, kernels, watch)?;
+        let bytes = recorder.finish(writing.sync)?;
+        commit_all(file.into_iter().chain([model]).collect())?;
+        Ok((outcomes, Some(Written { path: self.path, bytes, touched: self.touched, named })))
+    }
+
+    /// What it says beside its corrections, for a record of a pair.
+    pub fn into_about(self) -> About {
+        self.about
+    }
+
+    /// The adapters that it does not hold.
+    pub fn named(&self) -> Vec<String> {
+        self.about.adapters.iter().filter(|a| a.path.is_some()).map(|a| a.name.clone()).collect()
+    }
+}
+
+impl Written {
+    /// A record of `bytes` at `path`.
+    pub fn new(path: PathBuf, bytes: u64, touched: u64, named: Vec<String>) -> Written {
+        Written { path, bytes, touched, named }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let share = 100.0 * self.share();
+        let mut text = format!(
+            "undo record {}: {} ({share:.2} % of the changed tensors)",
+            self.path.display(),
+            size::show(self.bytes)
+        );
+        if !self.named.is_empty() {
+            text += &format!("; undoing needs {} as well (--undo-embed always puts it in)", self.named.join(", "));
+        }
+        text
+    }
+
+    /// For programs.
+    pub fn json(&self) -> Value {
+        json!({ "file": self.path, "bytes": self.bytes, "share": self.share(), "needs": self.named })
+    }
+
+    fn share(&self) -> f64 {
+        self.bytes as f64 / (self.touched as f64).max(1.0)
+    }
+}
+
+/// The options of a merge as a record has them.
+pub fn options(options: &crate::ops::merge::Options) -> MergeOptions {
+    let word =
+        |d: dtype::Dtype| dtype::OUTPUT_NAMES.iter().find(|(_, other)| *other == d).map(|(word, _)| word.to_string());
+    MergeOptions {
+        allow_unmatched: options.allow_unmatched,
+        allow_nonfinite: options.allow_nonfinite,
+        dtype: options.dtype.and_then(word),
+        max_shard_bytes: options.max_shard_bytes,
+        no_provenance: false,
+    }
+}
+
+/// The same, back again.
+pub fn merge_options(options: &MergeOptions) -> crate::ops::merge::Options {
+    let word = options.dtype.as_deref();
+    crate::ops::merge::Options {
+        allow_unmatched: options.allow_unmatched,
+        allow_nonfinite: options.allow_nonfinite,
+        dtype: dtype::OUTPUT_NAMES.iter().find(|(name, _)| Some(*name) == word).map(|(_, dtype)| *dtype),
+        max_shard_bytes: options.max_shard_bytes,
+    }
+}
+
+/// Finds the adapters of a record: in it, where they were, beside the record, or at the places given. One that is not
+/// needed and not found is empty.
+pub fn find_adapters(
+    restore: &Restore,
+    record: &Path,
+    places: &[PathBuf],
+    needed: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<Loaded>>> {
+    let find = |number: usize| -> Result<Option<Loaded>> {
+        let note = &restore.adapters()[number];
+        let loaded =
+            |opened: Opened, path: PathBuf| Loaded { label: note.name.clone(), strength: note.strength, path, opened };
+        let is_it = |opened: &Opened| hash::of_tensors(&opened.source.tensors).to_string() == note.hash;
+        let Some(path) = &note.path else {
+            let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
+            let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
+            return Ok(Some(loaded(opened, record.to_path_buf())));
+        };
+        let beside = record.parent().unwrap_or(Path::new("")).join(&note.name);
+        let mut tried = Vec::new();
+        let candidates = places.iter().flat_map(|p| [p.clone(), p.join(&note.name)]);
+        for candidate in candidates.chain([PathBuf::from(path), beside]) {
+            if !candidate.exists() {
+                continue;
+            }
+            match layout::open(&candidate, Some(&note.layout)) {
+                Ok(opened) if is_it(&opened) => return Ok(Some(loaded(opened, candidate))),
+                _ => tried.push(candidate.display().to_string()),
+            }
+        }
+        if !needed(number) {
+            return Ok(None);
+        }
+        let what = if tried.is_empty() {
+            format!("the adapter {} is needed to undo its merge, and is not at {path}", note.name)
+        } else {
+            format!("the adapter {} is needed to undo its merge, and is another one at {}", note.name, tried.join(", "))
+        };
+        Err(Error::missing(what).in_file(record).hint("--look-in says where it is now"))
+    };
+    (0..restore.adapters().len()).map(find).collect()
+}
+
+/// The adapters themselves.
+pub fn adapters(found: &[Option<Loaded>]) -> Vec<Adapter> {
+    found.iter().map(|l| l.as_ref().map(|l| l.opened.adapter.clone()).unwrap_or_default()).collect()
+}
+
+/// Writes what a record gives back.
+pub fn write_back(
+    undone: &crate::ops::undo::Undone,
+    output: &Output,
+    pending: &Pending,
+    writing: Writing,
+    kernels: &dyn Kernels,
+    progress: &dyn Progress,
+) -> Result<()> {
+    undone.check.rest(writing.limits.threads, progress)?;
+    output.fill(pending, writing, kernels, Watch { progress, witness: Some(&undone.check) })?;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io("cannot read", e)).in_file(path)
+}
+
+/// The last component of a path, for names that say nothing about the machine.
+pub fn last_component(path: &Path) -> String {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
+}
+
+fn same_place(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name()?;
+        Some(parent.canonicalize().ok()?.join(name))
+    };
+    a == b || matches!((whole(a), whole(b)), (Some(a), Some(b)) if a == b)
+}

@@ -1,0 +1,272 @@
+//! The base's elements as far as the merged ones and the adapters tell: the same guess when a record is written and
+//! when it is used.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ndarray::{Array2, s};
+
+use super::manifest::How;
+use crate::error::{Error, Result};
+use crate::kernels::fused::inverse::{Addend, Factor, Pointwise};
+use crate::kernels::{Element, Kernels, Term};
+use crate::ops::merge::place::{Grid, Placed, What, is_stacked, place};
+use crate::ops::merge::produce::{changed, cuts};
+use crate::ops::merge::source::Edit;
+use crate::tensor::{Dtype, Shape, cast, dtype};
+
+/// Elements of a product formed at a time, small enough to stay near the core.
+const BLOCK: usize = 1 << 16;
+/// Steps by which changes that are no sum are taken back. Each leaves the share of the error by which the change
+/// differs from none; four are enough for changes of a tenth.
+const STEPS: usize = 4;
+
+/// The guess for one tensor.
+pub struct Predictor {
+    base: Dtype,
+    merged: Dtype,
+    grid: Grid,
+    how: How,
+    edits: Vec<Edit>,
+    placed: Mutex<Option<Arc<Vec<Placed>>>>,
+    rows_left: AtomicUsize,
+}
+
+impl Predictor {
+    /// For a tensor of `shape`, of these types before and after, changed by `edits`.
+    pub fn new(base: Dtype, merged: Dtype, shape: &Shape, how: How, edits: Vec<Edit>) -> Predictor {
+        let grid = Grid::of(shape, is_stacked(&edits));
+        let rows_left = AtomicUsize::new(grid.rows);
+        let how = if dtype::is_plain_float(base) && dtype::is_plain_float(merged) { how } else { How::Near };
+        Predictor { base, merged, grid, how, edits, placed: Mutex::new(None), rows_left }
+    }
+
+    /// Rows and columns.
+    pub fn matrix(&self) -> (usize, usize) {
+        (self.grid.rows, self.grid.cols)
+    }
+
+    /// Bytes of workspace for so many rows.
+    pub fn footprint(&self, rows: usize) -> u64 {
+        let tile = 4 * (rows * self.grid.cols) as u64;
+        match self.how {
+            How::Sum => (1 + self.edits.len() as u64) * tile,
+            How::Steps => 5 * tile,
+            _ => 0,
+        }
+    }
+
+    /// The guess for `rows` into `out`, from the bytes of the same rows after the merge; elements in doubt are appended
+    /// to `doubtful`.
+    pub fn predict(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        merged: &[u8],
+        out: &mut [u8],
+        doubtful: &mut Vec<u32>,
+    ) -> Result<()> {
+        match self.how {
+            How::Sum => self.take_off(kernels, rows.clone(), merged, out, doubtful)?,
+            How::Steps => self.take_back(kernels, rows.clone(), merged, out)?,
+            _ => self.convert(merged, out)?,
+        }
+        if self.rows_left.fetch_sub(rows.len(), Ordering::AcqRel) == rows.len() {
+            *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.edits.iter().for_each(|e| e.source.release());
+        }
+        Ok(())
+    }
+
+    fn placed(&self) -> Result<Arc<Vec<Placed>>> {
+        let mut cell = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(placed) = &*cell {
+            return Ok(Arc::clone(placed));
+        }
+        let mut all = Vec::new();
+        for edit in &self.edits {
+            all.extend(place(edit, self.grid)?);
+        }
+        let all = Arc::new(all);
+        *cell = Some(Arc::clone(&all));
+        Ok(all)
+    }
+
+    /// The merged elements themselves, in the base's type.
+    fn convert(&self, merged: &[u8], out: &mut [u8]) -> Result<()> {
+        if self.base == self.merged {
+            out.copy_from_slice(merged);
+            return Ok(());
+        }
+        if !dtype::is_plain_float(self.base) || !dtype::is_float(self.merged) {
+            out.fill(0);
+            return Ok(());
+        }
+        let values = cast::widen_f64(self.merged, merged)?;
+        cast::narrow_f64(self.base, &values, out)
+    }
+
+    /// The inverse of a sum.
+    fn take_off(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        merged: &[u8],
+        out: &mut [u8],
+        doubtful: &mut Vec<u32>,
+    ) -> Result<()> {
+        let placed = self.placed()?;
+        let cols = self.grid.cols;
+        let (in_size, out_size) = (self.merged.bitsize() / 8, self.base.bitsize() / 8);
+        let mut scratch = Vec::new();
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let here = covering(&placed, &part);
+            let sums = here.iter().map(|p| Sum::of(kernels, p, part.clone(), cols)).collect::<Result<Vec<_>>>()?;
+            let step = (BLOCK / cols.max(1)).max(1);
+            for start in part.clone().step_by(step) {
+                let block = start..(start + step).min(part.end);
+                let from = (block.start - rows.start) * cols;
+                let elements = block.len() * cols;
+                scratch.resize_with(sums.len(), Vec::new);
+                for (sum, scratch) in sums.iter().zip(&mut scratch) {
+                    sum.fill(kernels, block.clone(), &part, cols, scratch);
+                }
+                let addends: Vec<Addend> = sums
+                    .iter()
+                    .zip(&scratch)
+                    .map(|(sum, values)| Addend { values: &values[..elements], scale: sum.scale })
+                    .collect();
+                let merged = &merged[from * in_size..(from + elements) * in_size];
+                let out = &mut out[from * out_size..(from + elements) * out_size];
+                let found = doubtful.len();
+                self.invert(kernels, merged, (block.len(), cols), &addends, out, doubtful)?;
+                doubtful[found..].iter_mut().for_each(|i| *i += from as u32);
+            }
+        }
+        Ok(())
+    }
+
+    fn invert(
+        &self,
+        kernels: &dyn Kernels,
+        merged: &[u8],
+        dim: (usize, usize),
+        addends: &[Addend],
+        out: &mut [u8],
+        doubtful: &mut Vec<u32>,
+    ) -> Result<()> {
+        match (Element::of(self.base), Element::of(self.merged)) {
+            (Some(base), Some(stored)) if base != Element::F64 && stored != Element::F64 => {
+                let step = Pointwise { addends, factor: Factor::None };
+                kernels.invert((base, stored), merged, dim, step, out, doubtful);
+                Ok(())
+            }
+            // f64 is wide enough for the plain difference; what is missing is a correction.
+            _ => {
+                let mut values = cast::widen_f64(self.merged, merged)?;
+                for addend in addends.iter().rev() {
+                    for (v, &d) in values.iter_mut().zip(addend.values) {
+                        *v -= f64::from(addend.scale) * f64::from(d);
+                    }
+                }
+                values.iter_mut().filter(|v| v.is_nan()).for_each(|v| *v = 0.0);
+                cast::narrow_f64(self.base, &values, out)
+            }
+        }
+    }
+
+    /// The fixed point x of `merged = change(x)`, from `x = merged` on.
+    fn take_back(&self, kernels: &dyn Kernels, rows: Range<usize>, merged: &[u8], out: &mut [u8]) -> Result<()> {
+        let placed = self.placed()?;
+        let cols = self.grid.cols;
+        let mut target = Array2::<f32>::zeros((rows.len(), cols));
+        if let Some(values) = target.as_slice_mut() {
+            cast::widen(self.merged, merged, values)?;
+            // What is not finite tells nothing and would spread.
+            values.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
+        }
+        let mut x = target.clone();
+        for _ in 0..STEPS {
+            let mut next = x.clone();
+            for pair in cuts(&rows, &placed).windows(2) {
+                let part = pair[0]..pair[1];
+                let own = s![part.start - rows.start..part.end - rows.start, ..];
+                let here: Vec<_> = covering(&placed, &part).into_iter().map(|p| (p, p.strength)).collect();
+                if here.is_empty() {
+                    continue;
+                }
+                let around = |wanted: Range<usize>| {
+                    if wanted.start < rows.start || wanted.end > rows.end {
+                        return Err(Error::unsupported("a change that is taken back in steps asks for other rows"));
+                    }
+                    Ok(x.slice(s![wanted.start - rows.start..wanted.end - rows.start, ..]).to_owned())
+                };
+                let before = x.slice(own).to_owned();
+                let after = changed(kernels, part, &here, &before, &around)?;
+                let mut part = next.slice_mut(own);
+                // x + (target - change(x)), the difference first.
+                part.zip_mut_with(&after, |x, after| *x -= after);
+                part += &target.slice(own);
+            }
+            x = next;
+        }
+        x.iter_mut().filter(|v| !v.is_finite()).for_each(|v| *v = 0.0);
+        let values = x.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
+        cast::narrow(self.base, values, out)
+    }
+}
+
+fn covering<'a>(placed: &'a [Placed], part: &Range<usize>) -> Vec<&'a Placed> {
+    placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect()
+}
+
+/// What one change adds.
+struct Sum<'a> {
+    scale: f32,
+    values: Values<'a>,
+}
+
+enum Values<'a> {
+    /// A product, and its row that is the first of the part.
+    Product(&'a crate::adapter::delta::Factors, usize),
+    /// All of the part.
+    Formed(Array2<f32>),
+}
+
+impl<'a> Sum<'a> {
+    fn of(kernels: &dyn Kernels, placed: &'a Placed, part: Range<usize>, cols: usize) -> Result<Sum<'a>> {
+        match &placed.what {
+            What::LowRank(f) => {
+                let scale = (f.scale * placed.strength) as f32;
+                Ok(Sum { scale, values: Values::Product(f, part.start - placed.rows.start) })
+            }
+            What::Act { .. } => {
+                let zeros = Array2::zeros((part.len(), cols));
+                let around = |rows: Range<usize>| Ok(Array2::zeros((rows.len(), cols)));
+                let formed = changed(kernels, part, &[(placed, 1.0)], &zeros, &around)?;
+                Ok(Sum { scale: placed.strength as f32, values: Values::Formed(formed) })
+            }
+        }
+    }
+
+    /// The values of `block`, a block of `part`, row by row.
+    fn fill(&self, kernels: &dyn Kernels, block: Range<usize>, part: &Range<usize>, cols: usize, out: &mut Vec<f32>) {
+        let first = block.start - part.start;
+        out.clear();
+        match &self.values {
+            Values::Formed(all) => out.extend(all.slice(s![first..first + block.len(), ..])),
+            Values::Product(f, offset) => {
+                out.resize(block.len() * cols, 0.0);
+                let rank = f.rank();
+                let first = first + offset;
+                let b = f.b.as_slice().map(|b| &b[first * rank..(first + block.len()) * rank]);
+                if let (Some(a), Some(b)) = (f.a.as_slice(), b) {
+                    let term = Term { a, a_stride: cols, b, b_stride: rank, rank, scale: 1.0 };
+                    kernels.add_products_to_tile(out, (block.len(), cols), &[term]);
+                }
+            }
+        }
+    }
+}
