@@ -10,19 +10,23 @@ use crate::container::{SafetensorsFile, Sharded};
 use crate::error::{Kind, Result, printable};
 use crate::kernels;
 use crate::layout::{self, Opened};
-use crate::model::BaseModel;
+use crate::model::provenance::{KEY, MergedAdapter};
+use crate::model::{BaseModel, Provenance};
 use crate::ops::inspect::{AdapterSummary, BaseSummary, Share, TargetSummary, adapter, base};
 use crate::tensor::Tensor;
 
 /// Targets shown without `-v`.
 const TARGETS_SHOWN: usize = 24;
+/// Merged adapters shown without `-v`, and hexadecimal digits of the hash of each.
+const MERGED_SHOWN: usize = 24;
+const SHORT_HASH: usize = 12;
 /// Singular values shown a target.
 const VALUES_SHOWN: usize = 8;
 
 /// Show what is in adapters and base models
 ///
 /// For an adapter: its layout and why it was recognised, kinds, ranks, alphas, scales, the norm of each change and
-/// what is wrong with it. For a base model: tensors, types and sizes, from the headers alone.
+/// what is wrong with it. For a base model: tensors, types and sizes, its fingerprint, and what was merged into it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -148,6 +152,10 @@ fn adapter_text(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Strin
     lines.push(format!("  scales      {}", distinct(summary, |t| t.scale.map(number))));
     lines.push(format!("  tensors     {}", shares(&summary.dtypes)));
     lines.push(format!("  parameters  {}", thousands(summary.total.elements)));
+    lines.push(format!("  hash        {}", opened.hash()));
+    if let Some(base) = opened.base_fingerprint {
+        lines.push(format!("  made for    {base}"));
+    }
     lines.push(String::new());
     lines.push(targets_table(summary, args));
     for (path, what) in &summary.problems {
@@ -224,6 +232,7 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
         "path": opened.source.path, "type": "adapter", "layout": opened.layout, "because": opened.because,
         "declared": summary.declared, "kinds": summary.kinds, "about": summary.about, "modules": summary.modules,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
+        "hash": opened.hash().to_string(), "base_fingerprint": opened.base_fingerprint.map(|hash| hash.to_string()),
         "dtypes": shares_json(&summary.dtypes), "targets": targets, "problems": problems,
         "notes": opened.notes.iter().map(Note::to_string).collect::<Vec<_>>(),
     })
@@ -251,8 +260,12 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
     if let Some(scheme) = &summary.quantisation {
         lines.push(format!("  quantised   {}", printable(scheme)));
     }
-    for (key, value) in &summary.metadata {
+    for (key, value) in summary.metadata.iter().filter(|(key, _)| key != KEY || summary.provenance.is_none()) {
         lines.push(format!("  metadata    {} = {}", printable(key), printable(value)));
+    }
+    lines.push(format!("  fingerprint {}", summary.fingerprint));
+    if let Some(provenance) = &summary.provenance {
+        lines.extend(provenance_lines(provenance));
     }
     lines.push(String::new());
     let rows = summary
@@ -261,7 +274,22 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
         .map(|(name, g)| vec![printable(name), g.count.to_string(), g.dtype.clone(), g.shape.clone()])
         .collect();
     lines.push(output::table(&["tensor (N: a number)", "count", "dtype", "shape"], &[1], rows));
+    lines.extend(summary.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n")
+}
+
+/// What was merged in, the newest last.
+fn provenance_lines(provenance: &Provenance) -> Vec<String> {
+    let all = &provenance.merged;
+    let left_out = if output::is_verbose() { 0 } else { all.len().saturating_sub(MERGED_SHOWN) };
+    let mut lines = vec![format!("  merged into {}", provenance.base)];
+    if left_out > 0 {
+        lines.push(format!("  merged      … {left_out} earlier ones; -v shows them"));
+    }
+    let short = |m: &MergedAdapter| m.hash.to_string()[..SHORT_HASH].to_string();
+    let one = |m: &MergedAdapter| format!("  merged      {} at {} ({})", printable(&m.name), m.strength, short(m));
+    lines.extend(all.iter().skip(left_out).map(one));
+    lines
 }
 
 fn embeddings(summary: &BaseSummary) -> String {
@@ -281,12 +309,19 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         .iter()
         .map(|(name, g)| json!({ "name": name, "count": g.count, "dtype": g.dtype, "shape": g.shape }))
         .collect();
+    let merged = |m: &MergedAdapter| json!({ "name": m.name, "hash": m.hash.to_string(), "strength": m.strength });
+    let provenance = summary.provenance.as_ref().map(|p| {
+        let all: Vec<_> = p.merged.iter().map(merged).collect();
+        json!({ "tool": p.tool, "base": p.base.to_string(), "merged": all })
+    });
     json!({
         "path": path, "type": "base", "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
         "embeddings": { "input": summary.embeddings.input, "output": summary.embeddings.output, "tied": summary.embeddings.tied },
-        "metadata": summary.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(), "groups": groups,
+        "metadata": summary.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "fingerprint": summary.fingerprint.to_string(), "provenance": provenance, "groups": groups,
+        "notes": summary.notes.iter().map(Note::to_string).collect::<Vec<_>>(),
     })
 }
 

@@ -12,11 +12,12 @@ use super::signals::Signals;
 use super::undo::{self, Embed, Recording, Written};
 use super::{output, size};
 use crate::adapter::{Note, Severity};
-use crate::error::Result;
+use crate::error::{Result, printable};
 use crate::layout::{self, Opened};
 use crate::model::BaseModel;
-use crate::ops::merge::{self, Applied, Merge, Options, Report};
+use crate::ops::merge::{self, Applied, Identity, Merge, Options, Report};
 use crate::stream::Writing;
+use crate::tensor::Hash;
 
 /// Apply adapters to a base model
 ///
@@ -62,8 +63,23 @@ pub struct Args {
     /// Let NaN and infinity through
     #[arg(long)]
     allow_nonfinite: bool,
+    /// Merge an adapter once more that was merged into the base before
+    #[arg(long)]
+    allow_repeat: bool,
+    /// Merge an adapter that names another base as its own
+    #[arg(long)]
+    allow_other_base: bool,
+    /// Do not write into the result what was merged
+    #[arg(long)]
+    no_provenance: bool,
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+/// What a merge was made of, for its answer.
+struct Inputs<'a> {
+    base: Hash,
+    adapters: &'a [Loaded],
 }
 
 /// An adapter, opened.
@@ -76,6 +92,8 @@ pub(super) struct Loaded {
     pub path: PathBuf,
     /// What it is.
     pub opened: Opened,
+    /// How it is told from others.
+    pub identity: Identity,
 }
 
 impl Loaded {
@@ -86,12 +104,18 @@ impl Loaded {
         if !allow_nonfinite {
             opened.source.require_finite()?;
         }
-        Ok(Loaded { label: path.display().to_string(), strength, path, opened })
+        let identity = Identity { name: last_name(&path), hash: opened.hash(), base: opened.base_fingerprint };
+        Ok(Loaded { label: path.display().to_string(), strength, path, opened, identity })
     }
 
     /// The adapter as an operation takes it.
     pub fn applied(&self) -> Applied<'_> {
-        Applied { label: self.label.clone(), strength: self.strength, adapter: &self.opened.adapter }
+        Applied {
+            label: self.label.clone(),
+            strength: self.strength,
+            adapter: &self.opened.adapter,
+            identity: Some(self.identity.clone()),
+        }
     }
 }
 
@@ -127,8 +151,9 @@ pub fn run(args: &Args) -> Result<()> {
     };
 
     output::notes(&notes);
+    let inputs = Inputs { base: base.fingerprint(), adapters: &loaded };
     if args.common.dry_run {
-        return show_plan(args, &merge, &notes);
+        return show_plan(args, &merge, &inputs, &notes);
     }
     let bar = Bar::new(merge.totals.bytes, signals);
     let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
@@ -140,7 +165,14 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish();
     let (outcomes, undo) = outcomes?;
     let report = Report::new(merge.changes, merge.totals, &outcomes);
-    show(args, &report, undo.as_ref(), &notes, began.elapsed())
+    show(args, &report, (&inputs, undo.as_ref()), &notes, began.elapsed())
+}
+
+/// The last component of a path, of `..` that of the folder it stands for.
+pub(super) fn last_name(path: &Path) -> String {
+    let full = path.file_name().is_none().then(|| path.canonicalize().ok()).flatten();
+    let name = full.as_deref().unwrap_or(path).file_name();
+    name.map_or_else(|| "adapter".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 fn options(args: &Args) -> Options {
@@ -149,6 +181,9 @@ fn options(args: &Args) -> Options {
         allow_nonfinite: args.allow_nonfinite,
         dtype: args.dtype.get(),
         max_shard_bytes: args.max_shard_size,
+        provenance: !args.no_provenance,
+        allow_repeat: args.allow_repeat,
+        allow_other_base: args.allow_other_base,
     }
 }
 
@@ -157,12 +192,13 @@ fn all_notes(loaded: &[Loaded], merge: &Merge) -> Vec<Note> {
 }
 
 /// What `--dry-run` answers.
-fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
+fn show_plan(args: &Args, merge: &Merge, inputs: &Inputs, notes: &[Note]) -> Result<()> {
     if args.common.json {
         let changes: Vec<_> =
             merge.changes.iter().map(|c| json!({ "tensor": c.key, "modules": c.modules, "kinds": c.kinds })).collect();
         return output::document(&json!({
-            "dry_run": true, "out": args.out, "totals": totals(&merge.totals), "changes": changes, "notes": notes_json(notes),
+            "dry_run": true, "out": args.out, "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
+            "totals": totals(&merge.totals), "changes": changes, "notes": notes_json(notes),
         }));
     }
     let shown = if output::is_verbose() { merge.changes.len() } else { 20 };
@@ -192,7 +228,13 @@ fn show_plan(args: &Args, merge: &Merge, notes: &[Note]) -> Result<()> {
 }
 
 /// The answer of a merge.
-fn show(args: &Args, report: &Report, undo: Option<&Written>, notes: &[Note], took: Duration) -> Result<()> {
+fn show(
+    args: &Args,
+    report: &Report,
+    (inputs, undo): (&Inputs, Option<&Written>),
+    notes: &[Note],
+    took: Duration,
+) -> Result<()> {
     let survived = report.survived();
     if report.unmoved() == Some(1.0) {
         output::warn("no value changed: the output holds what the base holds");
@@ -200,7 +242,7 @@ fn show(args: &Args, report: &Report, undo: Option<&Written>, notes: &[Note], to
         output::warn(&format!("only {} of the change survived the rounding; --dtype f32 keeps it", percent(survived)));
     }
     if args.common.json {
-        let mut document = report_json(args, report, notes, took);
+        let mut document = report_json(args, report, inputs, notes, took);
         if let Some(undo) = undo {
             document["undo"] = undo.json();
         }
@@ -211,8 +253,7 @@ fn show(args: &Args, report: &Report, undo: Option<&Written>, notes: &[Note], to
     let rate = size::show((t.bytes as f64 / seconds.max(1e-9)) as u64);
     let mut text = String::new();
     if output::is_verbose() {
-        text += &changes_table(report);
-        text.push('\n');
+        text += &format!("{}\n{}\n", inputs.text(), changes_table(report));
     }
     text += &format!(
         "{}: {} changed, {} copied{}{} · {} in {seconds:.1} s ({rate}/s)\n",
@@ -233,6 +274,19 @@ fn show(args: &Args, report: &Report, undo: Option<&Written>, notes: &[Note], to
         text += &format!("\n{}", undo.text());
     }
     output::answer(&text)
+}
+
+impl Inputs<'_> {
+    fn text(&self) -> String {
+        let adapter = |l: &Loaded| format!("adapter {}: hash {}", printable(&l.label), l.identity.hash);
+        let base = format!("base fingerprint {}", self.base);
+        std::iter::once(base).chain(self.adapters.iter().map(adapter)).collect::<Vec<_>>().join("\n")
+    }
+
+    fn adapters_json(&self) -> Vec<Value> {
+        let one = |l: &Loaded| json!({ "path": l.path, "hash": l.identity.hash.to_string(), "strength": l.strength });
+        self.adapters.iter().map(one).collect()
+    }
 }
 
 fn tensors(count: usize) -> String {
@@ -256,7 +310,7 @@ fn percent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_string(), |s| format!("{:.2} %", 100.0 * s))
 }
 
-fn report_json(args: &Args, report: &Report, notes: &[Note], took: Duration) -> Value {
+fn report_json(args: &Args, report: &Report, inputs: &Inputs, notes: &[Note], took: Duration) -> Value {
     let changes: Vec<_> = report
         .changes
         .iter()
@@ -268,7 +322,8 @@ fn report_json(args: &Args, report: &Report, notes: &[Note], took: Duration) -> 
         })
         .collect();
     json!({
-        "out": args.out, "seconds": took.as_secs_f64(), "totals": totals(&report.totals),
+        "out": args.out, "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
+        "seconds": took.as_secs_f64(), "totals": totals(&report.totals),
         "survived": report.survived(), "unmoved": report.unmoved(), "changes": changes, "notes": notes_json(notes),
     })
 }

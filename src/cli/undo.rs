@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::merge::Loaded;
+use super::merge::{Loaded, last_name};
 use super::size;
 use crate::adapter::Adapter;
 use crate::container::atomic::{self, Form, Pending, commit_all};
@@ -13,10 +13,10 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, Opened, Source};
 use crate::model::BaseModel;
-use crate::ops::merge::Merge;
+use crate::ops::merge::{Identity, Merge};
 use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
 use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
-use crate::tensor::{Hash, dtype, hash};
+use crate::tensor::{Hash, dtype};
 
 /// An adapter up to this size goes into the record.
 const SMALL_BYTES: u64 = 1 << 20;
@@ -65,7 +65,7 @@ impl Recording {
     ) -> Result<Recording> {
         let mut about = About {
             tool: format!("lora-tool {}", env!("CARGO_PKG_VERSION")),
-            name: last_component(&base.path),
+            name: last_name(&base.path),
             options,
             ..About::default()
         };
@@ -83,10 +83,10 @@ impl Recording {
             let absolute = || l.path.canonicalize().unwrap_or_else(|_| l.path.clone()).to_string_lossy().into_owned();
             about.rebuildable.push(l.opened.adapter.can_be_read_again());
             about.adapters.push(AdapterNote {
-                name: last_component(&l.path),
+                name: l.identity.name.clone(),
                 path: (!embed).then(absolute),
                 strength: l.strength,
-                hash: hash::of_tensors(&source.tensors).to_string(),
+                hash: l.identity.hash.to_string(),
                 layout: l.opened.layout.to_string(),
                 config: source.config.as_ref().filter(|_| embed).map(|(_, config)| config.clone()),
             });
@@ -233,7 +233,9 @@ pub fn options(options: &crate::ops::merge::Options) -> MergeOptions {
         allow_nonfinite: options.allow_nonfinite,
         dtype: options.dtype.and_then(word),
         max_shard_bytes: options.max_shard_bytes,
-        no_provenance: false,
+        allow_repeat: options.allow_repeat,
+        allow_other_base: options.allow_other_base,
+        provenance: options.provenance.clone(),
     }
 }
 
@@ -245,6 +247,9 @@ pub fn merge_options(options: &MergeOptions) -> crate::ops::merge::Options {
         allow_nonfinite: options.allow_nonfinite,
         dtype: dtype::OUTPUT_NAMES.iter().find(|(name, _)| Some(*name) == word).map(|(_, dtype)| *dtype),
         max_shard_bytes: options.max_shard_bytes,
+        allow_repeat: options.allow_repeat,
+        allow_other_base: options.allow_other_base,
+        provenance: options.provenance.clone(),
     }
 }
 
@@ -258,9 +263,11 @@ pub fn find_adapters(
 ) -> Result<Vec<Option<Loaded>>> {
     let find = |number: usize| -> Result<Option<Loaded>> {
         let note = &restore.adapters()[number];
-        let loaded =
-            |opened: Opened, path: PathBuf| Loaded { label: note.name.clone(), strength: note.strength, path, opened };
-        let is_it = |opened: &Opened| hash::of_tensors(&opened.source.tensors).to_string() == note.hash;
+        let loaded = |opened: Opened, path: PathBuf| {
+            let identity = Identity { name: note.name.clone(), hash: opened.hash(), base: opened.base_fingerprint };
+            Loaded { label: note.name.clone(), strength: note.strength, path, opened, identity }
+        };
+        let is_it = |opened: &Opened| opened.hash().to_string() == note.hash;
         let Some(path) = &note.path else {
             let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
             let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
@@ -312,12 +319,6 @@ pub fn write_back(
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io("cannot read", e)).in_file(path)
-}
-
-/// The last component of a path, for names that say nothing about the machine.
-pub fn last_component(path: &Path) -> String {
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned())
 }
 
 fn same_place(a: &Path, b: &Path) -> bool {

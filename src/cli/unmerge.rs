@@ -114,7 +114,7 @@ fn which(restore: &Restore, argument: &Path) -> Result<usize> {
     let all = restore.adapters();
     let hash = if argument.exists() {
         let opened = crate::layout::open(argument, None)?;
-        Some(crate::tensor::hash::of_tensors(&opened.source.tensors).to_string())
+        Some(opened.hash().to_string())
     } else {
         None
     };

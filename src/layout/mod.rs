@@ -11,6 +11,7 @@ pub use source::Source;
 
 use crate::adapter::{Adapter, Note};
 use crate::error::{Context, Error, Result};
+use crate::tensor::{Hash, hash};
 
 /// How sure a layout is that a source is its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +53,17 @@ pub struct Opened {
     pub layout: &'static str,
     /// Why it was taken for that.
     pub because: String,
+    /// Fingerprint of the base it was made for, where it names one.
+    pub base_fingerprint: Option<Hash>,
     /// The files themselves.
     pub source: Source,
+}
+
+impl Opened {
+    /// The hash of its tensors, the same whatever file or config they are stored with.
+    pub fn hash(&self) -> Hash {
+        hash::of_tensors(&self.source.tensors)
+    }
 }
 
 /// Opens an adapter file or folder. `from` names the layout; without it the content decides.
@@ -79,7 +89,8 @@ pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
     if source.tensors.is_empty() && adapter.targets.is_empty() {
         return Err(Error::missing("no tensors in this adapter").in_file(&source.tensor_file));
     }
-    Ok(Opened { adapter, notes, layout: layout.name(), because, source })
+    let base_fingerprint = source.base_fingerprint()?;
+    Ok(Opened { adapter, notes, layout: layout.name(), because, base_fingerprint, source })
 }
 
 /// The layout with the best claim; two claims of nearly the same weight are an error that lists both.

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::container::{self, Entry, Manifest, SafetensorsFile, hub, json, torch};
-use crate::error::{Error, Kind, Result};
-use crate::tensor::{Bytes, MappedFile, StateDict, Tensor};
+use crate::error::{Context, Error, Kind, Result};
+use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
 /// Names of the config file beside an adapter.
 const CONFIG_NAME: &str = "adapter_config.json";
 /// Tensor files looked for in a folder, best first.
 const TENSOR_NAMES: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"];
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Key of the header metadata, or field of the config, that names the base an adapter was made for.
+pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
 
 /// An adapter's files, opened and not yet understood.
 #[derive(Debug)]
@@ -105,6 +107,26 @@ impl Source {
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes.len() as u64).sum()
+    }
+
+    /// The fingerprint of the base it was made for, where header or config name one.
+    pub fn base_fingerprint(&self) -> Result<Option<Hash>> {
+        let read = |text: &str, file: &Path| {
+            let what = || Error::malformed(format!("`{text:.80}`, expected a fingerprint of 64 hexadecimal digits"));
+            Hash::from_hex(text).ok_or_else(what).at_key(BASE_FINGERPRINT).in_file(file)
+        };
+        let header = self.metadata.iter().find(|(key, _)| key == BASE_FINGERPRINT);
+        let header = header.map(|(_, text)| read(text, &self.tensor_file)).transpose()?;
+        let Some((path, config)) = &self.config else { return Ok(header) };
+        let field: Option<String> = json::field(config, BASE_FINGERPRINT, "a fingerprint").in_file(path)?;
+        let field = field.map(|text| read(&text, path)).transpose()?;
+        match (header, field) {
+            (Some(header), Some(field)) if header != field => {
+                let what = format!("names {field}, and the header of the tensors {header}");
+                Err(Error::mismatch(what).at_key(BASE_FINGERPRINT).in_file(path))
+            }
+            (header, field) => Ok(header.or(field)),
+        }
     }
 
     /// An error for the first tensor with NaN or infinity in it.

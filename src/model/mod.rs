@@ -2,13 +2,17 @@
 
 pub mod conv1d;
 pub mod embedding;
+pub mod fingerprint;
+pub mod provenance;
 pub mod side;
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
 pub use embedding::{Embeddings, TiedUse};
+pub use provenance::Provenance;
 pub use side::SideFiles;
 
 pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
@@ -16,7 +20,7 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
 use crate::error::{Context, Error, Result};
 use crate::names::{Index, ModulePath};
-use crate::tensor::{Bytes, Tensor};
+use crate::tensor::{Bytes, Hash, Tensor};
 
 /// The config beside a model.
 pub const CONFIG_NAME: &str = "config.json";
@@ -35,6 +39,7 @@ pub struct BaseModel {
     pub config: Option<Map<String, Value>>,
     /// Names on disk and the way to them.
     pub names: Index,
+    fingerprint: OnceLock<Hash>, // found when it is asked for
 }
 
 impl BaseModel {
@@ -53,7 +58,7 @@ impl BaseModel {
         };
         let shapes = files.tensors().map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
         let names = Index::new(shapes, &model_types(config.as_ref()));
-        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, names })
+        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, names, fingerprint: OnceLock::new() })
     }
 
     /// The config's path, where there is one.
@@ -92,6 +97,16 @@ impl BaseModel {
     /// The words of the config that say what model it is: `model_type` and `architectures`, inner configs included.
     pub fn model_types(&self) -> Vec<String> {
         model_types(self.config.as_ref())
+    }
+
+    /// What tells it from other models, whatever its files; see [`fingerprint`].
+    pub fn fingerprint(&self) -> Hash {
+        *self.fingerprint.get_or_init(|| fingerprint::of(&self.files))
+    }
+
+    /// What its files say was merged into it.
+    pub fn provenance(&self) -> provenance::Carried {
+        provenance::carried(&self.files)
     }
 
     /// How the weights are quantised, as the config names it.

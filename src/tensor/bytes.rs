@@ -124,6 +124,14 @@ impl MappedFile {
         let _ = range;
     }
 
+    /// Has the kernel begin to read `range` from disk, without waiting for it.
+    fn announce(&self, range: Range<usize>) {
+        if let Some(map) = &self.map {
+            let start = range.start / PAGE * PAGE;
+            let _ = map.advise_range(memmap2::Advice::WillNeed, start, range.end - start);
+        }
+    }
+
     /// Tells the kernel that `range` is not needed for now, so that it stops counting as resident memory of this
     /// process. It can still be read again.
     fn release(&self, range: Range<usize>) {
@@ -210,6 +218,13 @@ impl Bytes {
     pub fn fetch(&self, range: Range<usize>) {
         if let Owner::File(file) = &self.owner {
             file.fetch(self.range.start + range.start..self.range.start + range.end);
+        }
+    }
+
+    /// Says that `range` (counted from the start of these bytes) is read soon, after others that are far apart.
+    pub fn announce(&self, range: Range<usize>) {
+        if let Owner::File(file) = &self.owner {
+            file.announce(self.range.start + range.start..self.range.start + range.end);
         }
     }
 

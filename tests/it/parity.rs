@@ -26,7 +26,7 @@ pub fn merge_case(case: &Case, out: &Path) -> Result<()> {
     let base = BaseModel::open(&case.base())?;
     let opened = layout::open(&case.adapter(), None)?;
     opened.source.require_finite()?;
-    let applied = [Applied { label: case.name.clone(), strength: 1.0, adapter: &opened.adapter }];
+    let applied = [Applied { label: case.name.clone(), strength: 1.0, adapter: &opened.adapter, identity: None }];
     let merge = merge::merge(&base, &applied, &Options::default())?;
     let limits = Limits { threads: 2, memory: 64 << 20 };
     let writing = Writing { replace: false, sync: false, limits };

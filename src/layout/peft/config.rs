@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::adapter::{Note, Scale, ScaleRule};
 use crate::container::json::{field, unexpected};
 use crate::error::{Context, Error, Kind, Result};
+use crate::layout::source::BASE_FINGERPRINT;
 use crate::tensor::Shape;
 
 /// Largest pattern, most patterns that need an engine, and the memory each may take compiled and while it matches.
@@ -26,6 +27,7 @@ const COMMON_FIELDS: &[&str] = &[
     "init_weights",
     "layers_pattern",
     "layers_to_transform",
+    BASE_FINGERPRINT,
     "modules_to_save",
     "peft_type",
     "peft_version",

@@ -1,9 +1,11 @@
-//! A base model: what its files hold, from their headers alone.
+//! A base model: what its files hold, from their headers, and its fingerprint.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Share, layer_of};
-use crate::model::{BaseModel, Embeddings};
+use crate::adapter::Note;
+use crate::model::{BaseModel, Embeddings, Provenance};
+use crate::tensor::Hash;
 
 /// A base model in numbers.
 #[derive(Clone, Debug)]
@@ -26,6 +28,12 @@ pub struct BaseSummary {
     pub embeddings: Embeddings,
     /// Header metadata of the first file.
     pub metadata: Vec<(String, String)>,
+    /// What tells it from other models.
+    pub fingerprint: Hash,
+    /// What was merged into it, as far as its files say it.
+    pub provenance: Option<Provenance>,
+    /// Remarks.
+    pub notes: Vec<Note>,
 }
 
 /// Tensors whose names differ only in numbers.
@@ -39,8 +47,9 @@ pub struct Group {
     pub dtype: String,
 }
 
-/// Looks at the headers.
+/// Looks at the headers, and at what of the weights goes into the fingerprint.
 pub fn summarise(base: &BaseModel) -> BaseSummary {
+    let carried = base.provenance();
     let mut out = BaseSummary {
         model_types: base.model_types(),
         files: base.shards().len(),
@@ -51,6 +60,9 @@ pub fn summarise(base: &BaseModel) -> BaseSummary {
         quantisation: base.quantisation().map(str::to_string),
         embeddings: base.embeddings(),
         metadata: base.shards().first().map_or_else(Vec::new, |s| s.contents.metadata.clone().into_iter().collect()),
+        fingerprint: base.fingerprint(),
+        provenance: carried.provenance,
+        notes: carried.odd.into_iter().map(|(file, what)| Note::info(file, what)).collect(),
     };
     let mut layers = BTreeSet::new();
     for (_, key, tensor) in base.files.tensors() {

@@ -8,6 +8,7 @@ mod measure;
 mod output;
 pub(super) mod place;
 pub(super) mod produce;
+mod provenance;
 mod report;
 mod resolve;
 pub(super) mod source;
@@ -21,7 +22,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::names::ModulePath;
 use crate::stream::Output;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Hash};
 
 pub(super) use produce::Merged;
 
@@ -38,6 +39,12 @@ pub struct Options {
     pub dtype: Option<Dtype>,
     /// Most bytes of tensors in one file; none keeps the base's files.
     pub max_shard_bytes: Option<u64>,
+    /// What was merged is written into the files; without it, what they say of earlier merges is taken out as well.
+    pub provenance: bool,
+    /// An adapter that was merged into the base before is merged once more.
+    pub allow_repeat: bool,
+    /// An adapter is merged into a base other than the one it names.
+    pub allow_other_base: bool,
 }
 
 /// An adapter with the strength it is applied at.
@@ -49,6 +56,19 @@ pub struct Applied<'a> {
     pub strength: f64,
     /// What it does.
     pub adapter: &'a Adapter,
+    /// What it is known by; needed to write a provenance.
+    pub identity: Option<Identity>,
+}
+
+/// What an adapter is known by.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The last component of its path.
+    pub name: String,
+    /// Hash of its tensors.
+    pub hash: Hash,
+    /// Fingerprint of the base it was made for, where it names one.
+    pub base: Option<Hash>,
 }
 
 /// A merge that is ready to be written.
@@ -68,15 +88,14 @@ pub struct Merge {
 /// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.
 pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
     let mut notes = Vec::new();
+    let history = provenance::check(base, adapters, options, &mut notes)?;
+    let provenance = history.with(adapters, options)?;
     let ready = adapters
         .iter()
         .map(|applied| fit(base, applied, &mut notes).in_file(&applied.label))
         .collect::<Result<Vec<Adapter>>>()?;
-    let adapters: Vec<Applied> = adapters
-        .iter()
-        .zip(&ready)
-        .map(|(applied, adapter)| Applied { adapter, label: applied.label.clone(), strength: applied.strength })
-        .collect();
+    let adapters: Vec<Applied> =
+        adapters.iter().zip(&ready).map(|(applied, adapter)| Applied { adapter, ..applied.clone() }).collect();
     let mut edits = resolve::resolve(base, &adapters, options)?;
     edits.notes.splice(0..0, notes);
     let totals = Totals {
@@ -84,10 +103,11 @@ pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Resul
         adapter_tensors_used: edits.used.iter().sum(),
         ..Totals::default()
     };
-    let merge = output::assemble(base, edits, options, totals)?;
+    let mut merge = output::assemble(base, edits, options, totals)?;
     if merge.changes.is_empty() {
         return Err(Error::missing("the merge would change nothing").in_file(&base.path));
     }
+    provenance::write(provenance.as_ref(), &mut merge.output.plan);
     Ok(merge)
 }
 

@@ -97,8 +97,12 @@ pub struct MergeOptions {
     pub dtype: Option<String>,
     /// See `merge::Options`.
     pub max_shard_bytes: Option<u64>,
-    /// No provenance was written.
-    pub no_provenance: bool,
+    /// See `merge::Options`.
+    pub allow_repeat: bool,
+    /// See `merge::Options`.
+    pub allow_other_base: bool,
+    /// See `merge::Options`.
+    pub provenance: Option<String>,
 }
 
 /// How a tensor of the base is found again.
