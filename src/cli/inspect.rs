@@ -309,18 +309,14 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         .iter()
         .map(|(name, g)| json!({ "name": name, "count": g.count, "dtype": g.dtype, "shape": g.shape }))
         .collect();
-    let merged = |m: &MergedAdapter| json!({ "name": m.name, "hash": m.hash.to_string(), "strength": m.strength });
-    let provenance = summary.provenance.as_ref().map(|p| {
-        let all: Vec<_> = p.merged.iter().map(merged).collect();
-        json!({ "tool": p.tool, "base": p.base.to_string(), "merged": all })
-    });
     json!({
         "path": path, "type": "base", "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
         "embeddings": { "input": summary.embeddings.input, "output": summary.embeddings.output, "tied": summary.embeddings.tied },
         "metadata": summary.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
-        "fingerprint": summary.fingerprint.to_string(), "provenance": provenance, "groups": groups,
+        "fingerprint": summary.fingerprint.to_string(), "provenance": summary.provenance.as_ref().map(Provenance::to_json),
+        "groups": groups,
         "notes": summary.notes.iter().map(Note::to_string).collect::<Vec<_>>(),
     })
 }

@@ -56,11 +56,11 @@ impl Provenance {
         Ok(Provenance { tool: required(&map, "tool", "text")?, base: hash(&map, "base")?, merged })
     }
 
-    /// The text.
-    pub fn text(&self) -> String {
+    /// What is written; its text has no spaces.
+    pub fn to_json(&self) -> Value {
         let one = |m: &MergedAdapter| json!({ "name": m.name, "hash": m.hash.to_string(), "strength": m.strength });
         let merged: Vec<_> = self.merged.iter().map(one).collect();
-        json!({ "tool": self.tool, "base": self.base.to_string(), "merged": merged }).to_string()
+        json!({ "tool": self.tool, "base": self.base.to_string(), "merged": merged })
     }
 
     /// The strengths that an adapter was merged at.
@@ -131,7 +131,7 @@ mod tests {
             r#"{{"tool":"lora-tool 0.1.0","base":"{a}","merged":[{{"name":"ü \"x\"","hash":"{b}","strength":-0.1}}]}}"#
         );
         let read = Provenance::parse(&text).unwrap();
-        assert_eq!(read.text(), text);
+        assert_eq!(read.to_json().to_string(), text);
         assert_eq!(read.strengths_of(Hash::from_hex(&b).unwrap()), [-0.1]);
         assert_eq!(read.strengths_of(read.base), Vec::<f64>::new());
     }

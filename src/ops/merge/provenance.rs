@@ -99,7 +99,7 @@ impl History {
 /// Puts it into the metadata of every file that is not a copy of one of the base's, or takes what is there out of all.
 /// A file whose metadata changes has a new head.
 pub fn write(provenance: Option<&Provenance>, plan: &mut Plan) {
-    let text = provenance.map(Provenance::text);
+    let text = provenance.map(|p| p.to_json().to_string());
     for file in &mut plan.files {
         let changed = match &text {
             Some(_) if file.whole_copy().is_some() => false,
