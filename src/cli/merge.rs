@@ -19,6 +19,9 @@ use crate::ops::merge::{self, Applied, Identity, Merge, Options, Report};
 use crate::stream::Writing;
 use crate::tensor::Hash;
 
+/// What is written as the program that merged.
+const TOOL: &str = concat!("lora-tool ", env!("CARGO_PKG_VERSION"));
+
 /// Apply adapters to a base model
 ///
 /// Writes base + adapters as a new model: the same files, index, config and tokenizer, with the changed tensors in
@@ -181,7 +184,7 @@ fn options(args: &Args) -> Options {
         allow_nonfinite: args.allow_nonfinite,
         dtype: args.dtype.get(),
         max_shard_bytes: args.max_shard_size,
-        provenance: !args.no_provenance,
+        provenance: (!args.no_provenance).then(|| TOOL.to_string()),
         allow_repeat: args.allow_repeat,
         allow_other_base: args.allow_other_base,
     }

@@ -68,7 +68,7 @@ fn an_input_that_changes_under_the_run_gives_no_result() {
 fn low_limits_are_kept_or_end_the_run_cleanly() {
     let scratch = Scratch::new();
     let many = scratch.join("many");
-    merge(&base("llama"), adapter("lora"), &many, &["--max-shard-size", "1KB"]).expect(0);
+    merge(&base("llama"), adapter("lora"), &many, &["--max-shard-size", "1KB", "--no-provenance"]).expect(0);
     assert!(names(&many).len() > 20, "{:?}", names(&many));
     limited("-n 16", &many, &scratch.join("few-open")).expect(0);
     assert_eq!(names(&scratch.join("few-open")), names(&many));

@@ -19,6 +19,7 @@ mod laws;
 mod models;
 mod parity;
 mod program;
+mod provenance;
 mod signals;
 mod sources;
 mod sums;

@@ -39,8 +39,9 @@ pub struct Options {
     pub dtype: Option<Dtype>,
     /// Most bytes of tensors in one file; none keeps the base's files.
     pub max_shard_bytes: Option<u64>,
-    /// What was merged is written into the files; without it, what they say of earlier merges is taken out as well.
-    pub provenance: bool,
+    /// Name and version of the program, to be written into the files with what was merged. Without it nothing is
+    /// written, and what they say of earlier merges is taken out.
+    pub provenance: Option<String>,
     /// An adapter that was merged into the base before is merged once more.
     pub allow_repeat: bool,
     /// An adapter is merged into a base other than the one it names.

@@ -9,9 +9,6 @@ use crate::model::{BaseModel, Provenance};
 use crate::stream::Plan;
 use crate::tensor::Hash;
 
-/// What is written as the program's name.
-const TOOL: &str = concat!("lora-tool ", env!("CARGO_PKG_VERSION"));
-
 /// Where the base comes from.
 pub struct History {
     /// The base's own fingerprint.
@@ -79,9 +76,7 @@ impl History {
     /// What the result's files shall say: all that was merged before, and these adapters. None if they shall say
     /// nothing.
     pub fn with(&self, adapters: &[Applied], options: &Options) -> Result<Option<Provenance>> {
-        if !options.provenance {
-            return Ok(None);
-        }
+        let Some(tool) = options.provenance.clone() else { return Ok(None) };
         let (base, mut merged) = match &self.earlier {
             Some(earlier) => (earlier.base, earlier.merged.clone()),
             None => (self.fingerprint, Vec::new()),
@@ -92,7 +87,7 @@ impl History {
             let Identity { name, hash, .. } = identity.in_file(&applied.label)?.clone();
             merged.push(MergedAdapter { name, hash, strength: applied.strength });
         }
-        Ok(Some(Provenance { tool: TOOL.to_string(), base, merged }))
+        Ok(Some(Provenance { tool, base, merged }))
     }
 }
 
