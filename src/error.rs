@@ -26,7 +26,7 @@ pub enum Kind {
     Unrecognised,
     /// Above a limit set in this program or on the command line.
     Limit,
-    /// An output stands in the way, or would overwrite an input.
+    /// An output stands in the way, or would overwrite an input; an adapter is in the base already.
     Exists,
     /// NaN or infinity where only finite numbers make sense.
     Nonfinite,

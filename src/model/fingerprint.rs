@@ -2,7 +2,7 @@
 //! and that costs next to no reading, whatever the size. It tells models apart that came about differently; it is no
 //! proof that two are the same, since most bytes do not go into it.
 //!
-//! BLAKE3 over the text [`FORM`], then for each tensor in the order of the bytes of its name: name, element type and
+//! BLAKE3 over a text, then for each tensor in the order of the bytes of its name: name, element type and
 //! shape (as [`Hasher::form`] puts them), and of those that are sampled some bytes. Written down for others in
 //! `docs/numerics.md`; `fixtures/make/fingerprint.py` is the same once more.
 
