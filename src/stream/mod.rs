@@ -271,6 +271,7 @@ fn run_piece(
             if let Some(witness) = watch.witness {
                 witness.computed(kernels, of(*number), rows.clone(), out).at_key(&job.entry.name)?;
             }
+            produce.release(rows.clone());
             writer.put(*number, (rows.start * row_bytes) as u64, out)?;
             (bytes, Some(moved))
         }

@@ -56,6 +56,10 @@ pub trait Produce: Send + Sync {
 
     /// Writes the bytes of `rows` into `out` and says what moved.
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved>;
+
+    /// Called once after [`produce`](Produce::produce) and whatever else was done with its input: lets go of what these
+    /// rows were made of.
+    fn release(&self, _rows: Range<usize>) {}
 }
 
 impl PlannedFile {

@@ -33,21 +33,33 @@ pub struct Predicted<'a> {
 }
 
 impl Elements {
-    #[inline]
+    #[inline(always)]
     fn get(self, bytes: &[u8], index: usize) -> i64 {
-        let mut word = [0u8; 8];
-        word[..self.size].copy_from_slice(&bytes[index * self.size..(index + 1) * self.size]);
-        let bits = u64::from_le_bytes(word);
+        fn at<const N: usize>(bytes: &[u8], index: usize) -> [u8; N] {
+            bytes.as_chunks::<N>().0[index]
+        }
+        let bits = match self.size {
+            1 => u64::from(bytes[index]),
+            2 => u64::from(u16::from_le_bytes(at(bytes, index))),
+            4 => u64::from(u32::from_le_bytes(at(bytes, index))),
+            _ => u64::from_le_bytes(at(bytes, index)),
+        };
         if self.float { ordinal(bits, 8 * self.size as u32) } else { bits as i64 }
     }
 
-    #[inline]
+    #[inline(always)]
     fn set(self, bytes: &mut [u8], index: usize, value: i64) {
         let bits = if self.float { pattern(value, 8 * self.size as u32) } else { value as u64 };
-        bytes[index * self.size..(index + 1) * self.size].copy_from_slice(&bits.to_le_bytes()[..self.size]);
+        match self.size {
+            1 => bytes[index] = bits as u8,
+            2 => bytes.as_chunks_mut::<2>().0[index] = (bits as u16).to_le_bytes(),
+            4 => bytes.as_chunks_mut::<4>().0[index] = (bits as u32).to_le_bytes(),
+            _ => bytes.as_chunks_mut::<8>().0[index] = bits.to_le_bytes(),
+        }
     }
 
     /// Distance from `from` to `to`, folded. Whole numbers go round at the end of their range.
+    #[inline(always)]
     fn distance(self, from: i64, to: i64) -> u64 {
         let wide = to.wrapping_sub(from);
         let unused = 64 - 8 * self.size as u32;

@@ -156,7 +156,7 @@ impl Stored for Bf16 {
     fn rounds_to(value: f32, pattern: u32) -> bool {
         let odd = pattern & 1;
         let first = (pattern << 16).wrapping_sub(0x8000).wrapping_add(odd);
-        value.to_bits().wrapping_sub(first) <= 0x10000 - 2 * odd
+        value.to_bits().wrapping_sub(first) <= 0x1_0000u32.wrapping_sub(odd << 1)
     }
 }
 
@@ -260,7 +260,7 @@ fn line<B: Stored, S: Stored>(
     while done < len {
         let at = from + done;
         let count = N.min(len - done);
-        let (mut found, mut doubt) = ([0u32; N], [0u32; N]);
+        let (mut found, mut doubt) = ([0u32; N], [0u8; N]);
         let mut gains = [1f32; N];
         match gain {
             Gain::None => {}
@@ -268,12 +268,22 @@ fn line<B: Stored, S: Stored>(
             Gain::Each(g) => gains[..count].copy_from_slice(&g[done..done + count]),
         }
         let gains = if let Gain::None = gain { None } else { Some(&gains) };
-        let bytes = &merged[at * S::BYTES..(at + count) * S::BYTES];
-        chunk::<B, S>(bytes, addends, at, count, gains, &mut found, &mut doubt);
-        let any = doubt[..count].iter().fold(0, |any, d| any | d);
-        if any != 0 {
-            for i in (0..count).filter(|&i| doubt[i] != 0) {
-                doubtful.push((at + i) as u32);
+        let mut results = [0u32; N];
+        load::<S>(&merged[at * S::BYTES..(at + count) * S::BYTES], &mut results);
+        chunk::<B, S>(&results, addends, at, count, gains, &mut found, &mut doubt);
+        // Eight at a time: most are not in doubt.
+        for (word, first) in doubt.as_chunks::<8>().0.iter().zip((0..count).step_by(8)) {
+            let mut word = u64::from_le_bytes(*word);
+            while word != 0 {
+                let i = first + word.trailing_zeros() as usize / 8;
+                word &= word - 1;
+                if i < count {
+                    let zero = forward::<B>(0, addends, at + i, gains.map(|g| g[i]));
+                    if zero.is_some_and(|v| S::rounds_to(v, results[i])) {
+                        found[i] = 0;
+                    }
+                    doubtful.push((at + i) as u32);
+                }
             }
         }
         store::<B>(&found, &mut base[at * B::BYTES..(at + count) * B::BYTES]);
@@ -284,33 +294,26 @@ fn line<B: Stored, S: Stored>(
 /// Up to N elements: patterns of the nearest candidates, and ones where there are more.
 #[inline(always)]
 fn chunk<B: Stored, S: Stored>(
-    bytes: &[u8],
+    merged: &[u32; N],
     addends: &[Addend],
     at: usize,
     count: usize,
     gains: Option<&[f32; N]>,
     found: &mut [u32; N],
-    doubt: &mut [u32; N],
+    doubt: &mut [u8; N],
 ) {
-    let mut merged = [0u32; N];
-    load::<S>(bytes, &mut merged);
     match (addends, gains) {
         ([only], None) if count == N => {
             let values = only.values[at..].first_chunk::<N>();
-            one::<B, S>(&merged, only.scale, values.unwrap_or(&[0.0; N]), found, doubt);
+            one::<B, S>(merged, only.scale, values.unwrap_or(&[0.0; N]), found, doubt);
         }
-        _ => several::<B, S>(&merged, addends, at, count, gains, found, doubt),
-    }
-    for i in (0..count).filter(|&i| doubt[i] != 0) {
-        if forward::<B>(0, addends, at + i, gains.map(|g| g[i])).is_some_and(|v| S::rounds_to(v, merged[i])) {
-            found[i] = 0;
-        }
+        _ => several::<B, S>(merged, addends, at, count, gains, found, doubt),
     }
 }
 
 /// The usual case: one sum and nothing else, in one loop.
 #[inline(always)]
-fn one<B: Stored, S: Stored>(merged: &[u32; N], scale: f32, d: &[f32; N], found: &mut [u32; N], doubt: &mut [u32; N]) {
+fn one<B: Stored, S: Stored>(merged: &[u32; N], scale: f32, d: &[f32; N], found: &mut [u32; N], doubt: &mut [u8; N]) {
     for i in 0..N {
         let v = (-scale).mul_add(d[i], S::widen(merged[i]));
         let nearest = settle::<B, S>(v, merged[i]);
@@ -318,7 +321,7 @@ fn one<B: Stored, S: Stored>(merged: &[u32; N], scale: f32, d: &[f32; N], found:
         let towards = scale.mul_add(d[i], B::widen(nearest.wrapping_sub(1)));
         let others = S::rounds_to(away, merged[i]) | S::rounds_to(towards, merged[i]);
         found[i] = nearest;
-        doubt[i] = u32::from(others) | u32::from(nearest & !B::SIGN == 0);
+        doubt[i] = u8::from(others) | u8::from(nearest & !B::SIGN == 0);
     }
     sure_where_not_finite::<S>(merged, doubt);
 }
@@ -334,9 +337,9 @@ fn settle<B: Stored, S: Stored>(v: f32, merged: u32) -> u32 {
 
 /// Nothing is said to be in doubt where the result is not finite: no weight would be found.
 #[inline(always)]
-fn sure_where_not_finite<S: Stored>(merged: &[u32; N], doubt: &mut [u32; N]) {
+fn sure_where_not_finite<S: Stored>(merged: &[u32; N], doubt: &mut [u8; N]) {
     for (doubt, m) in doubt.iter_mut().zip(merged) {
-        *doubt &= u32::from(m & !S::SIGN < S::INFINITY);
+        *doubt &= u8::from(m & !S::SIGN < S::INFINITY);
     }
 }
 
@@ -349,7 +352,7 @@ fn several<B: Stored, S: Stored>(
     count: usize,
     gains: Option<&[f32; N]>,
     found: &mut [u32; N],
-    doubt: &mut [u32; N],
+    doubt: &mut [u8; N],
 ) {
     let mut v = [0f32; N];
     for (v, m) in v.iter_mut().zip(merged) {
@@ -387,7 +390,7 @@ fn several<B: Stored, S: Stored>(
     }
     for i in 0..N {
         let others = S::rounds_to(away[i], merged[i]) | S::rounds_to(towards[i], merged[i]);
-        doubt[i] = u32::from(others) | u32::from(found[i] & !B::SIGN == 0);
+        doubt[i] = u8::from(others) | u8::from(found[i] & !B::SIGN == 0);
     }
     sure_where_not_finite::<S>(merged, doubt);
 }
@@ -471,7 +474,7 @@ mod tests {
                     let several = makers[&m.to_bits()] > 1;
                     let found = bf16::from_le_bytes([base[2 * i], base[2 * i + 1]]);
                     let doubted = doubtful.contains(&(i as u32));
-                    // One value in a row that needs not be in doubt is the nearest but its own neighbour's.
+                    // Not every doubt has a reason: the nearest value may be a neighbour of the only one that fits.
                     assert!(doubted || !several, "{w} + {sum}, found {found}");
                     assert!(doubted || found.to_bits() == w.to_bits(), "{w} + {sum}: {found}");
                     needless += usize::from(doubted && !several && found.to_bits() != 0);

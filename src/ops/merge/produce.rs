@@ -335,10 +335,14 @@ impl Produce for Merged {
         if moved.nonfinite > 0 && !self.allow_nonfinite {
             self.refuse_nonfinite(rows.clone(), out, moved.nonfinite)?;
         }
+        Ok(moved)
+    }
+
+    fn release(&self, rows: Range<usize>) {
         if let Start::Stored(tensor) = &self.start {
-            tensor.bytes.release(stored(tensor.dtype));
+            let row_bytes = self.grid.cols * tensor.dtype.bitsize() / 8;
+            tensor.bytes.release(rows.start * row_bytes..rows.end * row_bytes);
         }
         self.finished(rows.len());
-        Ok(moved)
     }
 }

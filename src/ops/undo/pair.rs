@@ -73,7 +73,13 @@ pub fn observe(
         step.bytes.fetch(all.clone());
         let bytes = step.bytes.as_slice();
         match &step.rows {
-            Some(rows) => recorder.rows(kernels, step.piece, rows.clone(), bytes),
+            Some(rows) => {
+                let PieceOf { file, job, .. } = step.piece;
+                recorder.fetch(file, job, rows.clone());
+                let noted = recorder.rows(kernels, step.piece, rows.clone(), bytes);
+                recorder.release(file, job, rows.clone());
+                noted
+            }
             None => recorder.bytes(step.piece, step.offset, bytes),
         }
         .at_key(step.name)?;

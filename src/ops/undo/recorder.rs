@@ -160,6 +160,24 @@ impl Recorder {
         Some((of.merged_rows, of.rule))
     }
 
+    /// Says that `rows` of a tensor are shown next, where nobody else has read the base's.
+    pub fn fetch(&self, file: usize, job: usize, rows: Range<usize>) {
+        self.with_base(file, job, rows, Bytes::fetch);
+    }
+
+    /// Lets them go again.
+    pub fn release(&self, file: usize, job: usize, rows: Range<usize>) {
+        self.with_base(file, job, rows, Bytes::release);
+    }
+
+    fn with_base(&self, file: usize, job: usize, rows: Range<usize>, f: impl Fn(&Bytes, Range<usize>)) {
+        if let Some(of) = &self.entries[file][job].rows {
+            let (base_rows, _) = of.predictor.matrix();
+            let row_bytes = of.base.bytes.len() / base_rows.max(1);
+            f(&of.base.bytes, rows.start.min(base_rows) * row_bytes..rows.end.min(base_rows) * row_bytes);
+        }
+    }
+
     /// Ends the record: what has to be stored whole, the manifest, and with `sync` all of it on disk. Gives its size.
     pub fn finish(mut self, sync: bool) -> Result<u64> {
         let mut table = std::mem::take(&mut *self.table.lock().unwrap_or_else(PoisonError::into_inner));
@@ -219,15 +237,13 @@ impl Recorder {
         let rows = rows.start.min(base_rows)..rows.end.min(base_rows);
         let size = of.base.dtype.bitsize() / 8;
         let range = rows.start * cols * size..rows.end * cols * size;
-        of.base.bytes.fetch(range.clone());
-        let truth = &of.base.bytes.as_slice()[range.clone()];
+        let truth = &of.base.bytes.as_slice()[range];
         let (mut guess, mut doubtful) = (vec![0u8; truth.len()], Vec::new());
         let merged_bytes = &bytes[..rows.len() * row_bytes];
         of.predictor.predict(kernels, rows, merged_bytes, &mut guess, &mut doubtful)?;
         let elements = Elements { size, float: dtype::is_float(of.base.dtype) };
         let blob = residual::encode(elements, Predicted { bytes: &mut guess, doubtful: &doubtful }, truth)?;
         let row = PieceRow { merged, base: Some(Hash::of(truth)), packed: blob.len() };
-        of.base.bytes.release(range);
         self.note(piece, from, bytes.len(), row, &blob)
     }
 
