@@ -40,7 +40,7 @@ pub struct Adapter {
 }
 
 /// Everything an adapter does to one module.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Target {
     /// Changes of the weight, in the order they are applied.
     pub weight: Vec<Delta>,

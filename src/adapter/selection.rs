@@ -14,8 +14,19 @@ pub enum Names {
     Pattern(Regex),
 }
 
+/// The same words: two patterns may also mean the same in different ones.
+impl PartialEq for Names {
+    fn eq(&self, other: &Names) -> bool {
+        match (self, other) {
+            (Names::Listed(a), Names::Listed(b)) => a == b,
+            (Names::Pattern(a), Names::Pattern(b)) => a.as_str() == b.as_str(),
+            _ => false,
+        }
+    }
+}
+
 /// A choice of modules.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Selection {
     /// What is meant.
     pub included: Names,

@@ -1,4 +1,5 @@
 //! Algorithms over any kernels.
 
 pub mod norm;
+pub mod pair;
 pub mod product;

@@ -37,6 +37,13 @@ pub struct Tensor {
 /// Tensors under their keys, in the order of the file they came from.
 pub type StateDict = IndexMap<String, Tensor>;
 
+/// The same element type, shape and bytes, wherever they lie.
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Tensor) -> bool {
+        self.dtype == other.dtype && self.shape == other.shape && self.bytes.as_slice() == other.bytes.as_slice()
+    }
+}
+
 impl Tensor {
     /// A tensor over `bytes`, whose number has to fit shape and dtype.
     pub fn new(dtype: Dtype, shape: Shape, bytes: Bytes) -> Result<Tensor> {

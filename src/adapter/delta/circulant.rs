@@ -14,7 +14,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// The first rows of all blocks.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Circulant {
     /// `[out/b, in/b, b]`.
     pub kernel: Tensor,

@@ -17,7 +17,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// The projection and what replaces it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Deft {
     /// `[out, r]`.
     pub p: Tensor,

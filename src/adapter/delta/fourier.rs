@@ -17,7 +17,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Tensor, TorchRng};
 
 /// A sparse spectrum.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Fourier {
     /// `[n]` real coefficients, in the order their positions were drawn.
     pub spectrum: Tensor,

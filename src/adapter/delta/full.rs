@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// A tensor of the weight's own shape.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Full {
     /// The values.
     pub tensor: Tensor,

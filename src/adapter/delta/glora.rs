@@ -18,7 +18,7 @@ use crate::tensor::Tensor;
 const TILE_BYTES: usize = 1 << 20;
 
 /// The change of a weight or of a bias.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Glora {
     /// Letters A and B.
     Weight {
@@ -39,7 +39,7 @@ pub enum Glora {
 }
 
 /// One letter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Letter {
     /// Xd: [rows, r], Xu: [r, cols].
     Product(Tensor, Tensor),

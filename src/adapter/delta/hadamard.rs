@@ -14,7 +14,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// Two products of the weight's shape.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hadamard {
     /// The first.
     pub w1: Product,

@@ -14,7 +14,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// The two factors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hira {
     /// `[r, in]` or `[r, in, kernel …]`.
     pub a: Tensor,

@@ -12,7 +12,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
 
 /// LoRA's factors with a diagonal between them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Kasa {
     /// A, B and the scale.
     pub factors: LowRank,

@@ -16,7 +16,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// Two factors of a Kronecker product and a scale.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Kronecker {
     /// `[a, c]`.
     pub w1: Factor,
@@ -29,7 +29,7 @@ pub struct Kronecker {
 }
 
 /// One factor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Factor {
     /// Stored as it is.
     Whole(Tensor),

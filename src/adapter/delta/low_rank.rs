@@ -15,7 +15,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Shape, Tensor};
 
 /// Two factors and a scale.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LowRank {
     /// `[r, in]`, `[r, in, kernel …]`, or `[experts · r, in]`.
     pub a: Tensor,

@@ -15,7 +15,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
 
 /// A block and what is done with it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Miss {
     /// The block.
     pub block: Tensor,

@@ -9,6 +9,7 @@ pub mod circulant;
 pub mod deft;
 pub mod derived;
 pub mod dora;
+mod extent;
 pub mod fourier;
 pub mod full;
 pub mod glora;
@@ -72,7 +73,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Shape, Tensor};
 
 /// The change to one weight. The enum is closed: a new kind makes the compiler list every question it must answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
     /// Low-rank factors made from tensors that all targets share: VeRA, PVeRA, RandLoRA.
     Derived(Derived),

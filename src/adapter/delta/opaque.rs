@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Tensors of a kind that has a name and a reason.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Opaque {
     /// The name people use for it.
     pub kind: &'static str,

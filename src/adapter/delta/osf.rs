@@ -15,7 +15,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
 
 /// The new components.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Osf {
     /// `[out, k]`.
     pub u: Tensor,

@@ -18,7 +18,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// The network's layers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Peanut {
     /// `[r, out]`.
     pub a: Tensor,

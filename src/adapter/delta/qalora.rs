@@ -11,7 +11,7 @@ use super::{Action, Factors, LowRank, Site};
 use crate::error::{Error, Result};
 
 /// LoRA's factors, A pooled or not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Qalora {
     /// A, B and the scale.
     pub factors: LowRank,

@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// A factor for every row (output) or every column (input) of a weight.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rescale {
     /// As many numbers as the axis has, in any shape.
     pub factors: Tensor,

@@ -16,7 +16,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
 
 /// Angles and scales.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Road {
     /// Angles θ: as many as the variant asks for.
     pub theta: Tensor,

@@ -20,7 +20,7 @@ use super::{Action, LowRank};
 const MAX_PLACES: usize = 1 << 28;
 
 /// A vector and the rule of where it goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scattered {
     /// `[d]`.
     pub theta: Tensor,

@@ -18,7 +18,7 @@ use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor, TorchRng};
 
 /// Values and where they go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sparse {
     /// `[n]`.
     pub values: Tensor,
@@ -29,7 +29,7 @@ pub struct Sparse {
 }
 
 /// How positions are given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Positions {
     /// `[2, n]`: rows, then columns (SHiRA).
     Pairs(Tensor),

@@ -10,7 +10,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// New rows for the listed token ids.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TokenRows {
     /// Token ids, in the order of the rows.
     pub ids: Vec<usize>,

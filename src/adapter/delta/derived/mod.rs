@@ -24,7 +24,7 @@ use crate::tensor::Tensor;
 const LARGEST_FUSED_RANK: usize = 1024;
 
 /// Where the factors come from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Derived {
     /// Bases shared by all targets, combined with weights.
     RandLora(RandLora),

@@ -8,7 +8,7 @@ use crate::tensor::random::TorchRng;
 use crate::tensor::{Dtype, Tensor};
 
 /// The shared pair of matrices.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Projection {
     /// Both are at hand.
     Stored {

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Weights over shared bases.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RandLora {
     /// `[r, n]`.
     pub lambda: Tensor,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// Trained vectors over a shared projection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Vera {
     /// `[out]`.
     pub b: Tensor,

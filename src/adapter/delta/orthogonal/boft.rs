@@ -14,7 +14,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// Butterfly factors.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Boft {
     /// `[m, blocks, b, b]`: blocks whose skew-symmetric parts become rotations.
     pub r: Tensor,

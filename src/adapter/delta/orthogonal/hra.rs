@@ -12,7 +12,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// Directions of the reflections.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hra {
     /// `[in, r]`, of any length.
     pub u: Tensor,

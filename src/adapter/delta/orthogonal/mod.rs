@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
 /// A rotation of the inputs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Orthogonal {
     /// Butterfly products of block-diagonal rotations, and a factor for each output.
     Boft(Boft),

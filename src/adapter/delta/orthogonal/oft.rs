@@ -13,7 +13,7 @@ use crate::kernels::Kernels;
 use crate::tensor::Tensor;
 
 /// Blocks by what is above their diagonals.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Oft {
     /// `[blocks, b (b − 1) / 2]`: the upper triangles, row by row. A single block that is shared serves all places.
     pub r: Tensor,
