@@ -34,6 +34,8 @@ pub enum Kind {
     Usage,
     /// Refused because of `--strict`.
     Strict,
+    /// A comparison came out beyond what was allowed. The answer has been given already.
+    Differs,
     /// Ended by a signal, whose number it carries.
     Stopped(i32),
 }
@@ -53,6 +55,7 @@ impl Kind {
             Kind::Nonfinite => "nonfinite",
             Kind::Usage => "usage",
             Kind::Strict => "strict",
+            Kind::Differs => "differs",
             Kind::Stopped(_) => "stopped",
         }
     }

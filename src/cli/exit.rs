@@ -22,7 +22,7 @@ pub fn usage(e: &clap::Error) -> u8 {
     if e.use_stderr() { USAGE } else { DONE }
 }
 
-/// Prints the error on stderr, with `--json` also as a document on stdout.
+/// Prints the error on stderr, with `--json` also as a document on stdout, unless the answer stands there already.
 pub fn failed(e: &Error, as_json: bool) -> u8 {
     if output::is_broken_pipe(e) {
         return DONE;
@@ -31,7 +31,7 @@ pub fn failed(e: &Error, as_json: bool) -> u8 {
     if let Some(hint) = e.advice() {
         output::error_line(&format!("hint: {}", printable(hint)));
     }
-    if as_json {
+    if as_json && e.kind() != Kind::Differs {
         let document = json!({ "error": {
             "kind": e.kind().word(), "file": e.file().map(|f| f.to_string_lossy()), "key": e.key(),
             "what": e.what(), "hint": e.advice(),

@@ -96,7 +96,7 @@ fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
 }
 
 /// A folder with an adapter's config, or a file whose content a layout claims.
-fn is_adapter(path: &Path) -> Result<bool> {
+pub(super) fn is_adapter(path: &Path) -> Result<bool> {
     if path.is_dir() {
         return Ok(layout::source::looks_like_adapter(path));
     }

@@ -1,6 +1,7 @@
 //! Words in, words out: the command line. Only this room prints, reads the environment, or decides how a run ends.
 
 mod args;
+mod compare;
 mod exit;
 mod inspect;
 mod merge;
@@ -38,6 +39,8 @@ enum Command {
     UndoRecord(undo_record::Args),
     /// Show what is in adapters and base models
     Inspect(inspect::Args),
+    /// Show how far two adapters, or two models, are apart
+    Compare(compare::Args),
     /// List the adapter layouts this build reads
     Layouts(registry::LayoutsArgs),
     /// List the compute backends of this machine
@@ -64,6 +67,7 @@ fn run() -> u8 {
         Command::Unmerge(args) => args.common.json,
         Command::UndoRecord(args) => args.common.json,
         Command::Inspect(args) => args.json,
+        Command::Compare(args) => args.json,
         Command::Layouts(args) => args.json,
         Command::Kernels(args) => args.json,
         Command::Completions(_) | Command::Man(_) => false,
@@ -74,6 +78,7 @@ fn run() -> u8 {
         Command::Unmerge(args) => unmerge::run(args),
         Command::UndoRecord(args) => undo_record::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Compare(args) => compare::run(args),
         Command::Layouts(args) => registry::layouts(args),
         Command::Kernels(args) => registry::kernels(args),
         Command::Completions(args) => shell::completions(args),

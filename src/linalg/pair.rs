@@ -269,7 +269,12 @@ mod tests {
     fn expected(first: &Product, second: &Product) -> Sums {
         let (x, y) = (dense(first), dense(second));
         let sum = |m: Array2<f64>| m.iter().sum::<f64>();
-        Sums { first: sum(&x * &x), second: sum(&y * &y), inner: sum(&x * &y), difference: sum((&x - &y).mapv(|v| v * v)) }
+        Sums {
+            first: sum(&x * &x),
+            second: sum(&y * &y),
+            inner: sum(&x * &y),
+            difference: sum((&x - &y).mapv(|v| v * v)),
+        }
     }
 
     #[track_caller]

@@ -5,6 +5,7 @@
 //! threads. Reading is mapping: a piece touches its input when its turn comes and lets the pages go afterwards.
 
 pub mod budget;
+mod each;
 pub mod output;
 mod pieces;
 pub mod plan;
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use budget::{Budget, Limits};
+pub use each::each;
 pub use output::{IndexFile, Output, Writing};
 pub use plan::{Job, Make, Plan, PlannedFile, Produce};
 

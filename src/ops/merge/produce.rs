@@ -13,7 +13,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 use super::measure::measure;
 use super::place::{Grid, Placed, What, is_stacked, place};
 use super::source::Edit;
-use crate::adapter::delta::Before;
+use crate::adapter::delta::{Before, Factors};
 use crate::adapter::{Act, Action, Reversal};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Element, Kernels, Moved, Term};
@@ -156,6 +156,30 @@ impl Merged {
             }
         }
         Ok(out)
+    }
+
+    /// The kinds of what one adapter does to the tensor; none where it leaves it alone.
+    pub fn kinds(&self, adapter: usize) -> Vec<&'static str> {
+        self.edits.iter().filter(|e| e.source.number == adapter).map(|e| e.source.target.kind()).collect()
+    }
+
+    /// What one adapter changes, as products over rows, in their order; none where something else is among it.
+    pub fn products(&self, adapter: usize) -> Result<Option<Vec<(Range<usize>, Factors)>>> {
+        let placed = self.placed()?;
+        let of_one = placed.iter().filter(|p| p.number == adapter).map(|p| match &p.what {
+            What::LowRank(factors) => Some((p.rows.clone(), factors.clone())),
+            What::Act { .. } => None,
+        });
+        let mut out: Option<Vec<_>> = of_one.collect();
+        if let Some(all) = &mut out {
+            all.sort_by_key(|(rows, _)| rows.start);
+        }
+        Ok(out)
+    }
+
+    /// Whether what is changed depends on the values of the base.
+    pub fn needs_base(&self) -> Result<bool> {
+        Ok(self.placed()?.iter().any(|p| p.reversal() != Reversal::Sum))
     }
 
     /// Rounds once and measures what came of it.
