@@ -10,6 +10,7 @@ use super::progress::Bar;
 use super::signals::Signals;
 use super::{output, size};
 use crate::adapter::Note;
+use crate::container;
 use crate::error::{Error, Kind, Result, printable};
 use crate::kernels;
 use crate::layout::{self, Opened};
@@ -102,6 +103,8 @@ pub fn run(args: &Args) -> Result<()> {
         (true, true) => of_adapters(args, &first, &second),
         (false, false) => of_models(args, &first, &second),
         (one, _) => {
+            let model = if one { &second.path } else { &first.path };
+            BaseModel::open(model)?;
             let word = |given: &Given| if given.is_adapter { "an adapter" } else { "a model" };
             let what = format!(
                 "this is {}, and {} is {}; expected two adapters or two models",
@@ -109,8 +112,10 @@ pub fn run(args: &Args) -> Result<()> {
                 second.path.display(),
                 word(&second)
             );
-            let model = if one { &second.path } else { &first.path };
-            let hint = format!("`lora-tool inspect {}` shows what is in it", model.display());
+            let hint = format!(
+                "`lora-tool inspect {}` shows what is in it; an adapter file needs its config beside it",
+                model.display()
+            );
             Err(Error::new(Kind::Usage, what).in_file(&first.path).hint(hint))
         }
     }
@@ -118,8 +123,9 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn given(argument: &Path, from: Option<&str>) -> Result<Given> {
     let (path, strength) = adapter_and_strength(argument, 1.0)?;
+    std::fs::metadata(&path).map_err(|e| container::cannot_open(&path, e))?;
     let is_adapter = from.is_some() || is_adapter(&path)?;
-    if !is_adapter && path != argument && path.exists() {
+    if !is_adapter && path != argument {
         let what = "a strength behind a model, expected one behind adapters only";
         return Err(Error::new(Kind::Usage, what).in_file(argument));
     }
@@ -134,7 +140,7 @@ fn judge(beyond: Option<Beyond>, first: &Given, second: &Given, tolerance: Optio
         Some(Tolerance::Relative(most)) => format!("{most}"),
         None => return Ok(()),
     };
-    let what = format!("{what} between {} and this, the tolerance is {most}", first.path.display());
+    let what = format!("{what}, compared with {} at a tolerance of {most}", first.path.display());
     let error = Error::new(Kind::Differs, what).in_file(&second.path);
     Err(if key.is_empty() { error } else { error.at_key(key) })
 }
@@ -200,7 +206,12 @@ fn open(given: &Given, from: Option<&str>) -> Result<Opened> {
 }
 
 fn applied<'a>(given: &Given, opened: &'a Opened) -> Applied<'a> {
-    Applied { label: given.path.display().to_string(), strength: given.strength, adapter: &opened.adapter }
+    Applied {
+        label: given.path.display().to_string(),
+        strength: given.strength,
+        adapter: &opened.adapter,
+        identity: None,
+    }
 }
 
 fn adapters_text(first: (&Given, &Opened), second: (&Given, &Opened), found: &Adapters) -> String {
@@ -218,15 +229,7 @@ fn adapters_text(first: (&Given, &Opened), second: (&Given, &Opened), found: &Ad
     ];
     let shown = if output::is_verbose() { found.modules.len() } else { SHOWN };
     let mut rows: Vec<_> = found.modules.iter().take(shown).map(module_row).collect();
-    let sums = found.total;
-    rows.push(vec![
-        "all".to_string(),
-        String::new(),
-        number(sums.first.sqrt()),
-        number(sums.second.sqrt()),
-        number(sums.relative()),
-        fixed(sums.cosine()),
-    ]);
+    rows.push(total_row(found));
     lines.push(output::table(
         &["module", "kind", "norm 1", "norm 2", "difference", "cosine", "left", "right"],
         &[2, 3, 4, 5, 6, 7],
@@ -240,6 +243,16 @@ fn adapters_text(first: (&Given, &Opened), second: (&Given, &Opened), found: &Ad
         lines.push(format!("{same} the same in both, of a size that only the base tells: not in the sums"));
     }
     lines.join("\n")
+}
+
+fn total_row(found: &Adapters) -> Vec<String> {
+    if found.unsized_modules() == found.modules.len() {
+        // No size is known, and no difference is there.
+        return ["all", "", "–", "–", "0"].map(str::to_string).to_vec();
+    }
+    let total = found.total;
+    let (first, second) = (number(total.first.sqrt()), number(total.second.sqrt()));
+    vec!["all".to_string(), String::new(), first, second, number(total.relative()), fixed(total.cosine())]
 }
 
 fn module_row(module: &Module) -> Vec<String> {

@@ -1,10 +1,10 @@
-//! Work that writes nothing, dealt to the threads of a run: results in order, the first error ends it.
+//! Work dealt to the threads of a run: results in order, the first error ends it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::{Progress, pool};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Does `work` for every number below `count` on `threads` threads. A signal of `progress` ends it between two numbers.
 pub fn each<T: Send>(
@@ -22,7 +22,7 @@ pub fn each<T: Send>(
             let Some(result) = results.get(number) else { break };
             let step = match progress.stop() {
                 0 => work(number),
-                signal => Err(Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}"))),
+                signal => Err(super::stopped(signal)),
             };
             match step {
                 Ok(value) => *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value),
@@ -46,6 +46,7 @@ pub fn each<T: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Kind;
     use crate::stream::Unwatched;
 
     #[test]

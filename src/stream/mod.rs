@@ -12,7 +12,7 @@ pub mod plan;
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use budget::{Budget, Limits};
@@ -110,52 +110,17 @@ pub fn run(
 ) -> Result<Outcomes> {
     let pieces = pieces::cut(plan, watch.witness.is_none())?;
     let files = Files::new(plan, place, &pieces, sync)?;
-    let results: Vec<Mutex<Option<Moved>>> = pieces.iter().map(|_| Mutex::new(None)).collect();
     let budget = Budget::new(limits.memory);
-    each(pieces.len(), limits.threads, watch.progress, |number| {
-        let moved = run_piece(plan, (number, &pieces[number]), &files, kernels, &budget, watch)?;
-        *results[number].lock().unwrap_or_else(PoisonError::into_inner) = moved;
-        Ok(())
+    let results = each(pieces.len(), limits.threads, watch.progress, |number| {
+        run_piece(plan, (number, &pieces[number]), &files, kernels, &budget, watch)
     })?;
     let mut outcomes: Outcomes = plan.files.iter().map(|f| vec![None; f.jobs.len()]).collect();
-    for (piece, result) in pieces.iter().zip(results) {
-        let moved = result.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (piece, moved) in pieces.iter().zip(results) {
         if let (Some(moved), Work::Compute { job, .. }) = (moved, &piece.work) {
             outcomes[piece.file][*job].get_or_insert_with(Moved::default).add(&moved);
         }
     }
     Ok(outcomes)
-}
-
-/// Does `work` for every number below `count`, on several threads, in rising order as far as they go. The first error
-/// ends it, and so does a signal.
-pub fn each(
-    count: usize,
-    threads: usize,
-    progress: &dyn Progress,
-    work: impl Fn(usize) -> Result<()> + Sync,
-) -> Result<()> {
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let first_error: Mutex<Option<Error>> = Mutex::new(None);
-    let run = || {
-        while !failed.load(Ordering::Relaxed) {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= count {
-                break;
-            }
-            let signal = progress.stop();
-            let step = if signal == 0 { work(number) } else { Err(stopped(signal)) };
-            if let Err(e) = step {
-                failed.store(true, Ordering::Relaxed);
-                first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
-            }
-        }
-    };
-    match pool(threads) {
-        Some(pool) => drop(pool.broadcast(|_| run())),
-        None => run(), // not even one more thread: this one does it all
-    }
-    first_error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// A pool of `threads`, or of as many as the system lets us have.

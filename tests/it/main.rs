@@ -10,6 +10,7 @@
 )]
 
 mod cli;
+mod compare;
 mod containers;
 mod faults;
 mod fixtures;

@@ -29,7 +29,7 @@ pub fn compare(
 ) -> Result<(Vec<Module>, Vec<Note>)> {
     let strengths = both.map(|applied| applied.strength);
     // At strength 1: the strengths come in where the changes are compared.
-    let applied = both.map(|a| Applied { label: a.label.clone(), strength: 1.0, adapter: a.adapter });
+    let applied = both.map(|a| Applied { label: a.label.clone(), strength: 1.0, adapter: a.adapter, identity: None });
     let Merge { output, notes, work, .. } = merge::merge(base, &applied, options)?;
     let mut modules = whole_tensors(&applied, strengths, base, options, &output)?;
     drop(output); // holds every change, so that none could be let go

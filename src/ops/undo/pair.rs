@@ -87,4 +87,5 @@ pub fn observe(
         progress.advance(step.bytes.len() as u64);
         Ok(())
     })
+    .map(drop)
 }

@@ -396,6 +396,7 @@ impl CopyCheck {
             tensor.bytes.release(0..tensor.bytes.len());
             Ok(())
         })
+        .map(drop)
     }
 
     fn compare(&self, blocks: &Blocks, number: usize, bytes: &[u8]) -> Result<()> {
