@@ -419,7 +419,7 @@ fn completions_and_manual_pages_are_made() {
     let scratch = Scratch::new();
     run(["man", &text(&scratch.join("."))]).expect(0);
     let pages = names(&scratch.join("."));
-    for page in ["lora-tool.1", "lora-tool-merge.1", "lora-tool-inspect.1"] {
+    for page in ["lora-tool.1", "lora-tool-merge.1", "lora-tool-inspect.1", "lora-tool-compare.1"] {
         assert!(pages.contains(&page.to_string()), "{page} in {pages:?}");
     }
     let page = fs::read_to_string(scratch.join("lora-tool-merge.1")).unwrap();
@@ -429,7 +429,9 @@ fn completions_and_manual_pages_are_made() {
 
 #[test]
 fn the_short_help_fits_a_screen() {
-    for args in [&["-h"][..], &["merge", "-h"], &["inspect", "-h"], &["layouts", "-h"], &["kernels", "-h"]] {
+    for args in
+        [&["-h"][..], &["merge", "-h"], &["inspect", "-h"], &["compare", "-h"], &["layouts", "-h"], &["kernels", "-h"]]
+    {
         let help = run(args).expect(0).out;
         assert!(help.lines().count() <= 40, "{args:?}: {} lines", help.lines().count());
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{args:?}: a line is too wide:\n{help}");

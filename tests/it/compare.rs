@@ -431,9 +431,12 @@ fn units_in_the_last_place_are_counted() {
     assert_eq!(ran.json()["within_tolerance"], false, "one document, and it is the answer");
 }
 
+/// What is said, and what is done to the second model.
+type Change<'a> = (&'a str, &'a dyn Fn(&mut Model));
+
 #[test]
 fn another_form_is_beyond_every_tolerance() {
-    let changes: [(&str, &dyn Fn(&mut Model)); 4] = [
+    let changes: [Change; 4] = [
         ("only in the first model", &|model| drop(model.remove("a.weight"))),
         ("only in the second model", &|model| drop(model.insert("d".into(), tensor(Dtype::F32, &[2], 9)))),
         ("BF16 [3, 7] against F32 [3, 7]", &|model| model.get_mut("c.weight").unwrap().dtype = Dtype::F32),

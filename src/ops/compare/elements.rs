@@ -12,7 +12,8 @@ pub const CLASSES: [(&str, u64); 7] =
 
 /// Elements that are widened at a time.
 const RUN: usize = 256;
-/// Lanes of the sums, so that the compiler can turn them into vector code.
+/// Lanes of the sums, so that the compiler can turn them into vector code. Counts of a run wrap for the same reason: they
+/// are at most [`RUN`], and a check for overflow would keep them one by one.
 const LANES: usize = 8;
 
 /// What two runs of elements have between them. It adds up over runs.
@@ -139,23 +140,24 @@ pub fn squares(dtype: Dtype, bytes: &[u8]) -> Result<f64> {
 
 fn floats<const N: usize>(dtype: Dtype, a: &[u8], b: &[u8], word: impl Fn([u8; N]) -> u32) -> Result<Apart> {
     let bits = dtype.bitsize() as u32;
-    let (mut wide_a, mut wide_b) = ([0f32; RUN], [0f32; RUN]);
-    let (mut places_a, mut places_b) = ([0i32; RUN], [0i32; RUN]);
+    let (mut wide_a, mut wide_b, mut ulps) = ([0f32; RUN], [0f32; RUN], [0u32; RUN]);
     let mut out = Apart::default();
     for (a, b) in a.as_chunks::<N>().0.chunks(RUN).zip(b.as_chunks::<N>().0.chunks(RUN)) {
-        let n = a.len();
-        let (wide_a, wide_b) = (&mut wide_a[..n], &mut wide_b[..n]);
+        let (wide_a, wide_b, ulps) = (&mut wide_a[..a.len()], &mut wide_b[..a.len()], &mut ulps[..a.len()]);
         cast::widen(dtype, a.as_flattened(), wide_a)?;
         cast::widen(dtype, b.as_flattened(), wide_b)?;
-        for (place, w) in places_a.iter_mut().zip(a).chain(places_b.iter_mut().zip(b)) {
-            *place = place_of(word(*w), bits);
+        let mut differing = 0u32;
+        for ((ulps, &x), &y) in ulps.iter_mut().zip(a).zip(b) {
+            let (x, y) = (word(x), word(y));
+            *ulps = place_of(x, bits).abs_diff(place_of(y, bits));
+            differing = differing.wrapping_add(u32::from(x != y));
         }
-        let run = Run { a: wide_a, b: wide_b, places_a: &places_a[..n], places_b: &places_b[..n] };
+        let run = Run { a: wide_a, b: wide_b, ulps };
         let mut own = run.in_lanes();
         if !(own.first.is_finite() && own.difference.is_finite()) {
             own = run.one_by_one(a, b);
         }
-        own.differing = a.iter().zip(b).map(|(a, b)| u64::from(a != b)).sum();
+        own.differing = u64::from(differing);
         out.add(&own);
     }
     Ok(out)
@@ -166,37 +168,29 @@ fn floats<const N: usize>(dtype: Dtype, a: &[u8], b: &[u8], word: impl Fn([u8; N
 fn place_of(pattern: u32, bits: u32) -> i32 {
     let sign = pattern >> (bits - 1) & 1;
     let magnitude = (pattern & (u32::MAX >> (33 - bits))) as i32;
-    if sign == 1 { -magnitude } else { magnitude }
+    if sign == 1 { magnitude.wrapping_neg() } else { magnitude }
 }
 
-/// Elements widened, and their places.
+/// Elements widened, and their distances.
 struct Run<'a> {
     a: &'a [f32],
     b: &'a [f32],
-    places_a: &'a [i32],
-    places_b: &'a [i32],
+    ulps: &'a [u32],
 }
 
 impl Run<'_> {
     /// Sums in lanes; they are not finite where an element is not.
     fn in_lanes(&self) -> Apart {
         let mut out = Apart { elements: self.a.len() as u64, ..Apart::default() };
-        let mut most = 0u32;
-        // How many are at most so far apart; the classes are the differences of these.
-        let mut within = [0u32; CLASSES.len() - 1];
-        for (x, y) in self.places_a.iter().zip(self.places_b) {
-            let ulps = x.abs_diff(*y);
-            most = most.max(ulps);
-            for (count, &(_, limit)) in within.iter_mut().zip(&CLASSES) {
-                *count += u32::from(ulps <= limit as u32);
-            }
-        }
+        out.max_ulps = u64::from(self.ulps.iter().copied().fold(0, u32::max));
+        // How many are at most so far apart; the classes are the differences of these. A loop for each, over all.
         let mut below = 0;
-        for (class, count) in out.classes.iter_mut().zip(within.into_iter().chain([self.a.len() as u32])) {
-            *class = u64::from(count - below);
-            below = count;
+        for (class, &(_, most)) in out.classes.iter_mut().zip(&CLASSES) {
+            let most = u32::try_from(most).unwrap_or(u32::MAX);
+            let within = self.ulps.iter().fold(0u32, |n, &ulps| n.wrapping_add(u32::from(ulps <= most)));
+            *class = u64::from(within - below);
+            below = within;
         }
-        out.max_ulps = u64::from(most);
         let (mut first, mut difference, mut max) = ([0f64; LANES], [0f64; LANES], [0f64; LANES]);
         let (a, a_rest) = self.a.as_chunks::<LANES>();
         let (b, b_rest) = self.b.as_chunks::<LANES>();
@@ -231,7 +225,7 @@ impl Run<'_> {
             } else if x.is_nan() || y.is_nan() {
                 out.nan += 1;
             } else {
-                out.count(u64::from(self.places_a[i].abs_diff(self.places_b[i])));
+                out.count(u64::from(self.ulps[i]));
                 out.number(f64::from(x), f64::from(y));
             }
         }
@@ -336,7 +330,7 @@ mod tests {
     /// All types against the definitions, over enough elements for lanes and rest.
     #[test]
     fn sums_are_those_of_the_values() {
-        let x: Vec<f64> = (0..700).map(|i| ((i * 37 % 101) as f64 - 50.0) / 8.0).collect();
+        let x: Vec<f64> = (0..700u32).map(|i| (f64::from(i * 37 % 101) - 50.0) / 8.0).collect();
         let y: Vec<f64> = x.iter().enumerate().map(|(i, v)| v + if i % 3 == 0 { 0.125 } else { 0.0 }).collect();
         let sum = |f: &dyn Fn(usize) -> f64| (0..x.len()).map(f).sum::<f64>();
         for dtype in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {

@@ -14,7 +14,7 @@ use crate::error::{Context, Result};
 use crate::kernels::Kernels;
 use crate::linalg::pair::{Overlap, Sums};
 use crate::model::BaseModel;
-use crate::ops::merge::{self, Applied, Merge, Merged, Options};
+use crate::ops::merge::{self, Applied, Laid, Merge, Merged, Options};
 use crate::stream::{Budget, Limits, Make, Output, Produce, Progress, each};
 use crate::tensor::{Tensor, cast, dtype};
 
@@ -75,13 +75,8 @@ impl Tensors<'_> {
         Ok(Some(Module { name: self.key.to_string(), first, second, sums: Some(sums), overlap }))
     }
 
-    fn of_products(
-        &self,
-        kernels: &dyn Kernels,
-        one: Vec<Placed>,
-        two: Vec<Placed>,
-    ) -> Result<(Sums, Option<Overlap>)> {
-        let factors = |all: Vec<Placed>| -> Vec<Factors> { all.into_iter().map(|(_, f)| f).collect() };
+    fn of_products(&self, kernels: &dyn Kernels, one: Vec<Laid>, two: Vec<Laid>) -> Result<(Sums, Option<Overlap>)> {
+        let factors = |all: Vec<Laid>| -> Vec<Factors> { all.into_iter().map(|(_, f)| f).collect() };
         let (one, two) = (factors(one), factors(two));
         alone::of_products(kernels, (&one, self.strengths[0]), (&two, self.strengths[1]))
     }
@@ -106,11 +101,8 @@ impl Tensors<'_> {
     }
 }
 
-/// Rows of the tensor on disk, and the factors of the change there.
-type Placed = (std::ops::Range<usize>, Factors);
-
 /// Whether both adapters cut the tensor into the same rows, or one leaves it alone.
-fn lie_alike(one: &[Placed], two: &[Placed]) -> bool {
+fn lie_alike(one: &[Laid], two: &[Laid]) -> bool {
     one.is_empty() || two.is_empty() || one.iter().map(|p| &p.0).eq(two.iter().map(|p| &p.0))
 }
 

@@ -24,7 +24,7 @@ use crate::names::ModulePath;
 use crate::stream::Output;
 use crate::tensor::{Dtype, Hash};
 
-pub(super) use produce::Merged;
+pub(super) use produce::{Laid, Merged};
 
 pub use report::{Change, Report, Totals, survived, unmoved};
 

@@ -29,6 +29,9 @@ pub enum Start {
     Zeros(Dtype),
 }
 
+/// A product, and the rows on disk it is added to.
+pub type Laid = (Range<usize>, Factors);
+
 /// A tensor to be written.
 pub struct Merged {
     start: Start,
@@ -164,7 +167,7 @@ impl Merged {
     }
 
     /// What one adapter changes, as products over rows, in their order; none where something else is among it.
-    pub fn products(&self, adapter: usize) -> Result<Option<Vec<(Range<usize>, Factors)>>> {
+    pub fn products(&self, adapter: usize) -> Result<Option<Vec<Laid>>> {
         let placed = self.placed()?;
         let of_one = placed.iter().filter(|p| p.number == adapter).map(|p| match &p.what {
             What::LowRank(factors) => Some((p.rows.clone(), factors.clone())),
