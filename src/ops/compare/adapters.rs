@@ -6,11 +6,11 @@
 
 use std::cmp::Ordering;
 
-use super::{Beyond, Tolerance, alone, on_base};
+use super::{Beyond, Module, Tolerance, alone, on_base};
 use crate::adapter::Note;
 use crate::error::Result;
 use crate::kernels::Kernels;
-use crate::linalg::pair::{Overlap, Sums};
+use crate::linalg::pair::Sums;
 use crate::model::BaseModel;
 use crate::ops::merge::{Applied, Options};
 use crate::stream::{Limits, Progress};
@@ -24,28 +24,6 @@ pub struct Adapters {
     pub total: Sums,
     /// Remarks.
     pub notes: Vec<Note>,
-}
-
-/// One changed tensor.
-#[derive(Clone, Debug)]
-pub struct Module {
-    /// Module path, with `.bias` for its bias; the key on disk where a base was given.
-    pub name: String,
-    /// What the first adapter does to it; none where it leaves it alone.
-    pub first: Option<&'static str>,
-    /// What the second one does.
-    pub second: Option<&'static str>,
-    /// Sizes and angle. None where both say the same and how much that is depends on the base.
-    pub sums: Option<Sums>,
-    /// How far the spaces agree, where both changes are products.
-    pub overlap: Option<Overlap>,
-}
-
-impl Module {
-    /// ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖.
-    pub fn relative(&self) -> f64 {
-        self.sums.map_or(0.0, |sums| sums.relative())
-    }
 }
 
 impl Adapters {

@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use ndarray::Array2;
 
-use super::adapters::Module;
-use super::tiles;
+use super::{Module, tiles};
 use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::delta::{Before, Delta, Factors};
 use crate::adapter::{Act, Reversal, SiteKind, Target};

@@ -6,12 +6,13 @@ pub mod elements;
 pub mod models;
 mod on_base;
 
-pub use adapters::{Adapters, Module};
+pub use adapters::Adapters;
 pub use elements::Apart;
 pub use models::{Differing, Form, Models, Unlike};
 
 use std::ops::Range;
 
+use crate::linalg::pair::{Overlap, Sums};
 use crate::tensor::Rows;
 
 /// Bytes of the f32 rows that a change is formed in.
@@ -31,6 +32,28 @@ fn tile_rows(rule: Rows, rows: usize, cols: usize) -> usize {
         Rows::Whole => rows,
     };
     step.clamp(1, rows.max(1))
+}
+
+/// One changed tensor.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Module path, with `.bias` for its bias; the key on disk where a base was given.
+    pub name: String,
+    /// What the first adapter does to it; none where it leaves it alone.
+    pub first: Option<&'static str>,
+    /// What the second one does.
+    pub second: Option<&'static str>,
+    /// Sizes and angle. None where both say the same and how much that is depends on the base.
+    pub sums: Option<Sums>,
+    /// How far the spaces agree, where both changes are products.
+    pub overlap: Option<Overlap>,
+}
+
+impl Module {
+    /// ‖ΔW₁ − ΔW₂‖ / ‖ΔW₁‖.
+    pub fn relative(&self) -> f64 {
+        self.sums.map_or(0.0, |sums| sums.relative())
+    }
 }
 
 /// How far apart two things may be and still count as the same.

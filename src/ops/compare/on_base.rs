@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::Array2;
 
-use super::adapters::Module;
-use super::{alone, tile_rows, tiles};
+use super::{Module, alone, tile_rows, tiles};
 use crate::adapter::Note;
 use crate::adapter::delta::Factors;
 use crate::error::{Context, Result};
