@@ -51,7 +51,8 @@ impl Act for Full {
     }
 
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        let (_, cols) = self.tensor.shape.matrix();
+        // Of the rows at hand: a stack of experts may be seen as its matrices, one under the other.
+        let cols = w.ncols();
         let size = self.tensor.dtype.bitsize() / 8;
         let range = rows.start * cols * size..rows.end * cols * size;
         let part = Tensor::new(
