@@ -217,6 +217,43 @@ fn kinds_that_depend_on_the_weight_need_the_base() {
     close(&half["relative_difference"], 0.5, 1e-12);
 }
 
+/// A whole stack of experts in the place of the base's, against low-rank changes of the same stack.
+#[test]
+fn a_stack_that_is_replaced_is_compared_matrix_by_matrix() {
+    let scratch = Scratch::new();
+    let (whole, lora) = (scratch.join("whole"), adapter("gpt_oss_both"));
+    std::fs::create_dir_all(&whole).unwrap();
+    let base = read(&model("gpt_oss"));
+    let key = "model.layers.0.mlp.experts.gate_up_proj";
+    let mut stack = base[key].clone();
+    stack.values.iter_mut().for_each(|v| *v *= 1.5);
+    let tensors = Model::from([(format!("base_model.model.{key}"), stack.clone())]);
+    write(&whole.join("adapter_model.safetensors"), &tensors, None);
+    let config = json!({ "peft_type": "LORA", "r": 2, "target_modules": ["q"], "modules_to_save": ["experts"] });
+    std::fs::write(whole.join("adapter_config.json"), config.to_string()).unwrap();
+
+    let ran = compare(&whole, &lora, &[]).expect(1);
+    assert!(ran.err.contains("--base"), "{}", ran.err);
+    let found = answer(&whole, &lora, &["--base", &model("gpt_oss").display().to_string()]);
+    let module = found["modules"].as_array().unwrap().iter().find(|m| m["module"] == key).expect("the stack");
+    let merged = read(&lora.join("expected.safetensors"));
+    let change = |new: &Values| new.values.iter().zip(&base[key].values).map(|(new, old)| new - old).collect();
+    let (first, second): (Vec<f64>, Vec<f64>) = (change(&stack), change(&merged[key]));
+    let wanted = expected(Some(&first), Some(&second));
+    close(&module["norms"][0], wanted.first, 1e-5);
+    close(&module["norms"][1], wanted.second, 1e-4);
+    close(&module["difference"], wanted.difference, 1e-4);
+    // Both in one merge, where the stack is seen as its matrices as well.
+    let out = scratch.join("out");
+    let mut args = vec!["merge".into(), model("gpt_oss").into_os_string(), whole.into_os_string()];
+    args.extend([lora.into_os_string(), "-o".into(), out.clone().into_os_string(), "--no-sync".into()]);
+    run(args).expect(0);
+    for (i, found) in read(&out)[key].values.iter().enumerate() {
+        let wanted = base[key].values[i] + first[i] + second[i];
+        assert!((found - wanted).abs() < 1e-5, "{key}, {i}: {found} against {wanted}");
+    }
+}
+
 /// What PEFT's merge adds to each tensor of the base, in f64; none where that is not all there is to it.
 fn by_peft(case: &Case) -> Option<Changes> {
     let strange = !case.expects_merge() || case.text("differs").is_some();

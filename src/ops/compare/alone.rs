@@ -222,6 +222,11 @@ impl Pair<'_> {
         for side in self.sides() {
             side.require_sum().in_file(&side.applied.label)?;
         }
+        if let (Some(one), Some(two)) = (self.first, self.second)
+            && one.facing().is_some() != two.facing().is_some()
+        {
+            return Err(self.needs_base()); // a stack against something else
+        }
         let turned = self.is_stored_turned()?;
         let first = self.first.and_then(|side| side.matrix(turned));
         let second = self.second.and_then(|side| side.matrix(turned));
@@ -276,7 +281,7 @@ impl Pair<'_> {
     fn of_rows(&self, kernels: &dyn Kernels, matrix: Option<(usize, usize)>, turned: bool) -> Result<Sums> {
         let (rows, cols) = matrix.ok_or_else(|| self.needs_base())?;
         if self.sides().any(|side| side.facing().is_some()) {
-            return Err(self.needs_base()); // a stack against something else
+            return Err(self.needs_base()); // a stack that is no product
         }
         let act = |side: &Option<Side>| {
             side.map(|side| side.act((rows, cols), turned).in_file(&side.applied.label)).transpose()
