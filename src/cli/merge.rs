@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::args::{Common, OutputDtype, adapter_and_strength};
+use super::args::{Common, OutputDtype};
+use super::loaded::Loaded;
 use super::progress::Bar;
 use super::signals::Signals;
 use super::undo::{self, Embed, Recording, Written};
 use super::{output, size};
 use crate::adapter::{Note, Severity};
 use crate::error::{Result, printable};
-use crate::layout::{self, Opened};
 use crate::model::BaseModel;
-use crate::ops::merge::{self, Applied, Identity, Merge, Options, Report};
+use crate::ops::merge::{self, Merge, Options, Report};
 use crate::stream::Writing;
 use crate::tensor::Hash;
 
@@ -85,43 +85,6 @@ struct Inputs<'a> {
     adapters: &'a [Loaded],
 }
 
-/// An adapter, opened.
-pub(super) struct Loaded {
-    /// Its name in messages.
-    pub label: String,
-    /// The user's multiplier.
-    pub strength: f64,
-    /// Where it lies.
-    pub path: PathBuf,
-    /// What it is.
-    pub opened: Opened,
-    /// How it is told from others.
-    pub identity: Identity,
-}
-
-impl Loaded {
-    /// Opens an adapter given as `PATH[@STRENGTH]`.
-    pub fn open(argument: &Path, strength: f64, from: Option<&str>, allow_nonfinite: bool) -> Result<Loaded> {
-        let (path, strength) = adapter_and_strength(argument, strength)?;
-        let opened = layout::open(&path, from)?;
-        if !allow_nonfinite {
-            opened.source.require_finite()?;
-        }
-        let identity = Identity { name: last_name(&path), hash: opened.hash(), base: opened.base_fingerprint };
-        Ok(Loaded { label: path.display().to_string(), strength, path, opened, identity })
-    }
-
-    /// The adapter as an operation takes it.
-    pub fn applied(&self) -> Applied<'_> {
-        Applied {
-            label: self.label.clone(),
-            strength: self.strength,
-            adapter: &self.opened.adapter,
-            identity: Some(self.identity.clone()),
-        }
-    }
-}
-
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
@@ -169,13 +132,6 @@ pub fn run(args: &Args) -> Result<()> {
     let (outcomes, undo) = outcomes?;
     let report = Report::new(merge.changes, merge.totals, &outcomes);
     show(args, &report, (&inputs, undo.as_ref()), &notes, began.elapsed())
-}
-
-/// The last component of a path, of `..` that of the folder it stands for.
-pub(super) fn last_name(path: &Path) -> String {
-    let full = path.file_name().is_none().then(|| path.canonicalize().ok()).flatten();
-    let name = full.as_deref().unwrap_or(path).file_name();
-    name.map_or_else(|| "adapter".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 fn options(args: &Args) -> Options {

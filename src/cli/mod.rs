@@ -4,6 +4,7 @@ mod args;
 mod compare;
 mod exit;
 mod inspect;
+mod loaded;
 mod merge;
 mod output;
 mod progress;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::merge::{Loaded, last_name};
+use super::loaded::{Loaded, last_name};
 use super::size;
 use crate::adapter::Adapter;
 use crate::container::atomic::{self, Form, Pending, commit_all};

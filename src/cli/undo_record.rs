@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args::Common;
-use super::merge::Loaded;
+use super::loaded::Loaded;
 use super::output;
 use super::progress::Bar;
 use super::signals::Signals;

@@ -6,7 +6,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::args::Common;
-use super::merge::{Loaded, notes_json};
+use super::loaded::Loaded;
+use super::merge::notes_json;
 use super::progress::Bar;
 use super::signals::Signals;
 use super::undo::{self, find_adapters, merge_options, write_back};
