@@ -276,12 +276,8 @@ fn line<B: Stored, S: Stored>(
             let mut word = u64::from_le_bytes(*word);
             while word != 0 {
                 let i = first + word.trailing_zeros() as usize / 8;
-                word &= word - 1;
+                word &= word.wrapping_sub(1);
                 if i < count {
-                    let zero = forward::<B>(0, addends, at + i, gains.map(|g| g[i]));
-                    if zero.is_some_and(|v| S::rounds_to(v, results[i])) {
-                        found[i] = 0;
-                    }
                     doubtful.push((at + i) as u32);
                 }
             }
@@ -320,8 +316,10 @@ fn one<B: Stored, S: Stored>(merged: &[u32; N], scale: f32, d: &[f32; N], found:
         let away = scale.mul_add(d[i], B::widen(nearest.wrapping_add(1)));
         let towards = scale.mul_add(d[i], B::widen(nearest.wrapping_sub(1)));
         let others = S::rounds_to(away, merged[i]) | S::rounds_to(towards, merged[i]);
-        found[i] = nearest;
-        doubt[i] = u8::from(others) | u8::from(nearest & !B::SIGN == 0);
+        let zero = S::rounds_to(scale * d[i] + 0.0, merged[i]);
+        let doubted = others | (nearest & !B::SIGN == 0);
+        found[i] = if doubted & zero { 0 } else { nearest };
+        doubt[i] = u8::from(doubted);
     }
     sure_where_not_finite::<S>(merged, doubt);
 }
@@ -388,21 +386,25 @@ fn several<B: Stored, S: Stored>(
             }
         }
     }
+    let mut zero = [0f32; N];
+    for addend in addends {
+        let d = values(addend, at, count);
+        for (v, d) in zero.iter_mut().zip(&d) {
+            *v = addend.scale.mul_add(*d, *v);
+        }
+    }
+    if let Some(gains) = gains {
+        for (v, g) in zero.iter_mut().zip(gains) {
+            *v *= g;
+        }
+    }
     for i in 0..N {
         let others = S::rounds_to(away[i], merged[i]) | S::rounds_to(towards[i], merged[i]);
-        doubt[i] = u8::from(others) | u8::from(found[i] & !B::SIGN == 0);
+        let doubted = others | (found[i] & !B::SIGN == 0);
+        found[i] = if doubted & S::rounds_to(zero[i], merged[i]) { 0 } else { found[i] };
+        doubt[i] = u8::from(doubted);
     }
     sure_where_not_finite::<S>(merged, doubt);
-}
-
-/// The value before rounding that merging this weight gives at element `at`.
-#[inline(always)]
-fn forward<B: Stored>(pattern: u32, addends: &[Addend], at: usize, gain: Option<f32>) -> Option<f32> {
-    let mut v = B::widen(pattern);
-    for addend in addends {
-        v = addend.scale.mul_add(*addend.values.get(at)?, v);
-    }
-    Some(gain.map_or(v, |g| v * g))
 }
 
 #[inline(always)]
