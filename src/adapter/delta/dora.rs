@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use ndarray::{Array1, ArrayViewMut2, Axis};
 
-use super::{Act, Action, Before};
+use super::{Act, Action, Before, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::linalg::norm::sum_of_squares;
@@ -64,6 +64,18 @@ impl Dora {
 }
 
 impl Act for Dora {
+    fn reversal(&self) -> Reversal {
+        match (self.inner.reversal(), self.columns) {
+            (Reversal::Sum, false) => Reversal::Rows,
+            (Reversal::Sum, true) => Reversal::Cols,
+            _ => Reversal::Nothing,
+        }
+    }
+
+    fn addend(&self, kernels: &dyn Kernels, rows: Range<usize>, sum: ArrayViewMut2<f32>) -> Result<()> {
+        self.inner.addend(kernels, rows, sum)
+    }
+
     fn rows(&self) -> Rows {
         self.inner.rows()
     }

@@ -161,6 +161,11 @@ pub trait Before: Sync {
 pub enum Reversal {
     /// It adds the same values whatever the weight is: what it makes of zeros.
     Sum,
+    /// It adds the same values whatever the weight is ([`Act::addend`]), then multiplies each row by a number that may
+    /// depend on the weight.
+    Rows,
+    /// The same with a number for each column.
+    Cols,
     /// It changes rows by a fixed calculation on the rows at hand, without memory, and not by much: its inverse can be
     /// approached step by step.
     Steps,
@@ -173,7 +178,7 @@ impl Reversal {
     #[must_use]
     pub fn and(self, other: Reversal) -> Reversal {
         match (self, other) {
-            (Reversal::Nothing, _) | (_, Reversal::Nothing) => Reversal::Nothing,
+            (Reversal::Nothing | Reversal::Cols, _) | (_, Reversal::Nothing | Reversal::Cols) => Reversal::Nothing,
             (Reversal::Sum, Reversal::Sum) => Reversal::Sum,
             _ => Reversal::Steps,
         }
@@ -188,6 +193,13 @@ pub trait Act: Send + Sync {
     /// How it can be taken back.
     fn reversal(&self) -> Reversal {
         Reversal::Nothing
+    }
+
+    /// Adds what the act adds whatever the weight is to `rows`; for those that can be taken back as a sum, or a sum and
+    /// a factor.
+    fn addend(&self, kernels: &dyn Kernels, rows: Range<usize>, sum: ArrayViewMut2<f32>) -> Result<()> {
+        let (height, width) = (rows.end, sum.ncols());
+        self.act(kernels, rows, sum, &Zeros(height, width))
     }
 
     /// Which rows can be changed without the others.
@@ -381,7 +393,19 @@ struct Transposed(Box<dyn Act>);
 
 impl Act for Transposed {
     fn reversal(&self) -> Reversal {
-        self.0.reversal()
+        match self.0.reversal() {
+            Reversal::Rows => Reversal::Cols,
+            Reversal::Cols => Reversal::Rows,
+            other => other,
+        }
+    }
+
+    fn addend(&self, kernels: &dyn Kernels, _: Range<usize>, mut sum: ArrayViewMut2<f32>) -> Result<()> {
+        let mut upright = sum.t().as_standard_layout().into_owned();
+        let rows = upright.nrows();
+        self.0.addend(kernels, 0..rows, upright.view_mut())?;
+        sum.assign(&upright.t());
+        Ok(())
     }
 
     fn rows(&self) -> Rows {
@@ -399,6 +423,18 @@ impl Act for Transposed {
         self.0.act(kernels, 0..rows, upright.view_mut(), &before)?;
         w.assign(&upright.t());
         Ok(())
+    }
+}
+
+/// A weight of zeros.
+pub struct Zeros(pub usize, pub usize);
+
+impl Before for Zeros {
+    fn matrix(&self) -> (usize, usize) {
+        (self.0, self.1)
+    }
+    fn rows(&self, _: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>> {
+        Ok(Array2::zeros((rows.len(), self.1)))
     }
 }
 

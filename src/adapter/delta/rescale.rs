@@ -61,7 +61,11 @@ impl Rescale {
 
 impl Act for Ready {
     fn reversal(&self) -> Reversal {
-        Reversal::Steps
+        if self.axis == Along::Rows { Reversal::Rows } else { Reversal::Cols }
+    }
+
+    fn addend(&self, _: &dyn Kernels, _: Range<usize>, _: ArrayViewMut2<f32>) -> Result<()> {
+        Ok(()) // only a factor
     }
 
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {

@@ -141,6 +141,11 @@ pub enum How {
     Same,
     /// From the merged rows, the sum that was added taken off.
     Sum,
+    /// From the merged rows, divided by a factor for each, the sum that was added taken off. The factors lie before the
+    /// corrections.
+    Rows,
+    /// The same with a factor for each column.
+    Cols,
     /// From the merged rows, the changes taken back step by step.
     Steps,
     /// From the merged rows as they are.
@@ -154,6 +159,8 @@ impl How {
     pub fn of(reversal: Reversal) -> How {
         match reversal {
             Reversal::Sum => How::Sum,
+            Reversal::Rows => How::Rows,
+            Reversal::Cols => How::Cols,
             Reversal::Steps => How::Steps,
             Reversal::Nothing => How::Near,
         }

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ndarray::{Array2, s};
 
 use super::manifest::How;
+use crate::adapter::{Action, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::fused::inverse::{Addend, Factor, Pointwise};
 use crate::kernels::{Element, Kernels, Term};
 use crate::ops::merge::place::{Grid, Placed, What, is_stacked, place};
 use crate::ops::merge::produce::{changed, cuts};
 use crate::ops::merge::source::Edit;
-use crate::tensor::{Dtype, Shape, cast, dtype};
+use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
 
 /// Elements of a product formed at a time, small enough to stay near the core.
 const BLOCK: usize = 1 << 16;
@@ -51,24 +52,72 @@ impl Predictor {
     pub fn footprint(&self, rows: usize) -> u64 {
         let tile = 4 * (rows * self.grid.cols) as u64;
         match self.how {
-            How::Sum => (1 + self.edits.len() as u64) * tile,
+            How::Sum | How::Rows | How::Cols => (1 + self.edits.len() as u64) * tile,
             How::Steps => 5 * tile,
             _ => 0,
         }
     }
 
-    /// The guess for `rows` into `out`, from the bytes of the same rows after the merge; elements in doubt are appended
-    /// to `doubtful`.
+    /// How many factors the guess for so many rows needs, beside the merged bytes.
+    pub fn factor_count(&self, rows: usize) -> usize {
+        match self.how {
+            How::Rows => rows,
+            How::Cols => self.grid.cols,
+            _ => 0,
+        }
+    }
+
+    /// Those factors, from the base's own rows.
+    pub fn factors(&self, kernels: &dyn Kernels, rows: Range<usize>, base: &Tensor) -> Result<Vec<f32>> {
+        let count = self.factor_count(rows.len());
+        let (cols, size) = (self.grid.cols, self.base.bitsize() / 8);
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let around = |rows: Range<usize>| {
+            let mut tile = Array2::zeros((rows.len(), cols));
+            if let Some(values) = tile.as_slice_mut() {
+                cast::widen(
+                    self.base,
+                    &base.bytes.as_slice()[rows.start * cols * size..rows.end * cols * size],
+                    values,
+                )?;
+            }
+            Ok(tile)
+        };
+        let placed = self.placed()?;
+        let all: Vec<_> = placed.iter().map(|p| (p, p.strength)).collect();
+        let before = around(rows.clone())?;
+        let after = changed(kernels, rows.clone(), &all, &before, &around)?;
+        let mut sum = before;
+        for p in placed.iter() {
+            add(kernels, p, rows.clone(), &mut sum)?;
+        }
+        // Where the sum is largest the quotient is most exact.
+        let mut best = vec![(0f32, 1f32); count];
+        for ((i, j), &v) in sum.indexed_iter() {
+            let entry = &mut best[if self.how == How::Rows { i } else { j }];
+            if v.abs() > entry.0 && v.is_finite() {
+                *entry = (v.abs(), after[[i, j]] / v);
+            }
+        }
+        Ok(best.into_iter().map(|(_, factor)| if factor.is_finite() { factor } else { 1.0 }).collect())
+    }
+
+    /// The guess for `rows` into `out`, from the bytes of the same rows after the merge and the factors; elements in
+    /// doubt are appended to `doubtful`.
     pub fn predict(
         &self,
         kernels: &dyn Kernels,
         rows: Range<usize>,
-        merged: &[u8],
+        (merged, factors): (&[u8], &[f32]),
         out: &mut [u8],
         doubtful: &mut Vec<u32>,
     ) -> Result<()> {
         match self.how {
-            How::Sum => self.take_off(kernels, rows.clone(), merged, out, doubtful)?,
+            How::Sum | How::Rows | How::Cols => {
+                self.take_off(kernels, rows.clone(), (merged, factors), out, doubtful)?;
+            }
             How::Steps => self.take_back(kernels, rows.clone(), merged, out)?,
             _ => self.convert(merged, out)?,
         }
@@ -112,7 +161,7 @@ impl Predictor {
         &self,
         kernels: &dyn Kernels,
         rows: Range<usize>,
-        merged: &[u8],
+        (merged, factors): (&[u8], &[f32]),
         out: &mut [u8],
         doubtful: &mut Vec<u32>,
     ) -> Result<()> {
@@ -141,7 +190,13 @@ impl Predictor {
                 let merged = &merged[from * in_size..(from + elements) * in_size];
                 let out = &mut out[from * out_size..(from + elements) * out_size];
                 let found = doubtful.len();
-                self.invert(kernels, merged, (block.len(), cols), &addends, out, doubtful)?;
+                let factor = match self.how {
+                    How::Rows => Factor::Rows(&factors[block.start - rows.start..block.end - rows.start]),
+                    How::Cols => Factor::Cols(factors),
+                    _ => Factor::None,
+                };
+                let step = Pointwise { addends: &addends, factor };
+                self.invert(kernels, merged, (block.len(), cols), step, out, doubtful)?;
                 doubtful[found..].iter_mut().for_each(|i| *i += from as u32);
             }
         }
@@ -153,20 +208,26 @@ impl Predictor {
         kernels: &dyn Kernels,
         merged: &[u8],
         dim: (usize, usize),
-        addends: &[Addend],
+        step: Pointwise,
         out: &mut [u8],
         doubtful: &mut Vec<u32>,
     ) -> Result<()> {
         match (Element::of(self.base), Element::of(self.merged)) {
             (Some(base), Some(stored)) if base != Element::F64 && stored != Element::F64 => {
-                let step = Pointwise { addends, factor: Factor::None };
                 kernels.invert((base, stored), merged, dim, step, out, doubtful);
                 Ok(())
             }
             // f64 is wide enough for the plain difference; what is missing is a correction.
             _ => {
                 let mut values = cast::widen_f64(self.merged, merged)?;
-                for addend in addends.iter().rev() {
+                for (i, v) in values.iter_mut().enumerate() {
+                    *v /= match step.factor {
+                        Factor::None => 1.0,
+                        Factor::Rows(f) => f64::from(f[i / dim.1]),
+                        Factor::Cols(f) => f64::from(f[i % dim.1]),
+                    };
+                }
+                for addend in step.addends.iter().rev() {
                     for (v, &d) in values.iter_mut().zip(addend.values) {
                         *v -= f64::from(addend.scale) * f64::from(d);
                     }
@@ -222,6 +283,19 @@ fn covering<'a>(placed: &'a [Placed], part: &Range<usize>) -> Vec<&'a Placed> {
     placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect()
 }
 
+/// Adds to `sum`, which holds `rows`, what a change adds whatever the weight is.
+fn add(kernels: &dyn Kernels, placed: &Placed, rows: Range<usize>, sum: &mut Array2<f32>) -> Result<()> {
+    let What::Act { action, offset } = &placed.what else {
+        return Err(Error::unsupported("a product in the place of an act"));
+    };
+    let first = rows.start - placed.rows.start + offset;
+    match &**action {
+        Action::Act(act) => act.addend(kernels, first..first + rows.len(), sum.view_mut()),
+        Action::LowRank(factors) => factors.add_to(kernels, first..first + rows.len(), sum.view_mut()),
+        Action::Experts(_) => Err(Error::unsupported("a stack of experts as one matrix")),
+    }
+}
+
 /// What one change adds.
 struct Sum<'a> {
     scale: f32,
@@ -243,10 +317,11 @@ impl<'a> Sum<'a> {
                 Ok(Sum { scale, values: Values::Product(f, part.start - placed.rows.start) })
             }
             What::Act { .. } => {
-                let zeros = Array2::zeros((part.len(), cols));
-                let around = |rows: Range<usize>| Ok(Array2::zeros((rows.len(), cols)));
-                let formed = changed(kernels, part, &[(placed, 1.0)], &zeros, &around)?;
-                Ok(Sum { scale: placed.strength as f32, values: Values::Formed(formed) })
+                let mut formed = Array2::zeros((part.len(), cols));
+                add(kernels, placed, part, &mut formed)?;
+                // A factor comes after the sum, and only at full strength.
+                let scale = if placed.reversal() == Reversal::Sum { placed.strength as f32 } else { 1.0 };
+                Ok(Sum { scale, values: Values::Formed(formed) })
             }
         }
     }

@@ -13,9 +13,9 @@ use super::table::{PieceRow, Table};
 use crate::error::{Context, Result};
 use crate::kernels::Kernels;
 use crate::model::BaseModel;
-use crate::ops::merge::Merge;
 use crate::ops::merge::place::{Grid, is_stacked};
 use crate::ops::merge::source::{Edit, Ready, Source};
+use crate::ops::merge::{Merge, Merged};
 use crate::stream::undo::RecordWriter;
 use crate::stream::undo::residual::{self, Elements, Predicted};
 use crate::stream::{COPY_BYTES, Job, Make, PieceOf, Plan, Produce, Witness};
@@ -240,9 +240,11 @@ impl Recorder {
         let truth = &of.base.bytes.as_slice()[range];
         let (mut guess, mut doubtful) = (vec![0u8; truth.len()], Vec::new());
         let merged_bytes = &bytes[..rows.len() * row_bytes];
-        of.predictor.predict(kernels, rows, merged_bytes, &mut guess, &mut doubtful)?;
+        let factors = of.predictor.factors(kernels, rows.clone(), &of.base)?;
+        of.predictor.predict(kernels, rows, (merged_bytes, &factors), &mut guess, &mut doubtful)?;
         let elements = Elements { size, float: dtype::is_float(of.base.dtype) };
-        let blob = residual::encode(elements, Predicted { bytes: &mut guess, doubtful: &doubtful }, truth)?;
+        let mut blob: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
+        blob.append(&mut residual::encode(elements, Predicted { bytes: &mut guess, doubtful: &doubtful }, truth)?);
         let row = PieceRow { merged, base: Some(Hash::of(truth)), packed: blob.len() };
         self.note(piece, from, bytes.len(), row, &blob)
     }
@@ -281,10 +283,10 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     let edits = work.map_or(&[][..], |w| w.edits());
     let known = edits.iter().all(|e| rebuildable.get(e.source.number) == Some(&true) && e.source.companion.is_none());
     let how = match work {
-        Some(work) if known => How::of(work.reversal()),
+        Some(work) if known => how_of(work),
         _ => How::Near,
     };
-    let of_use = matches!(how, How::Sum | How::Steps);
+    let of_use = how != How::Near;
     let stacked = is_stacked(edits);
     let (before, after) = (Grid::of(&base.shape, stacked), Grid::of(&job.entry.shape, stacked));
     // Rows of the same length, none of them lost; elements of whole bytes.
@@ -298,6 +300,23 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     let predictor = Predictor::new(base.dtype, job.entry.dtype, &base.shape, how, edits);
     let rule = work.filter(|_| of_use).map_or(Rows::Any, |w| w.rows());
     Some(RowsOf { base: base.clone(), predictor, merged_rows: after.rows, rule })
+}
+
+/// The way for the changes of a tensor. A factor needs the whole tensor to itself, at full strength.
+fn how_of(work: &Merged) -> How {
+    match (How::of(work.reversal()), work.edits()) {
+        (how @ (How::Rows | How::Cols), [only]) => {
+            let whole = only.piece.memory.is_all() && only.piece.disk.is_all() && only.source.strength == 1.0;
+            match how {
+                how if whole => how,
+                How::Rows => How::Steps,
+                _ => How::Near,
+            }
+        }
+        (How::Rows, _) => How::Steps,
+        (How::Cols, _) => How::Near,
+        (how, _) => how,
+    }
 }
 
 /// The same edit with an action of its own: the merge lets go of its own after its last row.

@@ -311,7 +311,12 @@ impl Restored {
         }
         let rows = all.start..all.end.min(base_rows);
         let mut doubtful = Vec::new();
-        self.predictor.predict(kernels, rows.clone(), &bytes[..rows.len() * row_bytes], out, &mut doubtful)?;
+        let (factors, packed) = packed
+            .split_at_checked(4 * self.predictor.factor_count(rows.len()))
+            .ok_or_else(|| damaged("factors are cut short"))?;
+        let factors: Vec<f32> = factors.as_chunks::<4>().0.iter().map(|f| f32::from_le_bytes(*f)).collect();
+        let bytes = &bytes[..rows.len() * row_bytes];
+        self.predictor.predict(kernels, rows.clone(), (bytes, &factors), out, &mut doubtful)?;
         residual::decode(self.elements, packed, &doubtful, out)?;
         if base_hash != Some(Hash::of(out)) {
             return Err(Error::malformed(format!("rows {rows:?} do not come out as they were before the merge")).hint(
