@@ -51,6 +51,13 @@ pub struct Common {
     /// Do not wait for the disk: faster, and not safe against a power cut
     #[arg(long)]
     pub no_sync: bool,
+    #[command(flatten)]
+    pub machine: Machine,
+}
+
+/// What a command may use of the machine.
+#[derive(Clone, Debug, Args)]
+pub struct Machine {
     /// Worker threads [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
@@ -63,6 +70,18 @@ pub struct Common {
 }
 
 impl Common {
+    /// Threads and memory.
+    pub fn limits(&self) -> Limits {
+        self.machine.limits()
+    }
+
+    /// The backend of `--device`.
+    pub fn kernels(&self) -> Result<Box<dyn Kernels>> {
+        self.machine.kernels()
+    }
+}
+
+impl Machine {
     /// Threads and memory.
     pub fn limits(&self) -> Limits {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);

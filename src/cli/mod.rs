@@ -15,6 +15,7 @@ mod size;
 mod undo;
 mod undo_record;
 mod unmerge;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -38,6 +39,8 @@ enum Command {
     Unmerge(unmerge::Args),
     /// Make an undo record for a base and a model made from it
     UndoRecord(undo_record::Args),
+    /// Say what is in a merged model, at what strength, and whether it is the merge it should be
+    Verify(verify::Args),
     /// Show what is in adapters and base models
     Inspect(inspect::Args),
     /// Show how far two adapters, or two models, are apart
@@ -67,6 +70,7 @@ fn run() -> u8 {
         Command::Merge(args) => args.common.json,
         Command::Unmerge(args) => args.common.json,
         Command::UndoRecord(args) => args.common.json,
+        Command::Verify(args) => args.json,
         Command::Inspect(args) => args.json,
         Command::Compare(args) => args.json,
         Command::Layouts(args) => args.json,
@@ -78,6 +82,11 @@ fn run() -> u8 {
         Command::Merge(args) => merge::run(args),
         Command::Unmerge(args) => unmerge::run(args),
         Command::UndoRecord(args) => undo_record::run(args),
+        Command::Verify(args) => match verify::run(args) {
+            Ok(None) => Ok(()),
+            Ok(Some(refuted)) => return exit::failed(&refuted, false), // the answer is on stdout already
+            Err(e) => Err(e),
+        },
         Command::Inspect(args) => inspect::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Layouts(args) => registry::layouts(args),

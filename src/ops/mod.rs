@@ -4,3 +4,4 @@ pub mod compare;
 pub mod inspect;
 pub mod merge;
 pub mod undo;
+pub mod verify;

@@ -4,6 +4,7 @@
 //! are widened to f32, each adapter's change is computed from the base's own values and added at its strength, and the
 //! sum is rounded once. f64 bases keep their precision: the change is computed in f32 and added in f64.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -68,6 +69,36 @@ impl Merged {
     /// How all of them can be taken back together.
     pub fn reversal(&self) -> Reversal {
         self.reversal
+    }
+
+    /// The same tensor rounded to another type. Only one of the two may be produced: they let go of what was prepared
+    /// for both.
+    pub fn rounded_to(&self, out: Dtype) -> Merged {
+        Merged {
+            start: self.start.clone(),
+            out,
+            grid: self.grid,
+            rule: self.rule,
+            edits: self.edits.clone(),
+            reversal: self.reversal,
+            allow_nonfinite: self.allow_nonfinite,
+            placed: Mutex::new(None),
+            rows_left: AtomicUsize::new(self.grid.rows),
+        }
+    }
+
+    /// The tensor it starts from; none for zeros.
+    pub fn base(&self) -> Option<&Tensor> {
+        match &self.start {
+            Start::Stored(tensor) => Some(tensor),
+            Start::Zeros(_) => None,
+        }
+    }
+
+    /// Numbers of the adapters that change it, in order.
+    pub fn adapters(&self) -> Vec<usize> {
+        let numbers: BTreeSet<_> = self.edits.iter().map(|e| e.source.number).collect();
+        numbers.into_iter().collect()
     }
 
     fn start_dtype(&self) -> Dtype {

@@ -1,0 +1,305 @@
+//! Some rows of a changed tensor: the file against the correctly rounded merge and against the adapters' changes.
+
+use std::ops::Range;
+
+use ndarray::Array2;
+
+use super::sums::{Equations, Off, Sums};
+use super::unit::Unit;
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::ops::merge::Merged;
+use crate::stream::Produce;
+use crate::tensor::ordinal::{ordinals, ulps};
+use crate::tensor::{Dtype, Tensor, cast};
+
+/// Elements that are worked on together, small enough for all their arrays to stay in the nearest cache.
+const BLOCK: usize = 512;
+/// Lanes of a sum.
+const LANES: usize = 8;
+/// Units in the last place of f32 that sums in another order may differ by, of the largest value that took part.
+const F32_SLACK: f64 = 16.0;
+
+/// Memory that comparing `rows` rows takes.
+pub fn footprint(merged: &Merged, rows: usize) -> u64 {
+    let tile = 4 * (rows * merged.matrix().1) as u64;
+    // Base, file, expected values and their bytes, the wanted change, and each adapter's change.
+    (5 + merged.adapters().len() as u64) * tile + merged.footprint(rows)
+}
+
+/// The values of some rows.
+struct Tile<'a> {
+    /// The base, the file and the correctly rounded merge.
+    base: &'a [f32],
+    file: &'a [f32],
+    right: &'a [f32],
+    /// The same in f64, where one of the types is.
+    wide: Option<[Vec<f64>; 3]>,
+    /// Each adapter's change at strength 1.
+    deltas: Vec<&'a [f32]>,
+    /// What is wanted of them all together.
+    wanted: &'a [f32],
+    /// Stored elements of the correctly rounded merge and of the file.
+    right_bytes: &'a [u8],
+    file_bytes: &'a [u8],
+    dtype: Dtype,
+    unit: Unit,
+    /// Units of rounding that an element may be off by.
+    allowed: f64,
+}
+
+/// Compares some rows of `found` with what `merged` says they should be at the claimed strengths.
+pub fn compare(
+    merged: &Merged,
+    found: &Tensor,
+    claimed: &[f64],
+    kernels: &dyn Kernels,
+    rows: Range<usize>,
+) -> Result<Sums> {
+    let cols = merged.matrix().1;
+    let range = |dtype: Dtype| rows.start * cols * dtype.bitsize() / 8..rows.end * cols * dtype.bitsize() / 8;
+    let unit = Unit::of(found.dtype)
+        .ok_or_else(|| Error::unsupported(format!("dtype {} is none that a merge writes", found.dtype)))?;
+    found.bytes.fetch(range(found.dtype));
+    if let Some(base) = merged.base() {
+        base.bytes.fetch(range(base.dtype));
+    }
+    let base = merged.widened(rows.clone())?;
+    let numbers = merged.adapters();
+    // Changes first: what was prepared for them is let go with the last rows that are produced.
+    let mut deltas = Vec::with_capacity(numbers.len());
+    let mut wanted = Array2::zeros(base.dim());
+    for &number in &numbers {
+        let delta = merged.delta(kernels, rows.clone(), number, &base)?;
+        wanted.scaled_add(claimed[number] as f32, &delta);
+        deltas.push(delta);
+    }
+    let wide_base = merged.base().filter(|t| t.dtype == Dtype::F64);
+    let wide_base = wide_base.map(|t| cast::widen_f64(t.dtype, &t.bytes.as_slice()[range(t.dtype)])).transpose()?;
+    let file_bytes = &found.bytes.as_slice()[range(found.dtype)];
+    let mut right_bytes = vec![0u8; file_bytes.len()];
+    merged.produce(kernels, rows.clone(), &mut right_bytes)?;
+
+    let (mut file, mut right) = (vec![0f32; base.len()], Vec::new());
+    cast::widen(found.dtype, file_bytes, &mut file)?;
+    let same = right_bytes == file_bytes;
+    if !same {
+        right.resize(base.len(), 0f32);
+        cast::widen(found.dtype, &right_bytes, &mut right)?;
+    }
+    let wide = if wide_base.is_some() || found.dtype == Dtype::F64 {
+        let base = wide_base.unwrap_or_else(|| base.iter().copied().map(f64::from).collect());
+        Some([base, cast::widen_f64(found.dtype, file_bytes)?, cast::widen_f64(found.dtype, &right_bytes)?])
+    } else {
+        None
+    };
+    let coarse = matches!(found.dtype, Dtype::BF16 | Dtype::F16);
+    let tile = Tile {
+        base: flat(&base)?,
+        file: &file,
+        right: if same { &file } else { &right },
+        wide,
+        deltas: deltas.iter().map(flat).collect::<Result<_>>()?,
+        wanted: flat(&wanted)?,
+        right_bytes: &right_bytes,
+        file_bytes,
+        dtype: found.dtype,
+        unit,
+        allowed: if coarse { numbers.len().max(1) as f64 } else { F32_SLACK },
+    };
+    let mut sums = Sums::new(numbers.len());
+    let mut scratch = Scratch::new(numbers.len());
+    for start in (0..base.len()).step_by(BLOCK) {
+        let block = start..(start + BLOCK).min(base.len());
+        tile.sum(block.clone(), &mut scratch, &mut sums);
+        if !same {
+            sums.off.add(&tile.distances(block, &scratch.unit, (rows.start * cols) as u64)?);
+        }
+    }
+    found.bytes.release(range(found.dtype));
+    merged.release(rows);
+    Ok(sums)
+}
+
+fn flat(values: &Array2<f32>) -> Result<&[f32]> {
+    values.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))
+}
+
+/// Arrays of one block.
+struct Scratch {
+    unit: Vec<f64>,
+    /// The file less the base; in units of value and of rounding.
+    plain: Vec<f64>,
+    scaled: Vec<f64>,
+    /// The correctly rounded merge less the base, in units of rounding.
+    right: Vec<f64>,
+    /// Each change, in both.
+    plains: Vec<Vec<f64>>,
+    scaleds: Vec<Vec<f64>>,
+    wanted: Vec<f64>,
+}
+
+impl Scratch {
+    fn new(count: usize) -> Scratch {
+        let block = || vec![0f64; BLOCK];
+        let blocks = || (0..count).map(|_| block()).collect();
+        Scratch {
+            unit: block(),
+            plain: block(),
+            scaled: block(),
+            right: block(),
+            plains: blocks(),
+            scaleds: blocks(),
+            wanted: block(),
+        }
+    }
+
+    /// Takes elements out of the sums that are not finite on some side.
+    fn leave_out(&mut self, len: usize) -> u64 {
+        let mut count = 0;
+        for i in 0..len {
+            let changes = self.plains.iter().all(|p| p[i].is_finite());
+            if changes && [self.plain[i], self.right[i], self.wanted[i]].iter().all(|v| v.is_finite()) {
+                continue;
+            }
+            count += 1;
+            for values in [&mut self.unit, &mut self.plain, &mut self.scaled, &mut self.right, &mut self.wanted] {
+                values[i] = 0.0;
+            }
+            self.plains.iter_mut().chain(&mut self.scaleds).for_each(|p| p[i] = 0.0);
+        }
+        count
+    }
+}
+
+impl Tile<'_> {
+    /// Adds the sums of a block.
+    fn sum(&self, block: Range<usize>, scratch: &mut Scratch, sums: &mut Sums) {
+        self.fill(block.clone(), scratch);
+        let mut part = summed(scratch, block.len());
+        if !part.plain.square.is_finite() || !part.units.square.is_finite() || !part.wanted.is_finite() {
+            let left_out = scratch.leave_out(block.len());
+            part = summed(scratch, block.len());
+            part.left_out = left_out;
+        }
+        sums.add(&part);
+    }
+
+    fn fill(&self, block: Range<usize>, s: &mut Scratch) {
+        let len = block.len();
+        let unit = &mut s.unit[..len];
+        let (base, file, right) = (&self.base[block.clone()], &self.file[block.clone()], &self.right[block.clone()]);
+        self.unit.measure(base, file, &self.wanted[block.clone()], unit);
+        match &self.wide {
+            None => {
+                difference(file, base, f64::from, &mut s.plain[..len]);
+                difference(right, base, f64::from, &mut s.right[..len]);
+            }
+            Some([base, file, right]) => {
+                let (base, file, right) = (&base[block.clone()], &file[block.clone()], &right[block.clone()]);
+                difference(file, base, |v| v, &mut s.plain[..len]);
+                difference(right, base, |v| v, &mut s.right[..len]);
+            }
+        }
+        // Units are powers of two: dividing by one is exact.
+        for i in 0..len {
+            let per_unit = 1.0 / unit[i];
+            s.scaled[i] = s.plain[i] * per_unit;
+            s.right[i] *= per_unit;
+        }
+        for ((delta, plain), scaled) in self.deltas.iter().zip(&mut s.plains).zip(&mut s.scaleds) {
+            for (((p, x), d), unit) in plain.iter_mut().zip(scaled).zip(&delta[block.clone()]).zip(&*unit) {
+                *p = f64::from(*d);
+                *x = *p / unit;
+            }
+        }
+        for (w, c) in s.wanted.iter_mut().zip(&self.wanted[block]) {
+            *w = f64::from(*c);
+        }
+    }
+
+    /// How far the elements of a block are from the right ones; `first` is the number of the tile's first element.
+    fn distances(&self, block: Range<usize>, unit: &[f64], first: u64) -> Result<Off> {
+        let mut off = Off::default();
+        let size = self.dtype.bitsize() / 8;
+        let bytes = block.start * size..block.end * size;
+        let (right, file) = (&self.right_bytes[bytes.clone()], &self.file_bytes[bytes]);
+        if right == file {
+            return Ok(off);
+        }
+        let unknown = || Error::unsupported(format!("dtype {} has no neighbours", self.dtype));
+        let right = ordinals(self.dtype, right).ok_or_else(unknown)?;
+        let file = ordinals(self.dtype, file).ok_or_else(unknown)?;
+        for ((i, (a, b)), unit) in block.zip(right.zip(file)).zip(unit) {
+            let ulps = ulps(a, b);
+            if ulps == 0 || (self.file[i].is_nan() && self.right[i].is_nan()) {
+                continue;
+            }
+            off.by_one += u64::from(ulps == 1);
+            off.by_more += u64::from(ulps > 1);
+            off.max_ulps = off.max_ulps.max(ulps);
+            let units = self.distance(i) / unit;
+            let units = if units.is_finite() { units } else { f64::INFINITY };
+            off.beyond += u64::from(ulps > 1 && units > self.allowed);
+            if off.worst.is_none_or(|(worst, _)| units > worst) {
+                off.worst = Some((units, first + i as u64));
+            }
+        }
+        Ok(off)
+    }
+
+    fn distance(&self, i: usize) -> f64 {
+        match &self.wide {
+            None => (f64::from(self.file[i]) - f64::from(self.right[i])).abs(),
+            Some([_, file, right]) => (file[i] - right[i]).abs(),
+        }
+    }
+}
+
+fn difference<T: Copy>(a: &[T], b: &[T], wide: impl Fn(T) -> f64, out: &mut [f64]) {
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        *out = wide(*a) - wide(*b);
+    }
+}
+
+fn summed(s: &Scratch, len: usize) -> Sums {
+    let plains: Vec<&[f64]> = s.plains.iter().map(|p| &p[..len]).collect();
+    let scaleds: Vec<&[f64]> = s.scaleds.iter().map(|p| &p[..len]).collect();
+    Sums {
+        elements: len as u64,
+        plain: equations(&plains, &s.plain[..len]),
+        units: equations(&scaleds, &s.scaled[..len]),
+        rounded: scaleds.iter().map(|x| dot(x, &s.right[..len])).collect(),
+        wanted: dot(&s.wanted[..len], &s.wanted[..len]),
+        noise: dot(&s.unit[..len], &s.unit[..len]) / 12.0,
+        ..Sums::default()
+    }
+}
+
+fn equations(changes: &[&[f64]], difference: &[f64]) -> Equations {
+    let count = changes.len();
+    let mut out = Equations::new(count);
+    out.square = dot(difference, difference);
+    for (k, x) in changes.iter().enumerate() {
+        out.along[k] = dot(x, difference);
+        for (l, other) in changes.iter().enumerate().skip(k) {
+            let product = dot(x, other);
+            out.gram[k * count + l] = product;
+            out.gram[l * count + k] = product;
+        }
+    }
+    out
+}
+
+/// Σ a·b in lanes.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (chunks_a, rest_a) = a.as_chunks::<LANES>();
+    let (chunks_b, rest_b) = b.as_chunks::<LANES>();
+    let mut lanes = [0f64; LANES];
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    lanes.iter().sum::<f64>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f64>()
+}
