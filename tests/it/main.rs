@@ -26,3 +26,4 @@ mod sources;
 mod sums;
 mod transcripts;
 mod tuners;
+mod verify;

@@ -40,6 +40,8 @@ pub struct Estimate {
     pub claimed: f64,
     /// What was found; none where the adapter changes nothing here or cannot be told from another.
     pub strength: Option<f64>,
+    /// The same where it is told; else one that fits together with the claims of the adapters it cannot be told from.
+    pub fitted: f64,
     /// Standard deviation of that, by the noise of rounding and of whatever else is in the tensor.
     pub deviation: f64,
     /// What follows.
@@ -70,6 +72,7 @@ pub fn strengths(sums: &Sums, claimed: &[f64], numbers: &[usize], is_exact: bool
                 adapter: numbers[k],
                 claimed: claimed[k],
                 strength: told.then_some(strength),
+                fitted: strength,
                 deviation,
                 standing,
             }
@@ -105,7 +108,7 @@ pub fn residual(sums: &Sums, estimates: &[Estimate]) -> Option<(f64, f64)> {
     if square == 0.0 {
         return None;
     }
-    let strengths: Vec<_> = estimates.iter().map(|e| e.strength.unwrap_or(e.claimed)).collect();
+    let strengths: Vec<_> = estimates.iter().map(|e| e.fitted).collect();
     let equations = NormalEquations::new(strengths.len(), &sums.plain.gram);
     let left = equations.residual(square, &sums.plain.along, &strengths);
     Some(((left / square).sqrt(), (sums.noise / square).sqrt()))

@@ -155,7 +155,7 @@ impl Verification {
 
     /// Sums up the pieces of each tensor, in order.
     fn report(self, pieces: &[Piece], found: Vec<Found>) -> Report {
-        let mut changed: Vec<Option<Sums>> = self.pairs.iter().map(|p| p.new_sums()).collect();
+        let mut changed: Vec<Option<Sums>> = self.pairs.iter().map(Pair::new_sums).collect();
         let mut kept = vec![Kept::default(); self.pairs.len()];
         for (piece, found) in pieces.iter().zip(found) {
             match (piece, found) {
