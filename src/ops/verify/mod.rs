@@ -35,12 +35,17 @@ use crate::model::BaseModel;
 use crate::ops::merge::{self, Applied};
 use crate::stream::{Budget, Limits, Produce, Progress, each};
 use crate::tensor::Rows;
+use crate::ops::merge::{self, Applied, Merged};
+use crate::stream::{Budget, Limits, Produce, Progress, deal};
+use crate::tensor::{Rows, Tensor};
 
 use pair::{Check, Pair};
 use sums::Sums;
 
-/// Elements of one piece of a changed tensor: rows, change and expected values of it stay in cache near the core.
-const TILE_ELEMENTS: usize = 1 << 17;
+/// Elements of one piece of a changed tensor, which has sums of its own.
+const PIECE_ELEMENTS: usize = 1 << 20;
+/// Elements of it that are worked on at a time: rows, change and expected values stay in cache near the core.
+const TILE_ELEMENTS: usize = 1 << 15;
 /// Bytes of one piece of a tensor that has to be as it was.
 const KEPT_BYTES: usize = 8 << 20;
 
@@ -116,8 +121,21 @@ impl Verification {
     fn rows(&self, pair: usize, rows: Range<usize>, kernels: &dyn Kernels, budget: &Budget) -> Result<Found> {
         let Pair { found, check, .. } = &self.pairs[pair];
         let Check::Changed(merged) = check else { return Ok(Found::Kept(Kept::default())) };
-        let _ticket = budget.admit(tile::footprint(merged, rows.len()));
-        Ok(Found::Rows(Box::new(tile::compare(merged, found, &self.claimed, kernels, rows)?)))
+        let step = rows_of(merged, TILE_ELEMENTS);
+        let _ticket = budget.admit(tile::footprint(merged, step.min(rows.len())));
+        let bytes = |tensor: &Tensor| {
+            let row = merged.matrix().1 * tensor.dtype.bitsize() / 8;
+            rows.start * row..rows.end * row
+        };
+        let tensors = || merged.base().into_iter().chain([found]);
+        tensors().for_each(|tensor| tensor.bytes.fetch(bytes(tensor)));
+        let mut sums = Sums::new(merged.adapters().len());
+        for start in rows.clone().step_by(step) {
+            let tile = start..(start + step).min(rows.end);
+            sums.add(&tile::compare(merged, found, &self.claimed, kernels, tile)?);
+        }
+        tensors().for_each(|tensor| tensor.bytes.release(bytes(tensor)));
+        Ok(Found::Rows(Box::new(sums)))
     }
 
     fn kept(&self, pair: usize, elements: Range<usize>) -> Result<Found> {
@@ -132,13 +150,8 @@ impl Verification {
         for (number, pair) in self.pairs.iter().enumerate() {
             match &pair.check {
                 Check::Changed(merged) => {
-                    let (rows, cols) = merged.matrix();
-                    let wanted = (TILE_ELEMENTS / cols.max(1)).max(1);
-                    let step = match merged.rows() {
-                        Rows::Any => wanted,
-                        Rows::Multiple(n) => wanted.next_multiple_of(n.max(1)),
-                        Rows::Whole => rows.max(1),
-                    };
+                    let (rows, _) = merged.matrix();
+                    let step = rows_of(merged, PIECE_ELEMENTS);
                     let starts = (0..rows).step_by(step);
                     out.extend(starts.map(|start| Piece::Rows(number, start..(start + step).min(rows))));
                 }
@@ -177,6 +190,17 @@ impl Verification {
             kept,
         }
         .report()
+    }
+}
+
+/// How many rows are about `elements`, as the kinds of change allow.
+fn rows_of(merged: &Merged, elements: usize) -> usize {
+    let (rows, cols) = merged.matrix();
+    let wanted = (elements / cols.max(1)).max(1);
+    match merged.rows() {
+        Rows::Any => wanted,
+        Rows::Multiple(n) => wanted.next_multiple_of(n.max(1)),
+        Rows::Whole => rows.max(1),
     }
 }
 

@@ -88,7 +88,8 @@ pub fn pairs(base: &BaseModel, merged: &BaseModel, plan: &Merge) -> (Vec<Pair>, 
                 kinds: Vec::new(),
             }),
             None => {
-                problems.push(Problem { key: key.clone(), what: "neither in the base nor added by an adapter".into() })
+                let what = "neither in the base nor added by an adapter".to_string();
+                problems.push(Problem { key: key.clone(), what });
             }
         }
     }

@@ -41,8 +41,6 @@ pub struct Sums {
     pub units: Equations,
     /// As `units.along`, with the correctly rounded merge in the place of the file.
     pub rounded: Vec<f64>,
-    /// ‖Σ sₖ·Δₖ‖² at the claimed strengths.
-    pub wanted: f64,
     /// Σ unit² / 12: the square of what rounding alone adds.
     pub noise: f64,
 }
@@ -67,6 +65,13 @@ impl Equations {
         Equations { square: 0.0, along: vec![0.0; count], gram: vec![0.0; count * count] }
     }
 
+    /// Adds a part of as many changes.
+    fn add(&mut self, other: &Equations) {
+        self.square += other.square;
+        add(&mut self.along, &other.along);
+        add(&mut self.gram, &other.gram);
+    }
+
     /// Adds a part in which change i is number `numbers[i]` here.
     fn spread(&mut self, other: &Equations, numbers: &[usize]) {
         let (here, there) = (self.along.len(), numbers.len());
@@ -87,10 +92,22 @@ impl Sums {
         Sums { plain: equations.clone(), units: equations, rounded: vec![0.0; count], ..Sums::default() }
     }
 
+    /// Whether no element spoils a sum. Squares tell: what is not finite in a factor is not in its square.
+    pub fn is_finite(&self) -> bool {
+        let all = [&self.plain.gram, &self.units.gram, &self.rounded];
+        let squares = [self.plain.square, self.units.square];
+        squares.iter().chain(all.into_iter().flatten()).all(|v| v.is_finite())
+    }
+
     /// Adds another part of the same tensor.
     pub fn add(&mut self, other: &Sums) {
-        let numbers: Vec<usize> = (0..other.rounded.len()).collect();
-        self.spread(other, &numbers);
+        self.elements += other.elements;
+        self.left_out += other.left_out;
+        self.off.add(&other.off);
+        self.plain.add(&other.plain);
+        self.units.add(&other.units);
+        add(&mut self.rounded, &other.rounded);
+        self.noise += other.noise;
     }
 
     /// Adds the sums of a tensor whose change i is number `numbers[i]` here.
@@ -103,7 +120,10 @@ impl Sums {
         for (i, &k) in numbers.iter().enumerate() {
             self.rounded[k] += other.rounded[i];
         }
-        self.wanted += other.wanted;
         self.noise += other.noise;
     }
+}
+
+fn add(to: &mut [f64], values: &[f64]) {
+    to.iter_mut().zip(values).for_each(|(to, value)| *to += value);
 }

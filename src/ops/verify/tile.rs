@@ -11,15 +11,17 @@ use crate::kernels::Kernels;
 use crate::linalg::norm::sum_of_squares;
 use crate::ops::merge::Merged;
 use crate::stream::Produce;
-use crate::tensor::ordinal::{ordinals, ulps};
+use crate::tensor::ordinal::{ordinal, ulps};
 use crate::tensor::{Dtype, Tensor, cast};
 
 /// Elements that are worked on together, small enough for all their arrays to stay in the nearest cache.
 const BLOCK: usize = 512;
 /// Lanes of a sum.
-const LANES: usize = 8;
+const LANES: usize = 4;
 /// Units that f32 and f64 elements may be off by, of the largest value that took part: f32 sums in another order.
 const F32_UNITS: f64 = 16.0;
+/// The bits of 2⁰ twice: less those of 2ⁿ they are those of 2⁻ⁿ.
+const TWICE_ONE: u64 = 2 * 1f64.to_bits();
 /// What every element may be off by, of the root mean square of the change: the summands of a change may be far larger
 /// than it is, and so may their errors. Against PEFT, the worst that is known is half of that (PiSSA, whose change comes
 /// out of a singular value decomposition).
@@ -38,12 +40,13 @@ struct Tile<'a> {
     base: &'a [f32],
     file: &'a [f32],
     right: &'a [f32],
+    /// Whether all elements of the last two are the same.
+    is_exact: bool,
     /// The same in f64, where one of the types is.
     wide: Option<[Vec<f64>; 3]>,
     /// Each adapter's change at strength 1.
     deltas: Vec<&'a [f32]>,
-    /// What is wanted of them all together, and the largest that any partial sum of them can be.
-    wanted: &'a [f32],
+    /// The largest that any partial sum of them can be, at the claimed strengths.
     largest: &'a [f32],
     /// Stored elements of the correctly rounded merge and of the file.
     right_bytes: &'a [u8],
@@ -66,10 +69,6 @@ pub fn compare(
     let range = |dtype: Dtype| rows.start * cols * dtype.bitsize() / 8..rows.end * cols * dtype.bitsize() / 8;
     let unit = Unit::of(found.dtype)
         .ok_or_else(|| Error::unsupported(format!("dtype {} is none that a merge writes", found.dtype)))?;
-    found.bytes.fetch(range(found.dtype));
-    if let Some(base) = merged.base() {
-        base.bytes.fetch(range(base.dtype));
-    }
     let base = merged.widened(rows.clone())?;
     let numbers = merged.adapters();
     // Changes first: what was prepared for them is let go with the last rows that are produced.
@@ -111,9 +110,9 @@ pub fn compare(
         base: flat(&base)?,
         file: &file,
         right: if same { &file } else { &right },
+        is_exact: same,
         wide,
         deltas: deltas.iter().map(flat).collect::<Result<_>>()?,
-        wanted,
         largest: if numbers.len() > 1 { flat(&largest)? } else { wanted },
         right_bytes: &right_bytes,
         file_bytes,
@@ -127,7 +126,7 @@ pub fn compare(
         let block = start..(start + BLOCK).min(base.len());
         tile.sum(block.clone(), &mut scratch, &mut sums);
         if !same {
-            sums.off.add(&tile.distances(block, &scratch.unit, (rows.start * cols) as u64)?);
+            sums.off.add(&tile.distances(block, &scratch.unit, (rows.start * cols) as u64));
         }
     }
     found.bytes.release(range(found.dtype));
@@ -142,6 +141,7 @@ fn flat(values: &Array2<f32>) -> Result<&[f32]> {
 /// Arrays of one block.
 struct Scratch {
     unit: Vec<f64>,
+    per_unit: Vec<f64>,
     /// The file less the base; in units of value and of rounding.
     plain: Vec<f64>,
     scaled: Vec<f64>,
@@ -150,7 +150,8 @@ struct Scratch {
     /// Each change, in both.
     plains: Vec<Vec<f64>>,
     scaleds: Vec<Vec<f64>>,
-    wanted: Vec<f64>,
+    /// Its sums.
+    part: Sums,
 }
 
 impl Scratch {
@@ -159,12 +160,26 @@ impl Scratch {
         let blocks = || (0..count).map(|_| block()).collect();
         Scratch {
             unit: block(),
+            per_unit: block(),
             plain: block(),
             scaled: block(),
             right: block(),
             plains: blocks(),
             scaleds: blocks(),
-            wanted: block(),
+            part: Sums::new(count),
+        }
+    }
+
+    /// Sums up the first `len` elements.
+    fn sum(&mut self, len: usize, is_exact: bool) {
+        let (unit, part) = (&self.unit[..len], &mut self.part);
+        part.elements = len as u64;
+        part.left_out = 0;
+        part.noise = dot(unit, unit) / 12.0;
+        equations(&self.plains, &self.plain[..len], &mut part.plain);
+        equations(&self.scaleds, &self.scaled[..len], &mut part.units);
+        for ((rounded, along), x) in part.rounded.iter_mut().zip(&part.units.along).zip(&self.scaleds) {
+            *rounded = if is_exact { *along } else { dot(&x[..len], &self.right[..len]) };
         }
     }
 
@@ -173,11 +188,11 @@ impl Scratch {
         let mut count = 0;
         for i in 0..len {
             let changes = self.plains.iter().all(|p| p[i].is_finite());
-            if changes && [self.plain[i], self.right[i], self.wanted[i]].iter().all(|v| v.is_finite()) {
+            if changes && [self.plain[i], self.right[i]].iter().all(|v| v.is_finite()) {
                 continue;
             }
             count += 1;
-            for values in [&mut self.unit, &mut self.plain, &mut self.scaled, &mut self.right, &mut self.wanted] {
+            for values in [&mut self.unit, &mut self.plain, &mut self.scaled, &mut self.right] {
                 values[i] = 0.0;
             }
             self.plains.iter_mut().chain(&mut self.scaleds).for_each(|p| p[i] = 0.0);
@@ -190,13 +205,13 @@ impl Tile<'_> {
     /// Adds the sums of a block.
     fn sum(&self, block: Range<usize>, scratch: &mut Scratch, sums: &mut Sums) {
         self.fill(block.clone(), scratch);
-        let mut part = summed(scratch, block.len());
-        if !part.plain.square.is_finite() || !part.units.square.is_finite() || !part.wanted.is_finite() {
+        scratch.sum(block.len(), self.is_exact);
+        if !scratch.part.is_finite() {
             let left_out = scratch.leave_out(block.len());
-            part = summed(scratch, block.len());
-            part.left_out = left_out;
+            scratch.sum(block.len(), false);
+            scratch.part.left_out = left_out;
         }
-        sums.add(&part);
+        sums.add(&scratch.part);
     }
 
     fn fill(&self, block: Range<usize>, s: &mut Scratch) {
@@ -207,7 +222,9 @@ impl Tile<'_> {
         match &self.wide {
             None => {
                 difference(file, base, f64::from, &mut s.plain[..len]);
-                difference(right, base, f64::from, &mut s.right[..len]);
+                if !self.is_exact {
+                    difference(right, base, f64::from, &mut s.right[..len]);
+                }
             }
             Some([base, file, right]) => {
                 let (base, file, right) = (&base[block.clone()], &file[block.clone()], &right[block.clone()]);
@@ -215,36 +232,43 @@ impl Tile<'_> {
                 difference(right, base, |v| v, &mut s.right[..len]);
             }
         }
-        // Units are powers of two: dividing by one is exact.
-        for (((unit, plain), scaled), right) in unit.iter().zip(&s.plain).zip(&mut s.scaled).zip(&mut s.right) {
-            *scaled = plain / unit;
-            *right /= unit;
+        // Units are powers of two, and so are their reciprocals.
+        for (per, unit) in s.per_unit.iter_mut().zip(&*unit) {
+            *per = f64::from_bits(TWICE_ONE.wrapping_sub(unit.to_bits()));
+        }
+        let per_unit = &s.per_unit[..len];
+        for ((per, plain), scaled) in per_unit.iter().zip(&s.plain).zip(&mut s.scaled) {
+            *scaled = plain * per;
+        }
+        if self.is_exact {
+            s.right[..len].copy_from_slice(&s.scaled[..len]);
+        } else {
+            s.right.iter_mut().zip(per_unit).for_each(|(right, per)| *right *= per);
         }
         for ((delta, plain), scaled) in self.deltas.iter().zip(&mut s.plains).zip(&mut s.scaleds) {
-            for (((p, x), d), unit) in plain.iter_mut().zip(scaled).zip(&delta[block.clone()]).zip(&*unit) {
+            for (((p, x), d), per) in plain.iter_mut().zip(scaled).zip(&delta[block.clone()]).zip(per_unit) {
                 *p = f64::from(*d);
-                *x = *p / unit;
+                *x = *p * per;
             }
-        }
-        for (w, c) in s.wanted.iter_mut().zip(&self.wanted[block]) {
-            *w = f64::from(*c);
         }
     }
 
     /// How far the elements of a block are from the right ones; `first` is the number of the tile's first element.
-    fn distances(&self, block: Range<usize>, unit: &[f64], first: u64) -> Result<Off> {
+    fn distances(&self, block: Range<usize>, unit: &[f64], first: u64) -> Off {
         let mut off = Off::default();
         let size = self.dtype.bitsize() / 8;
         let bytes = block.start * size..block.end * size;
         let (right, file) = (&self.right_bytes[bytes.clone()], &self.file_bytes[bytes]);
         if right == file {
-            return Ok(off);
+            return off;
         }
-        let unknown = || Error::unsupported(format!("dtype {} has no neighbours", self.dtype));
-        let right = ordinals(self.dtype, right).ok_or_else(unknown)?;
-        let file = ordinals(self.dtype, file).ok_or_else(unknown)?;
-        for ((i, (a, b)), unit) in block.zip(right.zip(file)).zip(unit) {
-            let ulps = ulps(a, b);
+        for (number, (i, unit)) in block.zip(unit).enumerate() {
+            let (a, b) = (pattern(right, number, size), pattern(file, number, size));
+            if a == b {
+                continue;
+            }
+            let bits = 8 * size as u32;
+            let ulps = ulps(ordinal(a, bits), ordinal(b, bits));
             if ulps == 0 || (self.file[i].is_nan() && self.right[i].is_nan()) {
                 continue;
             }
@@ -262,7 +286,7 @@ impl Tile<'_> {
                 off.worst = Some((units, first + i as u64));
             }
         }
-        Ok(off)
+        off
     }
 
     fn distance(&self, i: usize) -> f64 {
@@ -273,39 +297,39 @@ impl Tile<'_> {
     }
 }
 
+/// The pattern of an element of `size` bytes.
+fn pattern(bytes: &[u8], number: usize, size: usize) -> u64 {
+    let element = &bytes[number * size..(number + 1) * size];
+    match *element {
+        [a, b] => u64::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0, // no type that a merge writes
+    }
+}
+
 fn difference<T: Copy>(a: &[T], b: &[T], wide: impl Fn(T) -> f64, out: &mut [f64]) {
     for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
         *out = wide(*a) - wide(*b);
     }
 }
 
-fn summed(s: &Scratch, len: usize) -> Sums {
-    let plains: Vec<&[f64]> = s.plains.iter().map(|p| &p[..len]).collect();
-    let scaleds: Vec<&[f64]> = s.scaleds.iter().map(|p| &p[..len]).collect();
-    Sums {
-        elements: len as u64,
-        plain: equations(&plains, &s.plain[..len]),
-        units: equations(&scaleds, &s.scaled[..len]),
-        rounded: scaleds.iter().map(|x| dot(x, &s.right[..len])).collect(),
-        wanted: dot(&s.wanted[..len], &s.wanted[..len]),
-        noise: dot(&s.unit[..len], &s.unit[..len]) / 12.0,
-        ..Sums::default()
+/// Sums of changes against a difference, over the first `len` elements.
+fn equations(changes: &[Vec<f64>], difference: &[f64], out: &mut Equations) {
+    let (len, count) = (difference.len(), changes.len());
+    if count == 0 {
+        out.square = dot(difference, difference);
     }
-}
-
-fn equations(changes: &[&[f64]], difference: &[f64]) -> Equations {
-    let count = changes.len();
-    let mut out = Equations::new(count);
-    out.square = dot(difference, difference);
     for (k, x) in changes.iter().enumerate() {
-        out.along[k] = dot(x, difference);
-        for (l, other) in changes.iter().enumerate().skip(k) {
-            let product = dot(x, other);
+        let x = &x[..len];
+        let [square, along, own] = squares(difference, x);
+        (out.square, out.along[k], out.gram[k * count + k]) = (square, along, own);
+        for (l, other) in changes.iter().enumerate().skip(k + 1) {
+            let product = dot(x, &other[..len]);
             out.gram[k * count + l] = product;
             out.gram[l * count + k] = product;
         }
     }
-    out
 }
 
 /// Σ a·b in lanes.
@@ -319,4 +343,20 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
         }
     }
     lanes.iter().sum::<f64>() + rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum::<f64>()
+}
+
+/// Σ a·a, Σ a·b and Σ b·b in lanes, in one pass.
+fn squares(a: &[f64], b: &[f64]) -> [f64; 3] {
+    let (chunks_a, rest_a) = a.as_chunks::<LANES>();
+    let (chunks_b, rest_b) = b.as_chunks::<LANES>();
+    let mut lanes = [[0f64; LANES]; 3];
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        for lane in 0..LANES {
+            lanes[0][lane] += a[lane] * a[lane];
+            lanes[1][lane] += a[lane] * b[lane];
+            lanes[2][lane] += b[lane] * b[lane];
+        }
+    }
+    let rest = [dot(rest_a, rest_a), dot(rest_a, rest_b), dot(rest_b, rest_b)];
+    std::array::from_fn(|i| lanes[i].iter().sum::<f64>() + rest[i])
 }

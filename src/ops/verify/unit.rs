@@ -6,48 +6,59 @@
 
 use crate::tensor::Dtype;
 
-/// Bias of the exponent of an f32.
-const BIAS: u32 = 127;
-/// Bias of the exponent of an f64.
-const WIDE_BIAS: i64 = 1023;
 /// Bits of the fraction of an f32, the type changes are computed in.
-const F32_BITS: i64 = 23;
-/// The sign of an f32.
+const F32_BITS: u32 = 23;
+/// An f32 without its sign, and the largest of them that is finite.
 const MAGNITUDE: u32 = 0x7fff_ffff;
+const LARGEST: u32 = 0x7f7f_ffff;
+/// The exponent of an f32.
+const EXPONENT: u32 = 0x7f80_0000;
 
 /// How a type rounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Unit {
-    /// Bits of the fraction.
-    bits: i64,
-    /// Exponent of the smallest normal number, biased as in an f32: below it the distance stays.
-    least: u32,
+    /// The unit of 1.
+    of_one: f64,
+    /// The smallest normal number: below it the unit stays. Of types with more exponents than f32, the smallest that an
+    /// f32 has.
+    least: f32,
 }
 
 impl Unit {
     /// The unit of a type that weights are merged in.
     pub fn of(dtype: Dtype) -> Option<Unit> {
-        match dtype {
-            Dtype::BF16 => Some(Unit { bits: 7, least: 1 }),
-            Dtype::F16 => Some(Unit { bits: 10, least: BIAS - 14 }),
-            Dtype::F32 => Some(Unit { bits: F32_BITS, least: 1 }),
-            Dtype::F64 => Some(Unit { bits: 52, least: 1 }),
-            _ => None,
-        }
+        let (bits, least) = match dtype {
+            Dtype::BF16 => (7, f32::MIN_POSITIVE),
+            Dtype::F16 => (10, half::f16::MIN_POSITIVE.to_f32()),
+            Dtype::F32 => (F32_BITS, f32::MIN_POSITIVE),
+            Dtype::F64 => (52, f32::MIN_POSITIVE),
+            _ => return None,
+        };
+        Some(Unit { of_one: power_of_half(bits), least })
     }
 
     /// Units of elements: of the base's values, the file's, and the wanted change, all as f32. Never finer than the
     /// change, which is computed in f32 whatever the stored type. All slices are as long as `units`.
     pub fn measure(self, base: &[f32], file: &[f32], change: &[f32], units: &mut [f64]) {
-        let finest = if self.bits > F32_BITS { F32_BITS } else { self.bits };
+        let least = self.least.to_bits();
+        // The power of two below a magnitude, which has no sign.
+        let scale = |magnitude: u32| f64::from(f32::from_bits(magnitude.clamp(least, LARGEST) & EXPONENT));
+        let magnitude = |value: &f32| value.to_bits() & MAGNITUDE;
         for (((unit, w), v), c) in units.iter_mut().zip(base).zip(file).zip(change) {
-            let c = c.to_bits() & MAGNITUDE;
-            let all = (w.to_bits() & MAGNITUDE).max(v.to_bits() & MAGNITUDE).max(c);
-            let exponent = |magnitude: u32, bits: i64| i64::from((magnitude >> 23).max(self.least)) - bits;
-            let exponent = exponent(all, self.bits).max(exponent(c, finest));
-            *unit = f64::from_bits(((WIDE_BIAS - i64::from(BIAS) + exponent) as u64) << 52);
+            *unit = scale(magnitude(w).max(magnitude(v)).max(magnitude(c))) * self.of_one;
+        }
+        let finest = power_of_half(F32_BITS);
+        if self.of_one < finest {
+            for (unit, c) in units.iter_mut().zip(change) {
+                *unit = unit.max(scale(magnitude(c)) * finest);
+            }
         }
     }
+}
+
+/// 2⁻ⁿ.
+fn power_of_half(n: u32) -> f64 {
+    f64::from_bits((1023 - u64::from(n)) << 52)
 }
 
 #[cfg(test)]
