@@ -19,7 +19,7 @@ use crate::ops::verify::{self, Changed, Estimate, Finding, Report, Standing, Sta
 /// Rows of the table that are shown without `-v`.
 const ROWS_SHOWN: usize = 20;
 
-/// Say what is in a merged model, at what strength, and whether it is the merge it should be
+/// Say what is in a merged model, and at what strength
 ///
 /// Plans the merge of the adapters into the base, as `merge` does, and compares the file with it element by element:
 /// whether it is the correctly rounded merge, at what strength each adapter is in it, which modules miss it, what else
@@ -140,7 +140,7 @@ impl Words<'_> {
             Verdict::OtherChanges => "not the merge: other changes",
             Verdict::OtherStrengths => "not the merge: other strengths",
             Verdict::ModulesMissing => "not the merge: modules are missing",
-            Verdict::Untold => "not told: the change is too small for the type",
+            Verdict::Untold => "not told: rounding hides the change",
         }
     }
 
@@ -158,12 +158,12 @@ impl Words<'_> {
         differing.sort_by_key(|k| std::cmp::Reverse(k.kept.differing));
         for k in differing {
             let what = format!("not the base's: {} of {} elements", k.kept.differing, k.elements);
-            rows.push([vec![k.key.clone(), what, k.kept.max_ulps.to_string()], none(2 + names.len())].concat());
+            rows.push([vec![k.key.clone(), what, ulps(k.kept.max_ulps)], none(2 + names.len())].concat());
         }
         let mut changed: Vec<_> = report.changed.iter().collect();
         changed.sort_by(|a, b| rank(b).cmp(&rank(a)).then(far(b).total_cmp(&far(a))));
         for tensor in changed {
-            let mut row = vec![tensor.key.clone(), word(tensor).to_string(), tensor.off.max_ulps.to_string()];
+            let mut row = vec![tensor.key.clone(), word(tensor).to_string(), ulps(tensor.off.max_ulps)];
             for number in 0..names.len() {
                 let own = tensor.estimates.iter().find(|e| e.adapter == number);
                 row.push(own.and_then(|e| e.strength).map_or_else(|| "–".into(), |s| format!("{s:.4}")));
@@ -248,7 +248,10 @@ impl Words<'_> {
                 format!("{} is missing from {missing} of {}{first}", label(adapter), tensors(of))
             }
             Finding::Untold { adapter } => {
-                format!("the change of {} is too small for the type to tell it from none", label(adapter))
+                format!(
+                    "rounding hides whether {} is in there: its change is too small for the type, or too near another's",
+                    label(adapter)
+                )
             }
         }
     }
@@ -391,6 +394,11 @@ fn word(tensor: &Changed) -> &'static str {
 /// Units of rounding of the element that is farthest off.
 fn far(tensor: &Changed) -> f64 {
     tensor.off.worst.map_or(0.0, |(units, _)| units)
+}
+
+/// Far is far.
+fn ulps(count: u64) -> String {
+    if count > 99_999 { "> 99999".to_string() } else { count.to_string() }
 }
 
 fn leaf(label: &str) -> &str {

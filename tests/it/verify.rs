@@ -67,8 +67,9 @@ fn merges_that_peft_made_are_merges() {
         let scratch = Scratch::new();
         peft_merged(&case, &scratch.join("out"));
         let report = report(&scratch.join("out"), &case.base(), &[(&case.adapter(), 1.0)]).expect("a report");
-        let strength = report.adapters[0].overall.strength;
-        if !report.verdict.holds() || strength.is_none_or(|s| (s - 1.0).abs() > 1e-4) {
+        let overall = report.adapters[0].overall;
+        let (strength, allowed) = (overall.strength, 1e-5 + 6.0 * overall.deviation);
+        if !report.verdict.holds() || strength.is_none_or(|s| (s - 1.0).abs() > allowed.min(1e-3)) {
             let name = &case.name;
             failed
                 .push(format!("{name}: {:?} {strength:?} {:?} {:?}", report.verdict, report.findings, report.problems));
@@ -240,7 +241,7 @@ fn rounded_twice(base: &Model, adapters: &[(&Path, f64)]) -> Model {
         for (path, strength) in adapters {
             if let Some(delta) = deltas(path).get(key) {
                 let add = |(v, d): (&mut f64, &f64)| {
-                    *v = rounded(base[key].dtype, *v + rounded(base[key].dtype, strength * d))
+                    *v = rounded(base[key].dtype, *v + rounded(base[key].dtype, strength * d));
                 };
                 v.values.iter_mut().zip(delta).for_each(add);
             }

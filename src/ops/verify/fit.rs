@@ -15,6 +15,8 @@ use crate::linalg::normal_equations::NormalEquations;
 const ROUNDING: f64 = 1.0 / 12.0;
 /// Standard deviations that a strength may be off: with thousands of modules, hardly ever exceeded by chance.
 const DEVIATIONS: f64 = 6.0;
+/// Those that a strength may be off zero for it to be called missing rather than another one.
+const ZERO_DEVIATIONS: f64 = 2.0;
 /// Share of the claim that a strength may be off whatever the noise.
 const SHARE: f64 = 1e-3;
 
@@ -62,7 +64,7 @@ pub fn strengths(sums: &Sums, claimed: &[f64], numbers: &[usize], is_exact: bool
         .map(|k| {
             let deviation = (noise * variances[k]).sqrt();
             let told = equations.is_told(k);
-            let strength = calibrated(found[k], right[k], claimed[k]);
+            let strength = calibrated(found[k], right[k], claimed[k], (ROUNDING * variances[k]).sqrt());
             let standing = match () {
                 () if is_exact => Standing::Agrees,
                 () if !equations.is_present(k) => Standing::Untold,
@@ -80,10 +82,11 @@ pub fn strengths(sums: &Sums, claimed: &[f64], numbers: &[usize], is_exact: bool
         .collect()
 }
 
-/// `found` as a strength, where a merge at strength `claimed` looks like `right`.
-fn calibrated(found: f64, right: f64, claimed: f64) -> f64 {
-    let near = (right - claimed).abs() <= 0.5 * claimed.abs();
-    if near && claimed != 0.0 { found * (claimed / right) } else { found }
+/// `found` as a strength, where a merge at strength `claimed` looks like `right`: taken as it is unless that is off by
+/// more than noise of this standard deviation.
+fn calibrated(found: f64, right: f64, claimed: f64, deviation: f64) -> f64 {
+    let off = (right - claimed).abs();
+    if off > DEVIATIONS * deviation && off <= 0.5 * claimed.abs() { found * (claimed / right) } else { found }
 }
 
 /// Adapters that cannot be told apart have all but one of them held at their claims: then the one that is left tells
@@ -97,7 +100,7 @@ fn standing(strength: f64, claimed: f64, deviation: f64, told: bool) -> Standing
         let hidden = claimed != 0.0 && noise > 0.5 * claimed.abs();
         return if hidden { Standing::Untold } else { Standing::Agrees };
     }
-    let is_zero = strength.abs() <= noise + 10.0 * SHARE * claimed.abs();
+    let is_zero = strength.abs() <= ZERO_DEVIATIONS * deviation + 10.0 * SHARE * claimed.abs();
     if told && claimed != 0.0 && is_zero { Standing::Missing } else { Standing::Other }
 }
 
@@ -132,9 +135,10 @@ mod tests {
 
     #[test]
     fn a_swallowed_change_is_measured_by_what_a_merge_leaves_of_it() {
-        assert_eq!(calibrated(0.6, 0.6, 1.0), 1.0);
-        assert_eq!(calibrated(0.0, 0.6, 1.0), 0.0);
-        assert_eq!(calibrated(0.3, 0.1, 1.0), 0.3); // hardly anything is left: taken as it is
-        assert_eq!(calibrated(0.3, 0.0, 0.0), 0.3);
+        assert_eq!(calibrated(0.6, 0.6, 1.0, 1e-3), 1.0);
+        assert_eq!(calibrated(0.0, 0.6, 1.0, 1e-3), 0.0);
+        assert_eq!(calibrated(0.3, 0.1, 1.0, 1e-3), 0.3); // hardly anything is left: taken as it is
+        assert_eq!(calibrated(0.3, 0.6, 1.0, 0.1), 0.3); // noise may have done that
+        assert_eq!(calibrated(0.3, 0.0, 0.0, 1e-3), 0.3);
     }
 }
