@@ -39,7 +39,6 @@ enum Command {
     Unmerge(unmerge::Args),
     /// Make an undo record for a base and a model made from it
     UndoRecord(undo_record::Args),
-    /// Say what is in a merged model, at what strength, and whether it is the merge it should be
     /// Say what is in a merged model, and at what strength
     Verify(verify::Args),
     /// Show what is in adapters and base models

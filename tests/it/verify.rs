@@ -51,6 +51,7 @@ fn report(merged: &Path, base: &Path, adapters: &[(&Path, f64)]) -> lora_tool::R
             label: path.display().to_string(),
             strength: *strength,
             adapter: &o.adapter,
+            identity: None,
         })
         .collect();
     let (merged, base) = (BaseModel::open(merged)?, BaseModel::open(base)?);

@@ -186,8 +186,6 @@ impl Merged {
                 let before =
                     if sums { Array2::zeros((part.len(), self.grid.cols)) } else { before.slice(own).to_owned() };
                 let after = changed(kernels, part, &here, &before, &|rows| self.widened(rows))?;
-                out.slice_mut(own).assign(&(after - before));
-                let after = self.changed(kernels, part, &here, &before)?;
                 out.slice_mut(own).assign(&if sums { after } else { after - before });
             }
         }

@@ -32,11 +32,8 @@ use crate::adapter::Note;
 use crate::error::{Context, Result};
 use crate::kernels::Kernels;
 use crate::model::BaseModel;
-use crate::ops::merge::{self, Applied};
-use crate::stream::{Budget, Limits, Produce, Progress, each};
-use crate::tensor::Rows;
 use crate::ops::merge::{self, Applied, Merged};
-use crate::stream::{Budget, Limits, Produce, Progress, deal};
+use crate::stream::{Budget, Limits, Produce, Progress, each};
 use crate::tensor::{Rows, Tensor};
 
 use pair::{Check, Pair};
@@ -134,7 +131,8 @@ impl Verification {
             let tile = start..(start + step).min(rows.end);
             sums.add(&tile::compare(merged, found, &self.claimed, kernels, tile)?);
         }
-        tensors().for_each(|tensor| tensor.bytes.release(bytes(tensor)));
+        found.bytes.release(bytes(found));
+        merged.release(rows);
         Ok(Found::Rows(Box::new(sums)))
     }
 

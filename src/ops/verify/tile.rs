@@ -129,8 +129,6 @@ pub fn compare(
             sums.off.add(&tile.distances(block, &scratch.unit, (rows.start * cols) as u64));
         }
     }
-    found.bytes.release(range(found.dtype));
-    merged.release(rows);
     Ok(sums)
 }
 
