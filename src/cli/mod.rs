@@ -57,6 +57,7 @@ enum Command {
 
 /// Runs the command line and ends the process.
 pub fn main() -> ! {
+    crate::tensor::heap::keep_freed_memory();
     exit::at_once(run())
 }
 

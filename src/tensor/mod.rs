@@ -5,6 +5,7 @@ pub mod bytes;
 pub mod cast;
 pub mod dtype;
 pub mod hash;
+pub mod heap;
 pub mod lost;
 pub mod numpy_random;
 pub mod ordinal;

@@ -29,7 +29,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 ];
 
 /// Where `unsafe` may stand: mapping, a signal handler, foreign functions, vector instructions.
-const UNSAFE: &[&str] = &["tensor/bytes.rs", "tensor/lost.rs", "kernels/openblas.rs", "kernels/fused/"];
+const UNSAFE: &[&str] =
+    &["tensor/bytes.rs", "tensor/heap.rs", "tensor/lost.rs", "kernels/openblas.rs", "kernels/fused/"];
 
 /// What only the command line does: print, read the environment, end the process.
 const CLI_ONLY: &[&str] =

@@ -50,14 +50,17 @@ impl Merged {
     /// A tensor of `shape` and type `out`, made from `start` by `edits`. Checks that every edit fits.
     pub fn new(start: Start, out: Dtype, shape: &Shape, edits: Vec<Edit>, allow_nonfinite: bool) -> Result<Merged> {
         let grid = Grid::of(shape, is_stacked(&edits));
-        let (mut rule, mut reversal) = (Rows::Any, Reversal::Sum);
+        let (mut rule, mut reversal) = (Rows::Any, None);
         for edit in &edits {
             let action = edit.source.action().in_file(&edit.source.adapter)?;
-            (rule, reversal) = (rule.and(action.rows()), reversal.and(action.reversal()));
+            rule = rule.and(action.rows());
+            let own = action.reversal();
+            reversal = Some(reversal.map_or(own, |before: Reversal| before.and(own)));
             place(edit, grid).in_file(&edit.source.adapter)?;
             edit.source.checked();
         }
         let rows_left = AtomicUsize::new(grid.rows);
+        let reversal = reversal.unwrap_or(Reversal::Sum);
         Ok(Merged { start, out, grid, rule, edits, reversal, allow_nonfinite, placed: Mutex::new(None), rows_left })
     }
 

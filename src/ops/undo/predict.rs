@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ndarray::{Array2, s};
+use ndarray::{Array2, ArrayView1, s};
 
 use super::manifest::How;
 use crate::adapter::{Action, Reversal};
@@ -93,15 +93,13 @@ impl Predictor {
         for p in placed.iter() {
             add(kernels, p, rows.clone(), &mut sum)?;
         }
-        // Where the sum is largest the quotient is most exact.
-        let mut best = vec![(0f32, 1f32); count];
-        for ((i, j), &v) in sum.indexed_iter() {
-            let entry = &mut best[if self.how == How::Rows { i } else { j }];
-            if v.abs() > entry.0 && v.is_finite() {
-                *entry = (v.abs(), after[[i, j]] / v);
-            }
-        }
-        Ok(best.into_iter().map(|(_, factor)| if factor.is_finite() { factor } else { 1.0 }).collect())
+        // Any element tells the factor to the last bit or two, unless it is nothing or nearly so.
+        let quotient = |(&v, &after): (&f32, &f32)| (v.is_normal()).then(|| after / v).filter(|q| q.is_finite());
+        let by_row = self.how == How::Rows;
+        let (sum, after) = if by_row { (sum.view(), after.view()) } else { (sum.t(), after.t()) };
+        let factor =
+            |(v, after): (ArrayView1<f32>, ArrayView1<f32>)| v.iter().zip(after).find_map(quotient).unwrap_or(1.0);
+        Ok(sum.rows().into_iter().zip(after.rows()).map(factor).collect())
     }
 
     /// The guess for `rows` into `out`, from the bytes of the same rows after the merge and the factors; elements in
@@ -185,7 +183,10 @@ impl Predictor {
                 let addends: Vec<Addend> = sums
                     .iter()
                     .zip(&scratch)
-                    .map(|(sum, values)| Addend { values: &values[..elements], scale: sum.scale })
+                    .map(|(sum, values)| Addend {
+                        values: sum.formed(&block, &part, cols).unwrap_or(values),
+                        scale: sum.scale,
+                    })
                     .collect();
                 let merged = &merged[from * in_size..(from + elements) * in_size];
                 let out = &mut out[from * out_size..(from + elements) * out_size];
@@ -326,22 +327,23 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// The values of `block`, a block of `part`, row by row.
+    /// The values of `block`, a block of `part`, where all of them are formed.
+    fn formed(&self, block: &Range<usize>, part: &Range<usize>, cols: usize) -> Option<&[f32]> {
+        let Values::Formed(all) = &self.values else { return None };
+        all.as_slice()?.get((block.start - part.start) * cols..(block.end - part.start) * cols)
+    }
+
+    /// Forms the values of `block`, row by row, where they are a product.
     fn fill(&self, kernels: &dyn Kernels, block: Range<usize>, part: &Range<usize>, cols: usize, out: &mut Vec<f32>) {
-        let first = block.start - part.start;
+        let Values::Product(f, offset) = &self.values else { return };
         out.clear();
-        match &self.values {
-            Values::Formed(all) => out.extend(all.slice(s![first..first + block.len(), ..])),
-            Values::Product(f, offset) => {
-                out.resize(block.len() * cols, 0.0);
-                let rank = f.rank();
-                let first = first + offset;
-                let b = f.b.as_slice().map(|b| &b[first * rank..(first + block.len()) * rank]);
-                if let (Some(a), Some(b)) = (f.a.as_slice(), b) {
-                    let term = Term { a, a_stride: cols, b, b_stride: rank, rank, scale: 1.0 };
-                    kernels.add_products_to_tile(out, (block.len(), cols), &[term]);
-                }
-            }
+        out.resize(block.len() * cols, 0.0);
+        let rank = f.rank();
+        let first = block.start - part.start + offset;
+        let b = f.b.as_slice().map(|b| &b[first * rank..(first + block.len()) * rank]);
+        if let (Some(a), Some(b)) = (f.a.as_slice(), b) {
+            let term = Term { a, a_stride: cols, b, b_stride: rank, rank, scale: 1.0 };
+            kernels.add_products_to_tile(out, (block.len(), cols), &[term]);
         }
     }
 }
