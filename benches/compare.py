@@ -2,11 +2,12 @@
 
     python3 benches/make_model.py FOLDER
     cargo build --release
-    python3 benches/compare.py FOLDER [--rounds 5] [--peft]
+    python3 benches/compare.py FOLDER [--rounds 5] [--peft] [--undo] [--adapter NAME]
 
 All are run in turns, so that they meet the same state of the machine; medians and ratios to `cp -r` are printed. The
 base is read once before, so that it is in the page cache. With `--peft` the Python that runs this needs torch,
-transformers and peft: the model is loaded in bf16, merged and saved, as its documentation shows.
+transformers and peft: the model is loaded in bf16, merged and saved, as its documentation shows. With `--undo` a merge that
+writes an undo record is among them, and the unmerge from it; the record's size is printed.
 """
 
 import argparse
@@ -50,8 +51,11 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peft", action="store_true")
+    parser.add_argument("--undo", action="store_true")
+    parser.add_argument("--adapter", default="adapter")
     options = parser.parse_args()
-    base, adapter, out = (os.path.join(options.folder, name) for name in ("base", "adapter", "out"))
+    names = ("base", options.adapter, "out", "back", "base.undo")
+    base, adapter, out, back, record = (os.path.join(options.folder, name) for name in names)
     commands = {
         "cp -r": ["cp", "-r", base, out],
         "lora-tool": [PROGRAM, "merge", base, adapter, "-o", out],
@@ -60,13 +64,24 @@ def main():
     }
     if options.peft:
         commands["PEFT"] = [sys.executable, "-c", PEFT, base, adapter, out]
+    if options.undo:
+        commands["merge --undo"] = [PROGRAM, "merge", base, adapter, "-o", out, "--undo", record]
+        commands["unmerge --undo"] = [PROGRAM, "unmerge", out, "-o", back, "--undo", record]
     runs = {name: [] for name in commands}
     warm(base)
     for _ in range(options.rounds):
         for name, command in commands.items():
-            shutil.rmtree(out, ignore_errors=True)
+            if name != "unmerge --undo":  # it takes what the command before it made
+                shutil.rmtree(out, ignore_errors=True)
+                if os.path.exists(record):
+                    os.remove(record)
             os.sync()
             runs[name].append(timed(command))
+            shutil.rmtree(back, ignore_errors=True)
+    if options.undo:
+        size = os.path.getsize(record)
+        print(f"undo record: {size / 1e6:.1f} MB")
+        os.remove(record)
     shutil.rmtree(out, ignore_errors=True)
     floor = statistics.median(seconds for seconds, _ in runs["cp -r"])
     print(f"{'':24}{'median s':>10}{'min':>8}{'max':>8}{'/ cp -r':>9}{'peak MB':>9}")
