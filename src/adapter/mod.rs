@@ -12,7 +12,7 @@ pub mod selection;
 
 use std::collections::BTreeMap;
 
-pub use delta::{Act, Action, Before, Delta, Reversal, Site};
+pub use delta::{Act, Action, Before, Delta, Inverse, Reversal, Site};
 pub use note::{Note, Severity};
 pub use scale::{Scale, ScaleRule};
 

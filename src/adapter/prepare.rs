@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2};
 
 use super::delta::dora::with_magnitude;
-use super::delta::{Act, Action, Before, Delta, Reversal, Site};
+use super::delta::{Act, Action, Before, Delta, Inverse, Reversal, Site};
 use super::{SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -70,6 +70,10 @@ struct Chain(Vec<Box<dyn Act>>);
 impl Act for Chain {
     fn reversal(&self) -> Reversal {
         self.0.iter().fold(Reversal::Sum, |all, act| all.and(act.reversal()))
+    }
+
+    fn inverse(&self) -> Inverse {
+        self.0.iter().fold(Inverse::Pointwise, |all, act| all.and(act.inverse()))
     }
 
     fn rows(&self) -> Rows {

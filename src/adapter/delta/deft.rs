@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::check::{matrix_only, shape_is};
 use super::survey::{TILE_BYTES, left_product};
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Inverse, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -90,6 +90,10 @@ impl Ready {
 }
 
 impl Act for Ready {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("it takes a projection out of the weight")
+    }
+
     fn footprint(&self, _: usize, cols: usize) -> u64 {
         TILE_BYTES as u64 + 20 * (self.t.nrows() * cols) as u64
     }

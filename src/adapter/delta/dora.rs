@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use ndarray::{Array1, ArrayViewMut2, Axis};
 
-use super::{Act, Action, Before, Reversal};
+use super::{Act, Action, Before, Inverse, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::linalg::norm::sum_of_squares;
@@ -64,6 +64,10 @@ impl Dora {
 }
 
 impl Act for Dora {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("it brings every row to a length of its own, and the length the row had is kept nowhere")
+    }
+
     fn reversal(&self) -> Reversal {
         match (self.inner.reversal(), self.columns) {
             (Reversal::Sum, false) => Reversal::Rows,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, s};
 
-use super::{Act, Action, Before, Reversal, Site};
+use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -48,6 +48,13 @@ impl Full {
 impl Act for Full {
     fn reversal(&self) -> Reversal {
         if self.mode == Mode::Replace { Reversal::Nothing } else { Reversal::Sum }
+    }
+
+    fn inverse(&self) -> Inverse {
+        match self.mode {
+            Mode::Replace => Inverse::Never("it took the place of the base's values"),
+            Mode::Add(_) => Inverse::Pointwise,
+        }
     }
 
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ndarray::{Array1, Array2, ArrayViewMut2, Axis, s};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Reversal, Site};
+use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -174,6 +174,10 @@ impl Act for ReadyWeight {
         Reversal::Steps
     }
 
+    fn inverse(&self) -> Inverse {
+        Inverse::Pointwise
+    }
+
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         let cols = w.ncols();
         if let Some(a) = &self.a {
@@ -219,6 +223,13 @@ fn rows_of(weight: &Tensor, rows: Range<usize>) -> Result<Array2<f32>> {
 }
 
 impl Act for ReadyBias {
+    fn inverse(&self) -> Inverse {
+        match self.c {
+            Some(_) => Inverse::Never("it adds a product with the weight as it was to the bias"),
+            None => Inverse::Pointwise,
+        }
+    }
+
     fn footprint(&self, rows: usize, _: usize) -> u64 {
         TILE_BYTES as u64 + 16 * rows as u64
     }

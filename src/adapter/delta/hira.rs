@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayViewMut2};
 
-use super::{Act, Action, Before, Factors, LowRank, Reversal, Site};
+use super::{Act, Action, Before, Factors, Inverse, LowRank, Reversal, Site};
 use crate::adapter::scale::Scale;
 use crate::error::Result;
 use crate::kernels::Kernels;
@@ -39,6 +39,10 @@ impl Hira {
 impl Act for Ready {
     fn reversal(&self) -> Reversal {
         Reversal::Steps
+    }
+
+    fn inverse(&self) -> Inverse {
+        Inverse::Pointwise
     }
 
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {

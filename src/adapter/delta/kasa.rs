@@ -6,7 +6,7 @@ use std::ops::Range;
 use ndarray::ArrayViewMut2;
 
 use super::check::{length_is, matrix_only};
-use super::{Act, Action, Before, Factors, LowRank, Site, truncate};
+use super::{Act, Action, Before, Factors, Inverse, LowRank, Site, truncate};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -48,6 +48,10 @@ impl Kasa {
 }
 
 impl Act for Ready {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("it drops the smallest singular components of the weight")
+    }
+
     fn rows(&self) -> Rows {
         Rows::Whole
     }

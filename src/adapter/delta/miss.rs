@@ -9,7 +9,8 @@ use std::ops::Range;
 use ndarray::{Array2, Array3, ArrayViewMut2, s};
 
 use super::check::{divides, matrix_only, shape_is};
-use super::{Act, Action, Before, Factors, Reversal, Site};
+use super::orthogonal::blocks::solve;
+use super::{Act, Action, Before, Factors, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -82,6 +83,32 @@ impl Miss {
 impl Act for Bat {
     fn reversal(&self) -> Reversal {
         Reversal::Steps
+    }
+
+    fn inverse(&self) -> Inverse {
+        Inverse::Own
+    }
+
+    /// `W' = W (1 + B) + B`, block by block.
+    fn undo(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>) -> Result<f64> {
+        let r = self.0.dim().1;
+        let (height, cols) = w.dim();
+        let mut spread = 0f64;
+        for top in (0..height).step_by(r) {
+            let block = self.0.slice(s![(rows.start + top) / r, .., ..]);
+            let eye = Array2::<f64>::eye(r);
+            let back = solve(&eye + &block.mapv(f64::from), eye)?;
+            spread = back.columns().into_iter().map(|c| c.iter().map(|v| v.abs()).sum()).fold(spread, f64::max);
+            let back = back.mapv(|v| v as f32);
+            for left in (0..cols).step_by(r) {
+                let mut part = w.slice_mut(s![top..top + r, left..left + r]);
+                part -= &block;
+                let mut product = Array2::zeros((r, r));
+                kernels.add_product(1.0, part.view(), back.view(), product.view_mut())?;
+                part.assign(&product);
+            }
+        }
+        Ok(spread)
     }
 
     fn rows(&self) -> Rows {

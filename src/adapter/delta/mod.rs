@@ -15,6 +15,7 @@ pub mod full;
 pub mod glora;
 pub mod hadamard;
 pub mod hira;
+pub mod inverse;
 pub mod kasa;
 pub mod kronecker;
 pub mod low_rank;
@@ -50,6 +51,7 @@ pub use full::Full;
 pub use glora::Glora;
 pub use hadamard::Hadamard;
 pub use hira::Hira;
+pub use inverse::Inverse;
 pub use kasa::Kasa;
 pub use kronecker::Kronecker;
 pub use low_rank::{Experts, Factors, LowRank, Packing};
@@ -195,6 +197,21 @@ pub trait Act: Send + Sync {
         Reversal::Nothing
     }
 
+    /// How the weight is found from the result without a record.
+    fn inverse(&self) -> Inverse {
+        match self.reversal() {
+            Reversal::Sum => Inverse::Pointwise,
+            _ => Inverse::Never("what it does depends on the weight as it was"),
+        }
+    }
+
+    /// Makes the weight again of the result, in place, where [`Act::inverse`] is [`Inverse::Own`]. Gives the number
+    /// that errors of the result's elements are multiplied by at most.
+    fn undo(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>) -> Result<f64> {
+        let _ = (kernels, rows, w);
+        Err(Error::unsupported("a change that does not undo itself"))
+    }
+
     /// Adds what the act adds whatever the weight is to `rows`; for those that can be taken back as a sum, or a sum and
     /// a factor.
     fn addend(&self, kernels: &dyn Kernels, rows: Range<usize>, sum: ArrayViewMut2<f32>) -> Result<()> {
@@ -250,6 +267,14 @@ impl Action {
         match self {
             Action::LowRank(_) | Action::Experts(_) => Reversal::Sum,
             Action::Act(act) => act.reversal(),
+        }
+    }
+
+    /// How the weight is found from the result without a record.
+    pub fn inverse(&self) -> Inverse {
+        match self {
+            Action::LowRank(_) | Action::Experts(_) => Inverse::Product,
+            Action::Act(act) => act.inverse(),
         }
     }
 
@@ -406,6 +431,18 @@ impl Act for Transposed {
         self.0.addend(kernels, 0..rows, upright.view_mut())?;
         sum.assign(&upright.t());
         Ok(())
+    }
+
+    fn inverse(&self) -> Inverse {
+        self.0.inverse()
+    }
+
+    fn undo(&self, kernels: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>) -> Result<f64> {
+        let mut upright = w.t().as_standard_layout().into_owned();
+        let rows = upright.nrows();
+        let spread = self.0.undo(kernels, 0..rows, upright.view_mut())?;
+        w.assign(&upright.t());
+        Ok(spread)
     }
 
     fn rows(&self) -> Rows {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2};
 
 use super::check::{matrix_only, shape_is};
-use super::{Act, Action, Before, Site, truncate};
+use super::{Act, Action, Before, Inverse, Site, truncate};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -50,6 +50,10 @@ impl Osf {
 }
 
 impl Act for Ready {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("it replaces the smallest singular components of the weight")
+    }
+
     fn rows(&self) -> Rows {
         Rows::Whole
     }

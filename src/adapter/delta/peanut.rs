@@ -12,7 +12,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::check::{matrix_only, shape_is};
 use super::survey::{TILE_BYTES, left_product};
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Inverse, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -190,6 +190,10 @@ impl Ready {
 }
 
 impl Act for Ready {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("its network is fed with the weight as it was")
+    }
+
     fn footprint(&self, _: usize, cols: usize) -> u64 {
         let layers = 3 + self.encoders.len();
         TILE_BYTES as u64 + (8 * layers * self.a.nrows()) as u64 * cols as u64

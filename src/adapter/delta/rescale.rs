@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array1, ArrayViewMut2, Axis};
 
-use super::{Act, Action, Before, Reversal, Site};
+use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -66,6 +66,13 @@ impl Act for Ready {
 
     fn addend(&self, _: &dyn Kernels, _: Range<usize>, _: ArrayViewMut2<f32>) -> Result<()> {
         Ok(()) // only a factor
+    }
+
+    fn inverse(&self) -> Inverse {
+        if self.factors.iter().any(|&f| f == 0.0) {
+            return Inverse::Never("one of its factors is zero");
+        }
+        Inverse::Pointwise
     }
 
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {

@@ -12,7 +12,7 @@ use std::ops::Range;
 use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Site, truncate};
+use super::{Act, Action, Before, Inverse, Site, truncate};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Rows;
@@ -68,6 +68,10 @@ impl Residual {
 }
 
 impl Act for Residual {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("what its factors started from is taken out of the weight, and has to be found in it again")
+    }
+
     fn rows(&self) -> Rows {
         Rows::Whole
     }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use ndarray::ArrayViewMut2;
 
 use super::check::{divides, length_is};
-use super::{Act, Action, Before, Reversal, Site};
+use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor};
@@ -43,6 +43,16 @@ struct Ready {
     cosines: Vec<f32>,
     sines: Vec<f32>,
     group: usize,
+}
+
+impl Ready {
+    /// The determinant of the pair whose first output is this one.
+    fn determinant(&self, upper: usize) -> f64 {
+        let lower = upper + self.group / 2;
+        let value = |values: &[f32], i: usize| values.get(i).copied().map_or(f64::NAN, f64::from);
+        value(&self.cosines, upper) * value(&self.cosines, lower)
+            + value(&self.sines, upper) * value(&self.sines, lower)
+    }
 }
 
 impl Road {
@@ -85,6 +95,35 @@ impl Road {
 impl Act for Ready {
     fn reversal(&self) -> Reversal {
         Reversal::Steps
+    }
+
+    fn inverse(&self) -> Inverse {
+        let first_of_pairs = (0..self.cosines.len()).filter(|o| o % self.group < self.group / 2);
+        if first_of_pairs.into_iter().any(|upper| self.determinant(upper) == 0.0) {
+            return Inverse::Never("it puts two outputs into one");
+        }
+        Inverse::Own
+    }
+
+    fn undo(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>) -> Result<f64> {
+        let half = self.group / 2;
+        let mut spread = 0f64;
+        for start in (0..w.nrows()).step_by(self.group) {
+            for p in start..start + half {
+                let (upper, lower) = (rows.start + p, rows.start + p + half);
+                let by = 1.0 / self.determinant(upper);
+                let [c1, s1, c2, s2] = [self.cosines[upper], self.sines[upper], self.cosines[lower], self.sines[lower]]
+                    .map(|v| f64::from(v) * by);
+                spread = spread.max(c2.abs() + s1.abs()).max(c1.abs() + s2.abs());
+                let (first, second) = w.multi_slice_mut((ndarray::s![p, ..], ndarray::s![p + half, ..]));
+                ndarray::Zip::from(first).and(second).for_each(|x, y| {
+                    let (a, b) = (f64::from(*x), f64::from(*y));
+                    *x = (c2 * a + s1 * b) as f32;
+                    *y = (c1 * b - s2 * a) as f32;
+                });
+            }
+        }
+        Ok(spread)
     }
 
     fn rows(&self) -> Rows {

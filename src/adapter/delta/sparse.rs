@@ -12,7 +12,7 @@ use ndarray::ArrayViewMut2;
 
 use super::check::{length_is, matrix_only};
 use super::wavelet::Wavelet;
-use super::{Act, Action, Before, Reversal, Site};
+use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Tensor, TorchRng};
@@ -149,6 +149,10 @@ impl Found {
 }
 
 impl Act for Found {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("which elements it changes is found in the weight as it was")
+    }
+
     fn rows(&self) -> Rows {
         Rows::Whole
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayViewMut2};
 
-use super::{Act, Action, Before, Site};
+use super::{Act, Action, Before, Inverse, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -44,6 +44,10 @@ impl TokenRows {
 }
 
 impl Act for Ready {
+    fn inverse(&self) -> Inverse {
+        Inverse::Never("its rows took the place of those of the base")
+    }
+
     fn act(&self, _: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         for (id, row) in self.ids.iter().zip(self.rows.rows()) {
             if rows.contains(id) {

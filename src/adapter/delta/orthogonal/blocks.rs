@@ -25,6 +25,21 @@ impl Blocks {
     }
 }
 
+impl Blocks {
+    /// Blocks that turn back what these turned, and the largest sum of absolute values in one of their rows: errors
+    /// grow no more.
+    pub fn inverse(&self) -> Result<(Blocks, f64)> {
+        let mut out = Array3::zeros(self.0.dim());
+        let mut spread = 0f64;
+        for (mut out, block) in out.outer_iter_mut().zip(self.0.outer_iter()) {
+            let found = solve(block.mapv(f64::from), Array2::eye(block.nrows()))?;
+            spread = found.rows().into_iter().map(|row| row.iter().map(|v| v.abs()).sum()).fold(spread, f64::max);
+            out.assign(&found.mapv(|v| v as f32));
+        }
+        Ok((Blocks(out), spread))
+    }
+}
+
 /// `(I − Q)(I + Q)⁻¹` for a skew-symmetric Q, in f64.
 pub fn cayley(q: ArrayView2<f64>) -> Result<Array2<f64>> {
     let n = q.nrows();
@@ -34,13 +49,14 @@ pub fn cayley(q: ArrayView2<f64>) -> Result<Array2<f64>> {
 }
 
 /// X with `a · X = b`, by elimination with partial pivoting.
-fn solve(mut a: Array2<f64>, mut b: Array2<f64>) -> Result<Array2<f64>> {
+pub fn solve(mut a: Array2<f64>, mut b: Array2<f64>) -> Result<Array2<f64>> {
     let n = a.nrows();
     for k in 0..n {
         let pivot = (k..n).max_by(|&i, &j| a[[i, k]].abs().total_cmp(&a[[j, k]].abs())).unwrap_or(k);
         // Not reached for I + Q with a finite skew-symmetric Q, whose eigenvalues all have the real part 1.
         if !a[[pivot, k]].is_finite() || a[[pivot, k]] == 0.0 {
-            return Err(Error::new(Kind::Nonfinite, "a rotation block cannot be inverted: its values are not finite"));
+            let what = "a block cannot be inverted: it is singular, or its values are not finite";
+            return Err(Error::new(Kind::Nonfinite, what));
         }
         if pivot != k {
             for m in [&mut a, &mut b] {

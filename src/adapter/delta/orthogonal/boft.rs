@@ -3,12 +3,13 @@
 //! huggingface/peft, `src/peft/tuners/boft/layer.py`).
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use ndarray::{Array2, Array3, ArrayView2, ArrayViewMut2, Axis};
 
 use super::blocks::{Blocks, cayley};
-use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before, Reversal};
+use super::{Action, Site, found_once, misfit};
+use crate::adapter::delta::{Act, Before, Inverse, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -27,6 +28,8 @@ struct Stage {
     /// Where each column of the permuted weight comes from; none where nothing moves.
     order: Option<Vec<usize>>,
     blocks: Blocks,
+    /// Those that turn back, once they were needed, and what errors are multiplied by.
+    back: OnceLock<(Blocks, f64)>,
 }
 
 struct Ready {
@@ -59,6 +62,23 @@ impl Boft {
     }
 }
 
+impl Stage {
+    /// Turns by these blocks in the order of this stage.
+    fn turn(&self, blocks: &Blocks, kernels: &dyn Kernels, mut w: ArrayViewMut2<f32>) -> Result<()> {
+        let Some(order) = &self.order else { return blocks.turn(kernels, w) };
+        // (w · P)[order[i]] = w[i]: the columns move to where the permutation sends them, and back.
+        let mut moved = Array2::zeros(w.dim());
+        for (from, &to) in order.iter().enumerate() {
+            moved.column_mut(to).assign(&w.column(from));
+        }
+        blocks.turn(kernels, moved.view_mut())?;
+        for (to, &from) in order.iter().enumerate() {
+            w.column_mut(to).assign(&moved.column(from));
+        }
+        Ok(())
+    }
+}
+
 fn stage(values: &[f32], index: usize, stages: usize, (count, size): (usize, usize)) -> Result<Stage> {
     let mut blocks = Array3::zeros((count, size, size));
     for (mut block, values) in blocks.outer_iter_mut().zip(values.chunks((size * size).max(1))) {
@@ -69,7 +89,7 @@ fn stage(values: &[f32], index: usize, stages: usize, (count, size): (usize, usi
         block.assign(&cayley(q.view())?.mapv(|v| v as f32));
     }
     let order = if stages > 1 { Some(butterfly(index, (count, size))?) } else { None };
-    Ok(Stage { order, blocks: Blocks(blocks) })
+    Ok(Stage { order, blocks: Blocks(blocks), back: OnceLock::new() })
 }
 
 /// The order of columns that factor `index` works in. Groups of `2^index` blocks are cut into half blocks; the even
@@ -92,25 +112,31 @@ impl Act for Ready {
         Reversal::Steps
     }
 
+    fn inverse(&self) -> Inverse {
+        if self.factors.contains(&0.0) { Inverse::Never("one of its factors is zero") } else { Inverse::Own }
+    }
+
+    fn undo(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>) -> Result<f64> {
+        let mut spread = 0f64;
+        for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
+            row /= self.factors[i];
+            spread = spread.max(f64::from(self.factors[i]).abs().recip());
+        }
+        for stage in self.stages.iter().rev() {
+            let (blocks, more) = found_once(&stage.back, || stage.blocks.inverse())?;
+            stage.turn(blocks, kernels, w.view_mut())?;
+            spread *= more;
+        }
+        Ok(spread)
+    }
+
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
         12 * (rows * cols) as u64
     }
 
     fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
         for stage in &self.stages {
-            let Some(order) = &stage.order else {
-                stage.blocks.turn(kernels, w.view_mut())?;
-                continue;
-            };
-            // (w · P)[order[i]] = w[i]: the columns move to where the permutation sends them, and back.
-            let mut moved = Array2::zeros(w.dim());
-            for (from, &to) in order.iter().enumerate() {
-                moved.column_mut(to).assign(&w.column(from));
-            }
-            stage.blocks.turn(kernels, moved.view_mut())?;
-            for (to, &from) in order.iter().enumerate() {
-                w.column_mut(to).assign(&moved.column(from));
-            }
+            stage.turn(&stage.blocks, kernels, w.view_mut())?;
         }
         for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
             row *= self.factors[i];

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use ndarray::{Array1, Array2, ArrayViewMut2, Axis};
+use ndarray::{Array1, Array2, ArrayView1, ArrayViewMut1, ArrayViewMut2, Axis};
 
 use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before, Reversal};
+use crate::adapter::delta::{Act, Before, Inverse, Reversal};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -68,17 +68,35 @@ impl Act for Ready {
         Reversal::Steps
     }
 
+    fn inverse(&self) -> Inverse {
+        Inverse::Own
+    }
+
+    /// Each reflection is its own inverse; the last comes off first. Together they keep lengths, so that an error in
+    /// every element reaches one with the root of their number at most.
+    fn undo(&self, _: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>) -> Result<f64> {
+        for row in w.rows_mut() {
+            reflect(row, self.0.rows().into_iter().rev());
+        }
+        Ok((w.ncols() as f64).sqrt())
+    }
+
     fn footprint(&self, _: usize, _: usize) -> u64 {
         0
     }
 
     fn act(&self, _: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        for mut row in w.rows_mut() {
-            for u in self.0.rows() {
-                let along: f64 = row.iter().zip(u).map(|(&w, &u)| f64::from(w) * f64::from(u)).sum();
-                row.scaled_add((-2.0 * along) as f32, &u);
-            }
+        for row in w.rows_mut() {
+            reflect(row, self.0.rows().into_iter());
         }
         Ok(())
+    }
+}
+
+/// A row, reflected at each of the directions.
+fn reflect<'a>(mut row: ArrayViewMut1<f32>, directions: impl Iterator<Item = ArrayView1<'a, f32>>) {
+    for u in directions {
+        let along: f64 = row.iter().zip(u).map(|(&w, &u)| f64::from(w) * f64::from(u)).sum();
+        row.scaled_add((-2.0 * along) as f32, &u);
     }
 }

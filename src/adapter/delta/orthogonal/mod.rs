@@ -11,6 +11,8 @@ pub use boft::Boft;
 pub use hra::Hra;
 pub use oft::Oft;
 
+use std::sync::OnceLock;
+
 use super::{Action, Site};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
@@ -53,6 +55,15 @@ impl Orthogonal {
             Orthogonal::Oft(d) => d.prepare(site),
         }
     }
+}
+
+/// The content of a cell that several threads may fill, with the same.
+fn found_once<T>(cell: &OnceLock<T>, find: impl Fn() -> Result<T>) -> Result<&T> {
+    if let Some(found) = cell.get() {
+        return Ok(found);
+    }
+    let found = find()?;
+    Ok(cell.get_or_init(|| found))
 }
 
 /// An error for a rotation that is not as wide as the weight.

@@ -2,12 +2,13 @@
 //! <https://arxiv.org/abs/2306.07280>; huggingface/peft from 0.18 on, `src/peft/tuners/oft/layer.py`).
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use ndarray::{Array2, Array3, ArrayViewMut2};
 
 use super::blocks::{Blocks, cayley};
-use super::{Action, Site, misfit};
-use crate::adapter::delta::{Act, Before, Reversal};
+use super::{Action, Site, found_once, misfit};
+use crate::adapter::delta::{Act, Before, Inverse, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Tensor;
@@ -62,7 +63,7 @@ impl Oft {
             }
             block.assign(&rotation.mapv(|v| v as f32));
         }
-        Ok(Action::Act(Box::new(Ready(Blocks(blocks)))))
+        Ok(Action::Act(Box::new(Ready(Blocks(blocks), OnceLock::new()))))
     }
 
     fn rotation(&self, q: Array2<f64>) -> Result<Array2<f64>> {
@@ -118,11 +119,22 @@ fn skew(triangle: &[f32], size: usize, limit: Option<f64>) -> Array2<f64> {
     }
 }
 
-struct Ready(Blocks);
+/// Blocks, and those that turn back once they were needed.
+struct Ready(Blocks, OnceLock<(Blocks, f64)>);
 
 impl Act for Ready {
     fn reversal(&self) -> Reversal {
         Reversal::Steps
+    }
+
+    fn inverse(&self) -> Inverse {
+        Inverse::Own
+    }
+
+    fn undo(&self, kernels: &dyn Kernels, _: Range<usize>, w: ArrayViewMut2<f32>) -> Result<f64> {
+        let (blocks, spread) = found_once(&self.1, || self.0.inverse())?;
+        blocks.turn(kernels, w)?;
+        Ok(*spread)
     }
 
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
