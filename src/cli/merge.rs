@@ -20,7 +20,7 @@ use crate::stream::Writing;
 use crate::tensor::Hash;
 
 /// What is written as the program that merged.
-const TOOL: &str = concat!("lora-tool ", env!("CARGO_PKG_VERSION"));
+pub(super) const TOOL: &str = concat!("lora-tool ", env!("CARGO_PKG_VERSION"));
 
 /// Apply adapters to a base model
 ///

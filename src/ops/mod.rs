@@ -4,4 +4,5 @@ pub mod compare;
 pub mod inspect;
 pub mod merge;
 pub mod undo;
+pub mod unmerge;
 pub mod verify;

@@ -15,7 +15,7 @@ use super::measure::measure;
 use super::place::{Grid, Placed, What, is_stacked, place};
 use super::source::Edit;
 use crate::adapter::delta::{Before, Factors};
-use crate::adapter::{Act, Action, Reversal};
+use crate::adapter::{Act, Action, Inverse, Reversal};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Element, Kernels, Moved, Term};
 use crate::stream::Produce;
@@ -41,6 +41,7 @@ pub struct Merged {
     rule: Rows,
     edits: Vec<Edit>,
     reversal: Reversal,
+    inverses: Vec<Inverse>,
     allow_nonfinite: bool,
     placed: Mutex<Option<Arc<Vec<Placed>>>>,
     rows_left: AtomicUsize,
@@ -51,17 +52,20 @@ impl Merged {
     pub fn new(start: Start, out: Dtype, shape: &Shape, edits: Vec<Edit>, allow_nonfinite: bool) -> Result<Merged> {
         let grid = Grid::of(shape, is_stacked(&edits));
         let (mut rule, mut reversal) = (Rows::Any, None);
+        let mut inverses = Vec::with_capacity(edits.len());
         for edit in &edits {
             let action = edit.source.action().in_file(&edit.source.adapter)?;
             rule = rule.and(action.rows());
             let own = action.reversal();
             reversal = Some(reversal.map_or(own, |before: Reversal| before.and(own)));
+            inverses.push(action.inverse());
             place(edit, grid).in_file(&edit.source.adapter)?;
             edit.source.checked();
         }
         let rows_left = AtomicUsize::new(grid.rows);
         let reversal = reversal.unwrap_or(Reversal::Sum);
-        Ok(Merged { start, out, grid, rule, edits, reversal, allow_nonfinite, placed: Mutex::new(None), rows_left })
+        let placed = Mutex::new(None);
+        Ok(Merged { start, out, grid, rule, edits, reversal, inverses, allow_nonfinite, placed, rows_left })
     }
 
     /// The changes, in order.
@@ -74,6 +78,11 @@ impl Merged {
         self.reversal
     }
 
+    /// How each of them is found back without a record, in the order of the changes.
+    pub fn inverses(&self) -> &[Inverse] {
+        &self.inverses
+    }
+
     /// The same tensor rounded to another type. Only one of the two may be produced: they let go of what was prepared
     /// for both.
     pub fn rounded_to(&self, out: Dtype) -> Merged {
@@ -84,6 +93,7 @@ impl Merged {
             rule: self.rule,
             edits: self.edits.clone(),
             reversal: self.reversal,
+            inverses: self.inverses.clone(),
             allow_nonfinite: self.allow_nonfinite,
             placed: Mutex::new(None),
             rows_left: AtomicUsize::new(self.grid.rows),
@@ -127,7 +137,7 @@ impl Merged {
     }
 
     /// Counts rows off; after the last one everything that was prepared is let go.
-    fn finished(&self, rows: usize) {
+    pub fn finished(&self, rows: usize) {
         if self.rows_left.fetch_sub(rows, Ordering::AcqRel) == rows {
             *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.edits.iter().for_each(|e| e.source.release());
@@ -193,6 +203,25 @@ impl Merged {
             }
         }
         Ok(out)
+    }
+
+    /// Makes rows of the base again of merged ones, in place, by acts that undo themselves; each at strength 1 and
+    /// alone in its rows. Gives what errors are multiplied by at most.
+    pub fn undo(&self, kernels: &dyn Kernels, rows: Range<usize>, w: &mut Array2<f32>) -> Result<f64> {
+        let placed = self.placed()?;
+        let mut spread = 1f64;
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let own = s![part.start - rows.start..part.end - rows.start, ..];
+            let here = placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end);
+            for p in here {
+                let What::Act { action, offset } = &p.what else { continue };
+                let Action::Act(act) = &**action else { continue };
+                let first = part.start - p.rows.start + offset;
+                spread = spread.max(act.undo(kernels, first..first + part.len(), w.slice_mut(own))?);
+            }
+        }
+        Ok(spread)
     }
 
     /// The kinds of what one adapter does to the tensor; none where it leaves it alone.

@@ -16,8 +16,10 @@ mod recorder;
 mod restore;
 mod table;
 
+pub(super) use manifest::How;
 pub use manifest::{AdapterNote, Manifest, MergeOptions};
 pub use pair::{as_it_lies, observe};
+pub(super) use predict::Predictor;
 pub use recorder::{About, Pair, Recorder};
 pub use restore::{Restore, Undone};
 

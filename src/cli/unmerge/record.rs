@@ -1,63 +1,27 @@
-//! `lora-tool unmerge`: a merged model back to its base.
+//! `lora-tool unmerge --undo`: a merged model back to its base, to the last bit.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::args::Common;
-use super::loaded::Loaded;
-use super::merge::notes_json;
-use super::progress::Bar;
-use super::signals::Signals;
-use super::undo::{self, find_adapters, merge_options, write_back};
-use super::{output, size};
+use super::{Args, tensors};
+use crate::cli::loaded::Loaded;
+use crate::cli::merge::notes_json;
+use crate::cli::progress::Bar;
+use crate::cli::signals::Signals;
+use crate::cli::undo::{self, find_adapters, merge_options, write_back};
+use crate::cli::{output, size};
 use crate::container::atomic::{Form, Pending};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::model::BaseModel;
 use crate::ops::merge;
 use crate::ops::undo::{Restore, Undone};
 use crate::stream::Writing;
 use crate::stream::undo::Record;
 
-/// Take adapters out of a merged model
-///
-/// With the undo record of the merge, the base comes back to the last bit: every file of tensors, its index and its
-/// config. Record and model are checked by hash before and while anything is written. With --adapter as well, only that
-/// adapter is taken out, and the result is what a merge of the others would have given.
-#[derive(Debug, clap::Args)]
-#[command(after_long_help = "\
-Examples:
-  lora-tool unmerge merged -o base --undo base.undo
-  lora-tool unmerge merged -o without-style --undo base.undo --adapter style")]
-pub struct Args {
-    /// Merged model: a folder with shards, or one .safetensors file
-    merged: PathBuf,
-    /// Where the result goes: a folder if the model is one, else a file
-    #[arg(short, long, value_name = "OUT")]
-    out: PathBuf,
-    /// The record that `merge --undo` or `undo-record` wrote
-    #[arg(long, value_name = "FILE", required = true)]
-    undo: Option<PathBuf>,
-    /// The adapter to take out, by its path or its name in the record
-    #[arg(long, value_name = "ADAPTER")]
-    adapter: Vec<PathBuf>,
-    /// Where adapters are that the record names and that were moved
-    #[arg(long, value_name = "PATH")]
-    look_in: Vec<PathBuf>,
-    #[command(flatten)]
-    pub(super) common: Common,
-}
-
 /// Runs the command.
-pub fn run(args: &Args) -> Result<()> {
-    match &args.undo {
-        Some(record) => with_record(args, record),
-        None => Err(Error::new(Kind::Usage, "unmerge needs --undo")),
-    }
-}
-
-fn with_record(args: &Args, path: &Path) -> Result<()> {
+pub fn run(args: &Args, path: &Path) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let restore = Restore::new(Record::open(path)?)?;
@@ -143,8 +107,7 @@ fn say(args: &Args, undone: &Undone, bytes: u64, seconds: Option<f64>) -> Result
             "copied": undone.copied, "bytes": bytes, "notes": notes_json(&undone.notes),
         }));
     }
-    let count = |n: usize| format!("{n} tensor{}", if n == 1 { "" } else { "s" });
-    let did = format!("{} restored, {} copied", count(undone.restored), undone.copied);
+    let did = format!("{} restored, {} copied", tensors(undone.restored), undone.copied);
     let Some(seconds) = seconds else {
         return output::answer(&format!("would write {} to {}: {did}", size::show(bytes), args.out.display()));
     };
