@@ -26,4 +26,5 @@ mod sources;
 mod sums;
 mod transcripts;
 mod tuners;
+mod unmerge;
 mod verify;

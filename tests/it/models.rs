@@ -33,16 +33,17 @@ pub fn read(path: &Path) -> Model {
     for file in files {
         let bytes = std::fs::read(&file).expect("a file");
         for (key, view) in SafeTensors::deserialize(&bytes).expect("safetensors").tensors() {
-            let values = Values { dtype: view.dtype(), shape: view.shape().to_vec(), values: widen(&view) };
+            let values =
+                Values { dtype: view.dtype(), shape: view.shape().to_vec(), values: widen(view.dtype(), view.data()) };
             assert!(out.insert(key, values).is_none(), "a key stands in two files of {}", path.display());
         }
     }
     out
 }
 
-fn widen(view: &TensorView) -> Vec<f64> {
-    let data = view.data();
-    match view.dtype() {
+/// The values of such bytes.
+pub fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
+    match dtype {
         Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
         Dtype::F32 => data.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
         Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect(),
