@@ -28,3 +28,4 @@ mod transcripts;
 mod tuners;
 mod unmerge;
 mod verify;
+mod undo;
