@@ -1,6 +1,7 @@
 //! Shapes: element counts with overflow checked, and the two-dimensional view that deltas act on.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 
@@ -37,7 +38,7 @@ impl Shape {
     pub fn matrix(&self) -> (usize, usize) {
         match self.0.as_slice() {
             [] => (1, 1),
-            [n, rest @ ..] => (*n, rest.iter().product()),
+            [n, rest @ ..] => (*n, rest.iter().fold(1, |all, &d| all.saturating_mul(d))), // no rows of any length
         }
     }
 }
@@ -66,6 +67,15 @@ pub enum Rows {
 }
 
 impl Rows {
+    /// Whether these of `all` rows can be computed by themselves.
+    pub fn admits(self, rows: &Range<usize>, all: usize) -> bool {
+        match self {
+            Rows::Any => true,
+            Rows::Multiple(n) => [rows.start, rows.end].iter().all(|&at| at == all || at % n.max(1) == 0),
+            Rows::Whole => *rows == (0..all),
+        }
+    }
+
     /// The rule that satisfies both.
     #[must_use]
     pub fn and(self, other: Rows) -> Rows {

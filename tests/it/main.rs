@@ -26,6 +26,6 @@ mod sources;
 mod sums;
 mod transcripts;
 mod tuners;
+mod undo;
 mod unmerge;
 mod verify;
-mod undo;

@@ -99,7 +99,7 @@ pub fn place(edit: &Edit, grid: Grid) -> Result<Vec<Placed>> {
             all.iter().enumerate().map(|(e, f)| at(Some(e), f)).collect::<Result<Vec<_>>>()?
         }
         (Action::Act(_), _) => {
-            let (rows, offset) = act_rows(&action, piece, grid)?;
+            let (rows, offset) = act_rows(&action, edit, grid)?;
             vec![placed(rows, What::Act { action: Arc::clone(&action), offset })]
         }
     };
@@ -118,13 +118,13 @@ fn lay(f: &Factors, piece: &Piece, expert: Option<usize>, grid: Grid) -> Result<
     let (height, width) = (f.b.nrows(), f.a.ncols());
     let rows = rows.clone().unwrap_or(0..height);
     let cols = cols.clone().unwrap_or(0..width);
-    if rows.end > height || cols.end > width {
+    if rows.start > rows.end || cols.start > cols.end || rows.end > height || cols.end > width {
         let what = format!("delta of [{height}, {width}] is smaller than the part {rows:?}, {cols:?} of it");
         return Err(Error::mismatch(what)).at_key(&piece.key);
     }
     let part = f.part(rows, cols);
     let part = if piece.transposed { part.transposed() } else { part };
-    let first = expert.unwrap_or(0) * grid.height + piece.disk.rows.as_ref().map_or(0, |r| r.start);
+    let first = first_row(expert, piece, grid);
     let part = match &piece.disk.cols {
         None => part,
         Some(cols) => widened(&part, cols.clone(), grid.cols)?,
@@ -133,12 +133,18 @@ fn lay(f: &Factors, piece: &Piece, expert: Option<usize>, grid: Grid) -> Result<
         let what = format!("{} columns, the base has {}", part.a.ncols(), grid.cols);
         return Err(Error::mismatch(what)).at_key(&piece.key);
     }
-    Ok((first..first + part.b.nrows(), part))
+    Ok((first..first.saturating_add(part.b.nrows()), part))
+}
+
+/// The row on disk at which a piece begins.
+fn first_row(expert: Option<usize>, piece: &Piece, grid: Grid) -> usize {
+    let within = piece.disk.rows.as_ref().map_or(0, |r| r.start);
+    expert.unwrap_or(0).saturating_mul(grid.height).saturating_add(within)
 }
 
 /// The same product with columns of zeros around it.
 fn widened(f: &Factors, cols: Range<usize>, width: usize) -> Result<Factors> {
-    if cols.len() != f.a.ncols() || cols.end > width {
+    if cols.start > cols.end || cols.len() != f.a.ncols() || cols.end > width {
         return Err(Error::mismatch(format!("{} columns for the range {cols:?}", f.a.ncols())));
     }
     let mut a = Array2::zeros((f.a.nrows(), width));
@@ -147,10 +153,13 @@ fn widened(f: &Factors, cols: Range<usize>, width: usize) -> Result<Factors> {
 }
 
 /// Rows on disk of an action that is no product, and the first row of the action among them.
-fn act_rows(action: &Action, piece: &Piece, grid: Grid) -> Result<(Range<usize>, usize)> {
+fn act_rows(action: &Action, edit: &Edit, grid: Grid) -> Result<(Range<usize>, usize)> {
+    let Edit { source, piece } = edit;
+    let (height, width) = source.stored.matrix();
+    let misfit = || Error::mismatch(format!("a change of {} for other rows", source.stored)).at_key(&piece.key);
     let whole = piece.memory.is_all() && piece.disk.is_all();
     if whole && !piece.transposed {
-        return Ok((0..grid.rows, 0));
+        return if (height, width) == (grid.rows, grid.cols) { Ok((0..grid.rows, 0)) } else { Err(misfit()) };
     }
     let in_rows = piece.memory.expert.is_none() && piece.memory.cols.is_none() && piece.disk.cols.is_none();
     if !in_rows || piece.transposed || action.rows() != Rows::Any {
@@ -159,6 +168,9 @@ fn act_rows(action: &Action, piece: &Piece, grid: Grid) -> Result<(Range<usize>,
     }
     let offset = piece.memory.rows.as_ref().map_or(0, |r| r.start);
     let length = piece.memory.rows.as_ref().or(piece.disk.rows.as_ref()).map_or(grid.height, ExactSizeIterator::len);
-    let first = piece.disk.expert.unwrap_or(0) * grid.height + piece.disk.rows.as_ref().map_or(0, |r| r.start);
-    Ok((first..first + length, offset))
+    if width != grid.cols || offset.saturating_add(length) > height {
+        return Err(misfit());
+    }
+    let first = first_row(piece.disk.expert, piece, grid);
+    Ok((first..first.saturating_add(length), offset))
 }

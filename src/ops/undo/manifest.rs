@@ -19,8 +19,12 @@ use crate::tensor::Shape;
 pub const MANIFEST: &str = "manifest";
 /// Section of the pieces' hashes and lengths.
 pub const PIECES: &str = "pieces";
-/// Most bytes a manifest unpacks to.
+/// Most bytes that a section unpacks to, whatever its size.
 const MAX_BYTES: usize = 1 << 30;
+/// Most bytes that one byte of a section unpacks to, beside the first [`FREE_BYTES`]. Lists of tensors come to 50.
+const MAX_RATIO: usize = 400;
+/// Bytes that any section may unpack to.
+const FREE_BYTES: usize = 1 << 20;
 const LEVEL: i32 = 3;
 
 /// The whole.
@@ -80,6 +84,9 @@ pub struct AdapterNote {
     pub strength: f64,
     /// Hash of its tensors.
     pub hash: String,
+    /// Hash of its config, where that lies elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<String>,
     /// Its layout.
     pub layout: String,
     /// Its config, where it lies in the record.
@@ -211,6 +218,15 @@ impl EditNote {
         }
     }
 
+    /// An error unless the tensor in memory can be one of a model of so many elements: memory is taken for it.
+    pub fn require_size(&self, most: usize) -> Result<()> {
+        let stored = Shape::new(self.stored.clone());
+        if stored.elements()? <= most {
+            return Ok(());
+        }
+        Err(damaged(&format!("a weight of {stored} in a model of {most} elements")))
+    }
+
     /// Number of the adapter.
     pub fn adapter(&self) -> usize {
         self.adapter
@@ -267,19 +283,56 @@ impl Manifest {
     }
 }
 
-/// Text, packed.
-pub fn pack(text: &[u8]) -> Result<Vec<u8>> {
-    zstd::bulk::compress(text, LEVEL).map_err(|e| Error::io("cannot compress", e))
+/// Bytes of a size that the reader knows, packed.
+pub fn pack_piece(bytes: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, LEVEL).map_err(|e| Error::io("cannot compress", e))
 }
 
-/// Such text again.
+/// Text, packed. Text that packs too well to be believed gets a frame behind it that zstd skips.
+pub fn pack(text: &[u8]) -> Result<Vec<u8>> {
+    const SKIPPED: u32 = 0x184d_2a50;
+    let mut out = pack_piece(text)?;
+    if let Some(missing) = text.len().checked_sub(most_from(out.len())) {
+        let size = u32::try_from(missing.div_ceil(MAX_RATIO)).unwrap_or(u32::MAX);
+        out.extend(SKIPPED.to_le_bytes());
+        out.extend(size.to_le_bytes());
+        out.resize(out.len() + size as usize, 0);
+    }
+    Ok(out)
+}
+
+/// Most bytes that a section of so many unpacks to.
+fn most_from(packed: usize) -> usize {
+    MAX_BYTES.min(FREE_BYTES.saturating_add(MAX_RATIO.saturating_mul(packed)))
+}
+
+/// Such text again. What it takes follows the size of the packed bytes, not what they say.
 pub fn unpack(bytes: &[u8]) -> Result<Vec<u8>> {
+    unpack_at_most(bytes, most_from(bytes.len()))
+}
+
+/// The same for bytes of a size that is known from elsewhere.
+pub fn unpack_at_most(bytes: &[u8], most: usize) -> Result<Vec<u8>> {
     let size = zstd::zstd_safe::get_frame_content_size(bytes).ok().flatten().and_then(|n| usize::try_from(n).ok());
-    let size = size.filter(|&n| n <= MAX_BYTES).ok_or_else(|| damaged("a section of unknown size"))?;
+    let size = size.filter(|&n| n <= most).ok_or_else(|| damaged("a section of another size than it can have"))?;
     zstd::bulk::decompress(bytes, size).map_err(|e| damaged(&e.to_string()))
 }
 
 /// The error for a record that says nonsense under a good seal.
 pub fn damaged(what: &str) -> Error {
     Error::malformed(format!("the undo record cannot be understood: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_comes_back_however_well_it_packs() {
+        for text in [vec![], b"short".to_vec(), vec![b' '; FREE_BYTES + 1], vec![0; 50 << 20]] {
+            assert_eq!(unpack(&pack(&text).unwrap()).unwrap(), text, "{} bytes", text.len());
+        }
+        let bomb = pack_piece(&vec![0; 50 << 20]).unwrap();
+        assert!(unpack(&bomb).is_err(), "{} bytes", bomb.len());
+    }
 }

@@ -15,13 +15,19 @@ use crate::kernels::{Element, Kernels, Term};
 use crate::ops::merge::place::{Grid, Placed, What, is_stacked, place};
 use crate::ops::merge::produce::{changed, cuts};
 use crate::ops::merge::source::Edit;
-use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
+use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
 
 /// Elements of a product formed at a time, small enough to stay near the core.
 const BLOCK: usize = 1 << 16;
 /// Steps by which changes that are no sum are taken back. Each leaves the share of the error by which the change
 /// differs from none; four are enough for changes of a tenth.
 const STEPS: usize = 4;
+
+/// The changes, laid on the tensor.
+struct Laid {
+    placed: Vec<Placed>,
+    rule: Rows,
+}
 
 /// The guess for one tensor.
 pub struct Predictor {
@@ -30,7 +36,7 @@ pub struct Predictor {
     grid: Grid,
     how: How,
     edits: Vec<Edit>,
-    placed: Mutex<Option<Arc<Vec<Placed>>>>,
+    ready: Mutex<Option<Arc<Laid>>>,
     rows_left: AtomicUsize,
 }
 
@@ -40,7 +46,7 @@ impl Predictor {
         let grid = Grid::of(shape, is_stacked(&edits));
         let rows_left = AtomicUsize::new(grid.rows);
         let how = if dtype::is_plain_float(base) && dtype::is_plain_float(merged) { how } else { How::Near };
-        Predictor { base, merged, grid, how, edits, placed: Mutex::new(None), rows_left }
+        Predictor { base, merged, grid, how, edits, ready: Mutex::new(None), rows_left }
     }
 
     /// Rows and columns.
@@ -85,12 +91,13 @@ impl Predictor {
             }
             Ok(tile)
         };
-        let placed = self.placed()?;
+        let laid = self.laid(&rows)?;
+        let placed = &laid.placed;
         let all: Vec<_> = placed.iter().map(|p| (p, p.strength)).collect();
         let before = around(rows.clone())?;
         let after = changed(kernels, rows.clone(), &all, &before, &around)?;
         let mut sum = before;
-        for p in placed.iter() {
+        for p in placed {
             add(kernels, p, rows.clone(), &mut sum)?;
         }
         // Any element tells the factor to the last bit or two, unless it is nothing or nearly so.
@@ -120,24 +127,41 @@ impl Predictor {
             _ => self.convert(merged, out)?,
         }
         if self.rows_left.fetch_sub(rows.len(), Ordering::AcqRel) == rows.len() {
-            *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.edits.iter().for_each(|e| e.source.release());
         }
         Ok(())
     }
 
-    fn placed(&self) -> Result<Arc<Vec<Placed>>> {
-        let mut cell = self.placed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(placed) = &*cell {
-            return Ok(Arc::clone(placed));
+    /// The changes, for `rows`. An error where they cannot be taken back as this is meant to, or not for these rows: a
+    /// record says what it likes.
+    fn laid(&self, rows: &Range<usize>) -> Result<Arc<Laid>> {
+        let mut cell = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let laid = match &*cell {
+            Some(laid) => Arc::clone(laid),
+            None => Arc::clone(cell.insert(Arc::new(self.lay()?))),
+        };
+        if laid.rule.admits(rows, self.grid.rows) {
+            return Ok(laid);
         }
-        let mut all = Vec::new();
+        Err(Error::malformed(format!("rows {rows:?} of a change that is not made for these alone")))
+    }
+
+    fn lay(&self) -> Result<Laid> {
+        let (mut placed, mut rule, mut reversal) = (Vec::new(), Rows::Any, None);
         for edit in &self.edits {
-            all.extend(place(edit, self.grid)?);
+            let action = edit.source.action()?;
+            rule = rule.and(action.rows());
+            let own = action.reversal();
+            reversal = Some(reversal.map_or(own, |before: Reversal| before.and(own)));
+            placed.extend(place(edit, self.grid)?);
         }
-        let all = Arc::new(all);
-        *cell = Some(Arc::clone(&all));
-        Ok(all)
+        let can_be = How::of(reversal.unwrap_or(Reversal::Sum));
+        // Where a factor is not for the whole tensor, steps are taken.
+        if can_be == self.how || (matches!(can_be, How::Sum | How::Rows) && self.how == How::Steps) {
+            return Ok(Laid { placed, rule });
+        }
+        Err(Error::malformed("a change that cannot be taken back like this"))
     }
 
     /// The merged elements themselves, in the base's type.
@@ -163,13 +187,14 @@ impl Predictor {
         out: &mut [u8],
         doubtful: &mut Vec<u32>,
     ) -> Result<()> {
-        let placed = self.placed()?;
+        let laid = self.laid(&rows)?;
+        let placed = &laid.placed;
         let cols = self.grid.cols;
         let (in_size, out_size) = (self.merged.bitsize() / 8, self.base.bitsize() / 8);
         let mut scratch = Vec::new();
-        for pair in cuts(&rows, &placed).windows(2) {
+        for pair in cuts(&rows, placed).windows(2) {
             let part = pair[0]..pair[1];
-            let here = covering(&placed, &part);
+            let here = covering(placed, &part);
             let sums = here.iter().map(|p| Sum::of(kernels, p, part.clone(), cols)).collect::<Result<Vec<_>>>()?;
             let step = (BLOCK / cols.max(1)).max(1);
             for start in part.clone().step_by(step) {
@@ -241,7 +266,8 @@ impl Predictor {
 
     /// The fixed point x of `merged = change(x)`, from `x = merged` on.
     fn take_back(&self, kernels: &dyn Kernels, rows: Range<usize>, merged: &[u8], out: &mut [u8]) -> Result<()> {
-        let placed = self.placed()?;
+        let laid = self.laid(&rows)?;
+        let placed = &laid.placed;
         let cols = self.grid.cols;
         let mut target = Array2::<f32>::zeros((rows.len(), cols));
         if let Some(values) = target.as_slice_mut() {
@@ -252,10 +278,10 @@ impl Predictor {
         let mut x = target.clone();
         for _ in 0..STEPS {
             let mut next = x.clone();
-            for pair in cuts(&rows, &placed).windows(2) {
+            for pair in cuts(&rows, placed).windows(2) {
                 let part = pair[0]..pair[1];
                 let own = s![part.start - rows.start..part.end - rows.start, ..];
-                let here: Vec<_> = covering(&placed, &part).into_iter().map(|p| (p, p.strength)).collect();
+                let here: Vec<_> = covering(placed, &part).into_iter().map(|p| (p, p.strength)).collect();
                 if here.is_empty() {
                     continue;
                 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::manifest::{
     AdapterNote, BaseFile, Blocks, EditNote, How, MANIFEST, Manifest, MergeOptions, MergedFile, PIECES, TensorNote,
-    pack,
+    pack, pack_piece,
 };
 use super::predict::Predictor;
 use super::table::{PieceRow, Table};
@@ -198,7 +198,7 @@ impl Recorder {
                 count: bytes.len().div_ceil(COPY_BYTES),
             };
             for chunk in bytes.chunks(COPY_BYTES) {
-                let blob = pack(chunk)?;
+                let blob = pack_piece(chunk)?;
                 self.writer.put(table.len(), &blob)?;
                 table.push(PieceRow { merged: None, base: Some(Hash::of(chunk)), packed: blob.len() });
             }
@@ -291,7 +291,8 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     let (before, after) = (Grid::of(&base.shape, stacked), Grid::of(&job.entry.shape, stacked));
     // Rows of the same length, none of them lost; elements of whole bytes.
     let whole_bytes = |d: dtype::Dtype| matches!(d.bitsize(), 8 | 16 | 32 | 64);
-    if before.cols != after.cols || before.rows > after.rows || !whole_bytes(base.dtype) || base.bytes.is_empty() {
+    let packed = !whole_bytes(base.dtype) || !whole_bytes(job.entry.dtype);
+    if before.cols != after.cols || before.rows > after.rows || packed || base.bytes.is_empty() {
         return None;
     }
     note.how = how;

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::manifest::{AdapterNote, Blocks, How, MANIFEST, Manifest, PIECES, TensorNote, damaged, unpack};
+use super::manifest::{
+    AdapterNote, Blocks, How, MANIFEST, Manifest, PIECES, TensorNote, damaged, unpack, unpack_at_most,
+};
 use super::predict::Predictor;
 use super::table::Table;
 use super::{adapter_section, head_section, text_section};
@@ -89,6 +91,29 @@ impl Restore {
             .hint(format!("the record is of {} after merging {}", self.manifest.name, self.list())))
     }
 
+    /// An error where it names files that are none of a base's, or weights that no model of this size has.
+    fn require_sense(&self, merged: &BaseModel) -> Result<()> {
+        let files = &self.manifest.base;
+        if !self.manifest.is_folder && files.len() != 1 {
+            return Err(damaged(&format!("a base of one file with {} files", files.len())));
+        }
+        let mut names = std::collections::HashSet::new();
+        for name in files.iter().map(|f| &f.name).chain(&self.manifest.texts) {
+            plain_path(name)?;
+            if !names.insert(name) {
+                return Err(damaged(&format!("two files of the name `{name}`")));
+            }
+        }
+        if let Some(file) = files.iter().find(|f| f.name.contains('/')) {
+            return Err(damaged(&format!("a file of the name `{}`", file.name)));
+        }
+        let mut elements = 0usize;
+        for (_, _, tensor) in merged.files.tensors() {
+            elements = elements.saturating_add(tensor.elements());
+        }
+        self.manifest.tensors.iter().flat_map(|t| &t.edits).try_for_each(|edit| edit.require_size(elements))
+    }
+
     fn list(&self) -> String {
         let names: Vec<_> = self.adapters().iter().map(|a| format!("{}@{}", a.name, a.strength)).collect();
         if names.is_empty() { "something unnamed".to_string() } else { names.join(", ") }
@@ -97,6 +122,7 @@ impl Restore {
     /// Plans the base. `adapters` are those of the record, in its order; one that is not needed may be empty.
     pub fn plan(&self, merged: &BaseModel, mut adapters: Vec<Adapter>) -> Result<Undone> {
         self.require_same(merged)?;
+        self.require_sense(merged).in_file(self.record.file().path())?;
         for (number, adapter) in adapters.iter_mut().enumerate() {
             let edits = || self.manifest.tensors.iter().flat_map(|t| &t.edits);
             adapter.complete(&|path| edits().find_map(|e| e.shape_of(number, path)))?;
@@ -111,14 +137,15 @@ impl Restore {
             .flat_map(|(f, s)| s.contents.tensors.iter().enumerate().map(move |(j, (k, t))| (k.as_str(), (f, j, t))))
             .collect();
         let mut notes = self.manifest.tensors.iter();
+        let mut remarks = Vec::new();
         let mut undone = Undone {
-            output: self.frame(merged)?,
+            output: self.frame(merged, &mut remarks)?,
             check: CopyCheck { table: Arc::clone(&self.table), blocks: Vec::new(), rest: Vec::new() },
-            notes: Vec::new(),
+            notes: remarks,
             restored: 0,
             copied: 0,
         };
-        let mut used = vec![false; self.table.len()];
+        let mut marks = vec![Mark::Free; self.table.len()];
         for (number, file) in self.manifest.base.iter().enumerate() {
             let head = unpack(self.record.section(&head_section(number))?.as_slice()).in_file(&file_of_record)?;
             let (entries, metadata) = stream::parse_head(&head).in_file(&file_of_record)?;
@@ -132,7 +159,7 @@ impl Restore {
                     note.ok_or_else(|| damaged("its tensors are not those of its heads")).in_file(&file_of_record)?;
                 let other = theirs.get(entry.name.as_str()).map(|(_, _, tensor)| *tensor);
                 let make =
-                    self.make(note, &entry.shape, entry.dtype, other, &adapters, &mut used).at_key(&entry.name)?;
+                    self.make(note, &entry.shape, entry.dtype, other, &adapters, &mut marks).at_key(&entry.name)?;
                 match make {
                     Make::Copy(_) => undone.copied += 1,
                     Make::Compute(_) => undone.restored += 1,
@@ -148,7 +175,7 @@ impl Restore {
                 jobs,
             });
         }
-        for (key, tensor, blocks) in self.unused(&theirs, &used) {
+        for (key, tensor, blocks) in self.unused(&theirs, &marks) {
             undone.check.rest.push((key, tensor, blocks));
         }
         self.compare_sides(merged, &mut undone);
@@ -156,24 +183,25 @@ impl Restore {
     }
 
     /// The output without its tensors.
-    fn frame(&self, merged: &BaseModel) -> Result<Output> {
-        if merged.is_folder != self.manifest.is_folder {
-            return Err(Error::mismatch("a folder against a file: not the model of this record").in_file(&merged.path));
-        }
+    fn frame(&self, merged: &BaseModel, notes: &mut Vec<Note>) -> Result<Output> {
         let mut texts = Vec::new();
         for name in &self.manifest.texts {
             let text = unpack(self.record.section(&text_section(name))?.as_slice())?;
             texts.push((plain_path(name)?, text));
         }
         let own = self.record.file().path().canonicalize().ok();
-        let keep = |path: &PathBuf| {
-            !texts.iter().any(|(name, _)| name == path) && merged.path.join(path).canonicalize().ok() != own
-        };
-        let copies = merged.side_files()?.copied.into_iter().filter(keep).collect();
+        let of_base = |path: &PathBuf| self.manifest.sides.iter().any(|(name, _)| path.to_string_lossy() == *name);
+        let (copies, others): (Vec<_>, Vec<_>) = merged.side_files()?.copied.into_iter().partition(of_base);
+        for path in others {
+            let known = texts.iter().any(|(name, _)| *name == path);
+            if !known && self.manifest.is_folder && merged.path.join(&path).canonicalize().ok() != own {
+                notes.push(Note::info(path.to_string_lossy(), "was not beside the base; not copied"));
+            }
+        }
         let mut inputs: Vec<_> = merged.shards().iter().map(|s| Arc::clone(&s.contents.file)).collect();
         inputs.push(Arc::clone(self.record.file()));
         let plan = Plan { files: Vec::new() };
-        let is_folder = merged.is_folder;
+        let is_folder = self.manifest.is_folder;
         Ok(Output { plan, index: None, texts, copies, copied_from: merged.path.clone(), is_folder, inputs })
     }
 
@@ -184,11 +212,15 @@ impl Restore {
         dtype: dtype::Dtype,
         merged: Option<&Tensor>,
         adapters: &[(f64, Arc<Adapter>)],
-        used: &mut [bool],
+        marks: &mut [Mark],
     ) -> Result<Make> {
         let Blocks { first, step, count, .. } = note.blocks;
         let numbers = first..first.saturating_add(count);
-        let marks = used.get_mut(numbers).ok_or_else(|| damaged("pieces that are not in its table"))?;
+        let marks = marks.get_mut(numbers).ok_or_else(|| damaged("pieces that are not in its table"))?;
+        if marks.iter().any(|mark| *mark != Mark::Free) {
+            return Err(damaged("pieces of two tensors"));
+        }
+        marks.fill(Mark::Compared);
         let pieces = Pieces { table: Arc::clone(&self.table), record: Arc::clone(&self.record), first, count };
         if note.how == How::Stored {
             let tensor_bytes = dtype::byte_len(dtype, shape.elements()?)?;
@@ -198,12 +230,15 @@ impl Restore {
             return Ok(Make::Compute(Arc::new(Stored { pieces, bytes: tensor_bytes })));
         }
         let merged = merged.ok_or_else(|| Error::missing("the merged model does not have this tensor"))?;
-        marks.fill(true);
         if note.how == How::Same {
             if merged.shape != *shape || merged.dtype != dtype || count != merged.bytes.len().div_ceil(COPY_BYTES) {
                 return Err(damaged("a tensor that did not change has another form"));
             }
             return Ok(Make::Copy(merged.clone()));
+        }
+        let whole_bytes = |d: dtype::Dtype| d.bitsize() % 8 == 0;
+        if !whole_bytes(dtype) || !whole_bytes(merged.dtype) {
+            return Err(damaged("elements of less than a byte"));
         }
         let edits = note.edits.iter().map(|e| e.edit(&note.key, adapters)).collect::<Result<Vec<Edit>>>()?;
         let predictor = Predictor::new(dtype, merged.dtype, shape, note.how, edits);
@@ -214,25 +249,25 @@ impl Restore {
         let fits = rows > 0
             && merged_rows >= rows
             && merged_rows * row_bytes == merged.bytes.len()
-            && rows_of_piece > 0
+            && (1..=merged_rows).contains(&rows_of_piece)
             && rows_of_piece * row_bytes == step
             && count == merged_rows.div_ceil(rows_of_piece);
         if !fits {
             return Err(damaged("pieces of another size than the merged tensor's"));
         }
         // Rows the base does not have are compared with the record by themselves.
-        marks[rows.div_ceil(rows_of_piece)..].fill(false);
+        marks[rows.div_ceil(rows_of_piece)..].fill(Mark::Left);
         let elements = Elements { size: dtype.bitsize() / 8, float: dtype::is_float(dtype) };
         Ok(Make::Compute(Arc::new(Restored { pieces, merged: merged.clone(), predictor, elements, rows_of_piece })))
     }
 
     /// Pieces of the merged model that nothing is made of, by tensor.
-    fn unused(&self, theirs: &HashMap<&str, (usize, usize, &Tensor)>, used: &[bool]) -> Vec<(String, Tensor, Blocks)> {
+    fn unused(&self, theirs: &HashMap<&str, (usize, usize, &Tensor)>, marks: &[Mark]) -> Vec<(String, Tensor, Blocks)> {
         let mut out = Vec::new();
         let all = self.manifest.tensors.iter().filter(|t| t.how != How::Stored).map(|t| (&t.key, &t.blocks));
         for (key, blocks) in all.chain(self.manifest.added.iter().map(|b| (&b.key, b))) {
             let range = blocks.first..blocks.first.saturating_add(blocks.count);
-            let idle = used.get(range).is_some_and(|u| u.contains(&false));
+            let idle = marks.get(range).is_some_and(|m| m.iter().any(|mark| *mark != Mark::Compared));
             if let (true, Some((_, _, tensor))) = (idle, theirs.get(key.as_str())) {
                 out.push((key.clone(), (*tensor).clone(), blocks.clone()));
             }
@@ -243,7 +278,8 @@ impl Restore {
     /// Side files that are not what they were get a note; they are copied as they are.
     fn compare_sides(&self, merged: &BaseModel, undone: &mut Undone) {
         for (name, hash) in &self.manifest.sides {
-            let found = std::fs::read(merged.path.join(name)).ok();
+            let path = undone.output.copies.iter().find(|path| path.to_string_lossy() == *name);
+            let found = path.and_then(|path| std::fs::read(merged.path.join(path)).ok());
             let text = match found {
                 None => "was beside the base and is not beside the merged model; not restored",
                 Some(bytes) if Hash::of(&bytes).to_string() != *hash => "changed since the merge; copied as it is now",
@@ -252,6 +288,17 @@ impl Restore {
             undone.notes.push(Note::lossy(name, text));
         }
     }
+}
+
+/// What becomes of a piece of the merged model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// Nothing so far.
+    Free,
+    /// It is compared with the record when it is used.
+    Compared,
+    /// Nothing is made of it: it has to be compared by itself.
+    Left,
 }
 
 /// A path that stays in its folder.
@@ -357,23 +404,23 @@ struct Stored {
 }
 
 impl Produce for Stored {
-    /// Its pieces are rows here, the last one shorter: so all are made at once.
+    /// Bytes are rows here, so that its pieces are groups of rows.
     fn matrix(&self) -> (usize, usize) {
-        (1, self.bytes)
+        (self.bytes, 1)
     }
 
     fn rows(&self) -> Rows {
-        Rows::Whole
+        Rows::Multiple(COPY_BYTES)
     }
 
     fn footprint(&self, _: usize) -> u64 {
         COPY_BYTES as u64
     }
 
-    fn produce(&self, _: &dyn Kernels, _: Range<usize>, out: &mut [u8]) -> Result<Moved> {
-        for (number, part) in out.chunks_mut(COPY_BYTES).enumerate() {
+    fn produce(&self, _: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
+        for (number, part) in (rows.start / COPY_BYTES..).zip(out.chunks_mut(COPY_BYTES)) {
             let (_, hash, packed) = self.pieces.get(number)?;
-            let bytes = unpack(packed)?;
+            let bytes = unpack_at_most(packed, part.len())?;
             if bytes.len() != part.len() || hash != Some(Hash::of(&bytes)) {
                 return Err(damaged("a stored tensor is not what it was"));
             }

@@ -226,7 +226,11 @@ fn every_bit_pattern_comes_back() {
         odd_model(&path, dtype, [256, 256], &all_patterns());
         for out in DTYPES {
             comes_back(&path, &[at(&lora, 0.01)], &["--dtype", out, "--allow-nonfinite"]);
-            comes_back(&path, &[at(&lora, 1e9), at(&lora, -3.0)], &["--dtype", out, "--allow-nonfinite", "--allow-repeat"]);
+            comes_back(
+                &path,
+                &[at(&lora, 1e9), at(&lora, -3.0)],
+                &["--dtype", out, "--allow-nonfinite", "--allow-repeat"],
+            );
         }
     }
 }
