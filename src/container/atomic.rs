@@ -365,6 +365,10 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
         Form::File if about.is_dir() => {
             Err(Error::new(Kind::Exists, "a folder of this name exists, the output is a file").in_file(destination))
         }
+        Form::File if !about.is_file() && !about.is_symlink() => {
+            Err(Error::new(Kind::Exists, "a device or a pipe of this name exists, the output is a file")
+                .in_file(destination))
+        }
         Form::Folder if replace => refuse_what_is_no_result(destination),
         Form::File if replace => Ok(()),
         Form::Folder if fs::read_dir(destination).is_ok_and(|mut d| d.next().is_none()) => Ok(()),
