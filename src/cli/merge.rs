@@ -110,6 +110,8 @@ pub fn run(args: &Args) -> Result<()> {
             let how = (args.undo_embed, undo::options(&options(args)));
             let place = (args.out.as_path(), args.common.force);
             let recording = Recording::of_merge(path, place, &base, &merge, &loaded, how)?;
+            let files = merge.output.files();
+            inputs.extend(files.iter().map(PathBuf::as_path));
             recording.check(Some(&args.out), &inputs)?;
             Some(recording)
         }

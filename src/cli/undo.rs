@@ -87,9 +87,13 @@ impl Recording {
                 path: (!embed).then(absolute),
                 strength: l.strength,
                 hash: l.identity.hash.to_string(),
+                settings: if embed { None } else { settings(source) },
                 layout: l.opened.layout.to_string(),
                 config: source.config.as_ref().filter(|_| embed).map(|(_, config)| config.clone()),
             });
+        }
+        if let Some(config) = base.config_path().filter(|_| !base.is_folder) {
+            about.texts.push((crate::model::CONFIG_NAME.to_string(), read(&config)?)); // it lies beside the file
         }
         if let Some(index) = &base.files.index {
             about.texts.push((index.name.clone(), read(&base.path.join(&index.name))?));
@@ -125,10 +129,17 @@ impl Recording {
         Ok(recording)
     }
 
-    /// Keeps the base's config as well.
-    pub fn keep_texts(&mut self, base: &BaseModel) -> Result<()> {
-        if let Some(path) = base.config_path().filter(|_| base.is_folder) {
-            self.about.texts.push((crate::model::CONFIG_NAME.to_string(), read(&path)?));
+    /// Keeps the side files of the base that the other model does not have as they are.
+    pub fn keep_sides(&mut self, base: &BaseModel, other: &BaseModel) -> Result<()> {
+        for name in base.side_files()?.copied {
+            let bytes = read(&base.path.join(&name))?;
+            let same = other.is_folder && std::fs::read(other.path.join(&name)).is_ok_and(|theirs| theirs == bytes);
+            let name = name.to_string_lossy().into_owned();
+            if same {
+                self.about.sides.push((name, Hash::of(&bytes)));
+            } else {
+                self.about.texts.push((name, bytes));
+            }
         }
         Ok(())
     }
@@ -142,6 +153,10 @@ impl Recording {
     pub fn check(&self, out: Option<&Path>, inputs: &[&Path]) -> Result<()> {
         if let Some(inside) = &self.inside {
             let name = inside.to_string_lossy();
+            if self.about.sides.iter().any(|(side, _)| *side == *name) {
+                let what = "the base has a file of this name, which goes into the output";
+                return Err(Error::new(Kind::Exists, what).in_file(&self.path).hint("choose another name"));
+            }
             if name.ends_with(".safetensors") || name.ends_with(".json") {
                 let what = "an undo record in the model's folder would be taken for a part of the model";
                 return Err(Error::new(Kind::Usage, what).in_file(&self.path).hint("call it something like base.undo"));
@@ -150,6 +165,12 @@ impl Recording {
         }
         if out.is_some_and(|out| same_place(&self.path, out)) {
             return Err(Error::new(Kind::Usage, "the undo record and the model have the same name").in_file(&self.path));
+        }
+        if out.is_some_and(|out| lies_below(&self.path, out)) {
+            let what = "a folder of the old output, which will be replaced";
+            return Err(Error::new(Kind::Usage, what)
+                .in_file(&self.path)
+                .hint("a record may lie directly in the output's folder, or elsewhere"));
         }
         atomic::refuse_input(&self.path, inputs)?;
         atomic::refuse_existing(&self.path, Form::File, self.replace)
@@ -179,6 +200,7 @@ impl Recording {
         let watch = Watch { progress, witness: Some(&recorder) };
         let outcomes = merge.output.fill(&model, writing, kernels, watch)?;
         let bytes = recorder.finish(writing.sync)?;
+        base.unchanged()?; // what has to be stored whole was read only now
         commit_all(file.into_iter().chain([model]).collect())?;
         Ok((outcomes, Some(Written { path: self.path, bytes, touched: self.touched, named })))
     }
@@ -253,13 +275,23 @@ pub fn merge_options(options: &MergeOptions) -> crate::ops::merge::Options {
     }
 }
 
+/// The hash of an adapter's config, whatever the order of its fields.
+fn settings(source: &Source) -> Option<String> {
+    let (_, config) = source.config.as_ref()?;
+    let mut config = Value::Object(config.clone());
+    config.sort_all_objects();
+    Some(Hash::of(config.to_string().as_bytes()).to_string())
+}
+
 /// Finds the adapters of a record: in it, where they were, beside the record, or at the places given. One that is not
-/// needed and not found is empty.
+/// needed and not found is empty. Of those that stay, the config counts as well: nothing else would tell that it is
+/// another one.
 pub fn find_adapters(
     restore: &Restore,
     record: &Path,
     places: &[PathBuf],
     needed: impl Fn(usize) -> bool,
+    stays: impl Fn(usize) -> bool,
 ) -> Result<Vec<Option<Loaded>>> {
     let find = |number: usize| -> Result<Option<Loaded>> {
         let note = &restore.adapters()[number];
@@ -267,15 +299,19 @@ pub fn find_adapters(
             let identity = Identity { name: note.name.clone(), hash: opened.hash(), base: opened.base_fingerprint };
             Loaded { label: note.name.clone(), strength: note.strength, path, opened, identity }
         };
-        let is_it = |opened: &Opened| opened.hash().to_string() == note.hash;
+        let is_it = |opened: &Opened| {
+            opened.hash().to_string() == note.hash && (!stays(number) || settings(&opened.source) == note.settings)
+        };
         let Some(path) = &note.path else {
             let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
             let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
             return Ok(Some(loaded(opened, record.to_path_buf())));
         };
-        let beside = record.parent().unwrap_or(Path::new("")).join(&note.name);
+        // A name that leads elsewhere is none of ours.
+        let name = Path::new(&note.name).file_name().unwrap_or_default();
+        let beside = record.parent().unwrap_or(Path::new("")).join(name);
         let mut tried = Vec::new();
-        let candidates = places.iter().flat_map(|p| [p.clone(), p.join(&note.name)]);
+        let candidates = places.iter().flat_map(|p| [p.clone(), p.join(name)]);
         for candidate in candidates.chain([PathBuf::from(path), beside]) {
             if !candidate.exists() {
                 continue;
@@ -319,6 +355,12 @@ pub fn write_back(
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io("cannot read", e)).in_file(path)
+}
+
+/// Whether `path` lies in a folder below the folder `out`, as it stands now.
+fn lies_below(path: &Path, out: &Path) -> bool {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    matches!((parent.canonicalize(), out.canonicalize()), (Ok(parent), Ok(out)) if parent.starts_with(&out))
 }
 
 fn same_place(a: &Path, b: &Path) -> bool {

@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<()> {
     let touched = if plan.is_some() { changed.map(|(_, t)| t.bytes.len() as u64).sum() } else { bytes };
     let mut recording =
         Recording::new(&args.out, &base, &loaded, (touched, args.undo_embed), options(&Options::default()))?;
-    recording.keep_texts(&base)?;
+    recording.keep_sides(&base, &merged)?;
     recording.set_replace(args.common.force);
     let inputs: Vec<&Path> =
         [args.base.as_path(), &args.merged].into_iter().chain(loaded.iter().map(|l| l.path.as_path())).collect();

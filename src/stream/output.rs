@@ -54,13 +54,17 @@ pub struct Writing {
 impl Output {
     /// Refuses what can be refused before any work: a destination that is an input, exists, or has no room.
     pub fn check(&self, destination: &Path, inputs: &[&Path], replace: bool) -> Result<()> {
-        // Links lead out of the inputs' folders: the files themselves may lie anywhere.
-        let files = self.inputs.iter().map(|file| file.path().to_path_buf());
-        let files: Vec<_> = files.chain(self.copies.iter().map(|path| self.copied_from.join(path))).collect();
+        let files = self.files();
         let all: Vec<_> = inputs.iter().copied().chain(files.iter().map(PathBuf::as_path)).collect();
         atomic::refuse_input(destination, &all)?;
         atomic::refuse_existing(destination, self.form(), replace)?;
         atomic::require_room(destination, self.plan.data_bytes()?)
+    }
+
+    /// The files that are read. Links lead out of the inputs' folders: they may lie anywhere.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let files = self.inputs.iter().map(|file| file.path().to_path_buf());
+        files.chain(self.copies.iter().map(|path| self.copied_from.join(path))).collect()
     }
 
     /// Writes everything beside `destination` and gives it its name at the end.

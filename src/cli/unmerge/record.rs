@@ -12,7 +12,7 @@ use crate::cli::progress::Bar;
 use crate::cli::signals::Signals;
 use crate::cli::undo::{self, find_adapters, merge_options, write_back};
 use crate::cli::{output, size};
-use crate::container::atomic::{Form, Pending};
+use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Error, Result};
 use crate::model::BaseModel;
 use crate::ops::merge;
@@ -29,7 +29,8 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     let removed = args.adapter.iter().map(|a| which(&restore, a)).collect::<Result<Vec<_>>>()?;
     let kept: Vec<usize> =
         (0..restore.adapters().len()).filter(|n| !removed.is_empty() && !removed.contains(n)).collect();
-    let found = find_adapters(&restore, path, &args.look_in, |n| restore.needs(n) || kept.contains(&n))?;
+    let found =
+        find_adapters(&restore, path, &args.look_in, |n| restore.needs(n) || kept.contains(&n), |n| kept.contains(&n))?;
     let mut undone = restore.plan(&merged, undo::adapters(&found))?;
     let mut inputs: Vec<&Path> = vec![&args.merged, path];
     inputs.extend(found.iter().flatten().map(|l| l.path.as_path()));
@@ -55,8 +56,12 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
         // The base stands beside the result while the others are merged into it, and goes when that is done.
         let form = if undone.output.is_folder { Form::Folder } else { Form::File };
         let beside = Writing { sync: false, ..writing };
-        Pending::new(&base_beside(&args.out), form, true, false).and_then(|base| {
+        Pending::new(&args.out, form, args.common.force, false).and_then(|base| {
             write_back(&undone, &undone.output, &base, beside, kernels.as_ref(), &bar)?;
+            // A base of one file has no other files, but its config lay beside it and says how it is to be read.
+            for (name, text) in undone.output.texts.iter().filter(|_| form == Form::File) {
+                atomic::write_whole(&base.path().with_file_name(name), text, false)?;
+            }
             let base = (BaseModel::open(base.path())?, base);
             let others: Vec<_> = kept.iter().filter_map(|&n| found[n].as_ref()).map(Loaded::applied).collect();
             let merge = merge::merge(&base.0, &others, &merge_options(&restore.manifest().options))?;
@@ -66,12 +71,6 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     bar.finish();
     done?;
     say(args, &undone, bytes, Some(began.elapsed().as_secs_f64()))
-}
-
-/// A name beside the output that nobody else has.
-fn base_beside(out: &Path) -> PathBuf {
-    let name = out.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    out.with_file_name(format!("{name}.base-{}", std::process::id()))
 }
 
 /// The number in the record of the adapter that the user means.
