@@ -22,13 +22,18 @@ impl Held {
 
     /// On a copy of the inputs that [`start`](Self::start) has.
     pub fn on(base: &Path, adapter: &Path, out: &Path) -> Held {
+        let mut command = command();
+        command.arg("merge").arg(base).arg(adapter).arg("-o").arg(out);
+        Held::run(command)
+    }
+
+    /// Any run that has a note to print.
+    pub fn run(mut command: Command) -> Held {
         let (reader, mut writer) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
         while writer.write(&[b' '; 1024]).is_ok() {}
         while writer.write(b" ").is_ok() {}
         rustix::io::ioctl_fionbio(&writer, false).unwrap(); // for the program as well
-        let mut command = command();
-        command.arg("merge").arg(base).arg(adapter).arg("-o").arg(out);
         let child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
         let held = Held { child, reader };
         held.wait_until_it_listens();
@@ -61,7 +66,7 @@ impl Held {
         }
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let kill = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status().unwrap();
         assert!(kill.success());
     }

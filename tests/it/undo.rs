@@ -15,6 +15,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lora_tool::container::undo::Record;
+use lora_tool::error::Result;
+use lora_tool::kernels::OpenBlas;
+use lora_tool::layout::{self, Source};
+use lora_tool::model::BaseModel;
+use lora_tool::ops::undo::Restore;
+use lora_tool::stream::{Limits, Unwatched, Watch, Writing};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::fixtures;
@@ -159,7 +166,22 @@ fn cast_copy(from: &Path, to: &Path, dtype: Dtype) {
     }
 }
 
-/// The files in a folder that a run that was cut short may leave behind; a run that ends by itself leaves none.
-fn leftovers(folder: &Path) -> Vec<String> {
-    crate::program::names(folder).into_iter().filter(|name| name.starts_with('.')).collect()
+/// What `unmerge --undo` does, without the program around it; for records that hold their adapters.
+fn undo(merged: &Path, record: &Path, out: &Path) -> Result<()> {
+    let restore = Restore::new(Record::open(record)?)?;
+    let merged = BaseModel::open(merged)?;
+    let mut adapters = Vec::new();
+    for (number, note) in restore.adapters().iter().enumerate() {
+        let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
+        adapters.push(layout::open_source(source, Some(&note.layout))?.adapter);
+    }
+    let undone = restore.plan(&merged, adapters)?;
+    undone.output.check(out, &[&merged.path, record], false)?;
+    let limits = Limits { threads: 1, memory: 64 << 20 };
+    let writing = Writing { replace: false, sync: false, limits };
+    let pending = undone.output.begin(out, writing)?;
+    undone.check.rest(1, &Unwatched)?;
+    let watch = Watch { progress: &Unwatched, witness: Some(&undone.check) };
+    undone.output.fill(&pending, writing, &OpenBlas::new(), watch)?;
+    pending.commit()
 }

@@ -59,7 +59,7 @@ const SOME: [&str; 9] = ["lora", "dora", "ia3", "oft", "lokr", "hira", "save_nor
 fn bases_of_other_types_come_back() {
     let mut all = Vec::new();
     for of in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
-        all.extend(SOME.iter().flat_map(|name| DTYPES.map(|dtype| (of, *name, dtype))));
+        all.extend(SOME.iter().flat_map(|name| ["keep", "bf16", "f32"].map(|dtype| (of, *name, dtype))));
     }
     let scratch = Scratch::new();
     for of in [Dtype::F16, Dtype::BF16, Dtype::F32, Dtype::F64] {
@@ -77,17 +77,13 @@ fn bases_of_other_types_come_back() {
 fn strengths_and_several_adapters_come_back() {
     let lora = |s: f64| at(&adapter("lora"), s);
     for strength in [0.5, -1.0, 0.1, 2.0, 0.0] {
-        for dtype in DTYPES {
-            comes_back(&base("llama"), &[lora(strength)], &["--dtype", dtype]);
-            comes_back(&base("llama"), &[at(&adapter("dora"), strength)], &["--dtype", dtype]);
-        }
+        comes_back(&base("llama"), &[lora(strength)], &["--dtype", "bf16"]);
+        comes_back(&base("llama"), &[at(&adapter("dora"), strength)], &[]);
     }
     for name in ["rslora", "dora", "loha", "ia3", "oft", "vera", "save_norms", "lora_all_linear"] {
-        for dtype in ["keep", "bf16"] {
-            let other = at(&adapter(name), -0.7);
-            comes_back(&base("llama"), &[lora(0.5), other.clone()], &["--dtype", dtype]);
-            comes_back(&base("llama"), &[other, lora(0.5), at(&adapter("embedding"), 0.25)], &["--dtype", dtype]);
-        }
+        let other = at(&adapter(name), -0.7);
+        comes_back(&base("llama"), &[lora(0.5), other.clone()], &[]);
+        comes_back(&base("llama"), &[other, lora(0.5), at(&adapter("embedding"), 0.25)], &["--dtype", "bf16"]);
     }
     let bias = [at(&adapter("bias_all"), 0.5), at(&adapter("lora_bias"), -2.0), at(&adapter("qwen2"), 1.0)];
     comes_back(&base("qwen2"), &bias, &["--allow-unmatched"]);
@@ -246,7 +242,7 @@ fn hard_values_come_back() {
             let _ = fs::remove_file(&path);
             odd_model(&path, dtype, [30, 70], &bytes);
             for out in DTYPES {
-                for strength in [1.0, -0.5, 1e-30, 1e30] {
+                for strength in [-0.5, 1e30] {
                     comes_back(&path, &[at(&lora, strength)], &["--dtype", out, "--allow-nonfinite"]);
                 }
             }
