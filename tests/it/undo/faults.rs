@@ -65,7 +65,7 @@ fn killed_at_any_moment_there_are_both_or_neither() {
     fs::remove_dir_all(&out).unwrap();
     fs::remove_file(&record).unwrap();
     let mut half_way = 0;
-    const TIMES: u32 = 20;
+    const TIMES: u32 = 14;
     for n in 0..TIMES {
         let was_alive = killed(started(&[&model, &lora, &out, &record], &["--no-sync"]), takes * n / TIMES);
         half_way += usize::from(was_alive && names(&place).iter().any(|name| name.starts_with('.')));
@@ -110,7 +110,7 @@ fn killed_while_replacing_the_old_ones_are_whole() {
         let model = (0..2).find(|&n| which(n)).expect("a whole model");
         (model, (0..2).find(|&n| states[n].1 == record).expect("a whole record"))
     };
-    const TIMES: u32 = 10;
+    const TIMES: u32 = 8;
     for n in 0..TIMES {
         let (before, _) = state();
         let adapter = if before == 0 { &lora } else { &twice };
@@ -145,9 +145,9 @@ fn killed_while_an_adapter_is_taken_out() {
         assert!(run(more).status().unwrap().success());
         let takes = began.elapsed();
         let whole = contents(&back);
-        for n in 0..8 {
+        for n in 0..6 {
             fs::remove_dir_all(&back).unwrap();
-            killed(run(more), takes * n / 8);
+            killed(run(more), takes * n / 6);
             assert!(!back.exists() || contents(&back) == whole);
             run(&[more, &["--force"]].concat()).status().unwrap();
             assert!(contents(&back) == whole);

@@ -22,11 +22,11 @@ const DTYPES: [&str; 5] = ["keep", "bf16", "f16", "f32", "f64"];
 fn there_and_back(base: &Path, adapters: &[OsString], more: &[&str]) -> Vec<String> {
     let scratch = Scratch::new();
     let (out, back, record) = (scratch.join("out"), scratch.join("back"), scratch.join("base.undo"));
-    let merged = merge(base, adapters, &out, &record, more);
+    let merged = merge(base, adapters, &out, &record, &[more, &["--threads", "1"]].concat());
     if merged.code != Some(0) {
         return vec![format!("merge: {}", merged.err)];
     }
-    let undone = unmerge(&out, &back, &record, &[]);
+    let undone = unmerge(&out, &back, &record, &["--threads", "1"]);
     if undone.code != Some(0) {
         return vec![format!("unmerge: {}", undone.err)];
     }
