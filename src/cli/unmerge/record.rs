@@ -1,6 +1,6 @@
 //! `lora-tool unmerge --undo`: a merged model back to its base, to the last bit.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use serde_json::json;

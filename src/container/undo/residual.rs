@@ -300,14 +300,14 @@ mod tests {
                         let truth: Vec<u8> = (0..count * size).map(|_| next() as u8).collect();
                         let mut predicted = truth.clone();
                         for i in 0..count {
-                            if next() % one_in == 0 {
+                            if next().is_multiple_of(one_in) {
                                 predicted[i * size] = next() as u8;
                             }
-                            if next() % (10 * one_in) == 0 {
+                            if next().is_multiple_of(10 * one_in) {
                                 predicted[(i + 1) * size - 1] = next() as u8;
                             }
                         }
-                        let doubtful: Vec<u32> = (0..count as u32).filter(|_| next() % 5 == 0).collect();
+                        let doubtful: Vec<u32> = (0..count as u32).filter(|_| next().is_multiple_of(5)).collect();
                         round_trip(elements, &predicted, &doubtful, &truth);
                         round_trip(elements, &predicted, &[], &truth);
                     }

@@ -286,6 +286,9 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
         Some(work) if known => how_of(work),
         _ => How::Near,
     };
+    let rule = work.map_or(Rows::Any, |w| w.rows());
+    let counted = matches!(how, How::Sum | How::Rows | How::Cols);
+    let how = if counted && !can_be_counted(rule, job) { How::Near } else { how };
     let of_use = how != How::Near;
     let stacked = is_stacked(edits);
     let (before, after) = (Grid::of(&base.shape, stacked), Grid::of(&job.entry.shape, stacked));
@@ -299,7 +302,7 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     let edits: Vec<Edit> = if of_use { edits.iter().map(again).collect() } else { Vec::new() };
     note.edits = edits.iter().map(EditNote::of).collect();
     let predictor = Predictor::new(base.dtype, job.entry.dtype, &base.shape, how, edits);
-    let rule = work.filter(|_| of_use).map_or(Rows::Any, |w| w.rows());
+    let rule = if of_use { rule } else { Rows::Any };
     Some(RowsOf { base: base.clone(), predictor, merged_rows: after.rows, rule })
 }
 
@@ -318,6 +321,11 @@ fn how_of(work: &Merged) -> How {
         (How::Cols, _) => How::Near,
         (how, _) => how,
     }
+}
+
+/// Elements in doubt are counted with 32 bits within their piece, which is small unless rows belong together.
+fn can_be_counted(rule: Rows, job: &Job) -> bool {
+    rule == Rows::Any || job.entry.shape.elements().is_ok_and(|n| u32::try_from(n).is_ok())
 }
 
 /// The same edit with an action of its own: the merge lets go of its own after its last row.

@@ -252,7 +252,8 @@ impl Restore {
             && (1..=merged_rows).contains(&rows_of_piece)
             && rows_of_piece * row_bytes == step
             && count == merged_rows.div_ceil(rows_of_piece);
-        if !fits {
+        let counted = rows_of_piece.checked_mul(cols).is_some_and(|n| u32::try_from(n).is_ok());
+        if !fits || (note.how == How::Sum && !counted) {
             return Err(damaged("pieces of another size than the merged tensor's"));
         }
         // Rows the base does not have are compared with the record by themselves.
