@@ -188,9 +188,13 @@ fn hard(dtype: Dtype, count: usize) -> Vec<u8> {
         Dtype::BF16 => bf16::from_f64(value(i)).to_le_bytes().to_vec(),
         Dtype::F16 => f16::from_f64(value(i)).to_le_bytes().to_vec(),
         // NaN with a payload, quiet and signalling, of both signs, now and then.
-        Dtype::F32 if i % 61 == 0 => (0x7f80_0001u32 | (i as u32) << 3 | (i as u32 & 1) << 31).to_le_bytes().to_vec(),
+        Dtype::F32 if i.is_multiple_of(61) => {
+            (0x7f80_0001u32 | (i as u32) << 3 | (i as u32 & 1) << 31).to_le_bytes().to_vec()
+        }
         Dtype::F32 => (value(i) as f32).to_le_bytes().to_vec(),
-        _ if i % 61 == 0 => (0x7ff0_0000_0000_0001u64 | (i as u64) << 20 | (i as u64 & 1) << 63).to_le_bytes().to_vec(),
+        _ if i.is_multiple_of(61) => {
+            (0x7ff0_0000_0000_0001u64 | (i as u64) << 20 | (i as u64 & 1) << 63).to_le_bytes().to_vec()
+        }
         _ => value(i).to_le_bytes().to_vec(),
     };
     (0..count).flat_map(bytes).collect()

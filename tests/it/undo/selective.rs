@@ -189,7 +189,7 @@ fn nothing_is_left_beside_the_result() {
     unmerge(&out, &folder.join(&long), &record, &["--adapter", "bias_all"]).expect(0);
     merge_plainly(&file, &both[..1], &scratch.join("wanted.safetensors"), &[]).expect(0);
     assert_same(&folder.join(&long), &scratch.join("wanted.safetensors"));
-    assert_eq!(names(&folder), [long.clone()]);
+    assert_eq!(names(&folder), std::slice::from_ref(&long));
     unmerge(&out, &folder.join(&long), &record, &["--adapter", "bias_all"]).expect(1);
     unmerge(&out, &folder.join(&long), &record, &["--adapter", "qwen2", "--force"]).expect(0);
     assert_eq!(names(&folder), [long]);
