@@ -156,7 +156,14 @@ fn widened(f: &Factors, cols: Range<usize>, width: usize) -> Result<Factors> {
 fn act_rows(action: &Action, edit: &Edit, grid: Grid) -> Result<(Range<usize>, usize)> {
     let Edit { source, piece } = edit;
     let (height, width) = source.stored.matrix();
-    let misfit = || Error::mismatch(format!("a change of {} for other rows", source.stored)).at_key(&piece.key);
+    let misfit = || {
+        let error = if grid.height < grid.rows {
+            Error::unsupported("a change of a whole stack of experts together with changes of each by itself")
+        } else {
+            Error::mismatch(format!("a change of {} for a part of another form", source.stored))
+        };
+        error.at_key(&piece.key)
+    };
     let whole = piece.memory.is_all() && piece.disk.is_all();
     if whole && !piece.transposed {
         return if (height, width) == (grid.rows, grid.cols) { Ok((0..grid.rows, 0)) } else { Err(misfit()) };

@@ -424,7 +424,7 @@ fn altered_documents_never_end_in_a_panic() {
         ["lora", "phi3", "qwen3_moe_both", "dora", "vera_seed", "oft", "grown", "tied_both", "resnet_lokr", "waveft"]
     {
         let made = Made::new(case);
-        for _ in 0..70 {
+        for _ in 0..40 {
             let mut parts = made.parts.clone();
             for _ in 0..=dice.below(3) {
                 parts = match dice.below(10) {
@@ -455,7 +455,7 @@ fn altered_documents_never_end_in_a_panic() {
             }
         }
     }
-    assert!(refused > 200 && accepted > 10, "{refused} refused, {accepted} accepted");
+    assert!(refused > 150 && accepted > 10, "{refused} refused, {accepted} accepted");
 }
 
 #[test]

@@ -33,7 +33,7 @@ fn every_bit_of_a_record_counts() {
     let bits = 8 * good.len();
     // The head and the seal whole, the sections in strides.
     let head = 8 * (8 + u64::from_le_bytes(*good.first_chunk().unwrap()) as usize);
-    let tried = (0..head).step_by(3).chain((head..bits).step_by(53)).chain(bits - 256..bits);
+    let tried = (0..head).step_by(3).chain((head..bits).step_by(97)).chain(bits - 256..bits);
     for bit in tried {
         put(&bad, &flipped(&good, bit));
         assert!(Record::open(&bad).is_err(), "bit {bit} of {bits}");
@@ -67,7 +67,7 @@ fn flip_the_model(case: &str, more: &[&str]) {
         let head = 8 + u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
         let bits = 8 * good.len();
         for bit in
-            (0..8 * head).step_by(8 * head / 12).chain((8 * head..bits).step_by(8 * (good.len() - head) / 50 + 3))
+            (0..8 * head).step_by(8 * head / 12).chain((8 * head..bits).step_by(8 * (good.len() - head) / 30 + 3))
         {
             put(&path, &flipped(&good, bit));
             let e = undo(&out, &record, &back).expect_err(&format!("{}: {file}: bit {bit}", case.name));
