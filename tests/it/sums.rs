@@ -249,3 +249,19 @@ fn a_vocabulary_that_grew_is_written_into_the_config() {
         assert!(help.status.success());
     }
 }
+
+#[test]
+fn a_stack_replaced_whole_beside_changes_of_its_experts_is_refused() {
+    let scratch = Scratch::new();
+    let (base, full, out) = (root().join("models/gpt_oss"), scratch.join("full"), scratch.join("out"));
+    let experts = read(&base).into_iter().filter(|(key, _)| key.contains(".layers.0.mlp.experts."));
+    let saved: Model = experts.map(|(key, values)| (format!("base_model.model.{key}"), values)).collect();
+    std::fs::create_dir(&full).unwrap();
+    write(&full.join("adapter_model.safetensors"), &saved, None);
+    let config =
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [], "modules_to_save": ["experts"]}"#;
+    std::fs::write(full.join("adapter_config.json"), config).unwrap();
+    let lora = root().join("adapters/peft/gpt_oss_both");
+    let said = merge(&base, &full, &out, &[lora.to_str().unwrap()]).expect(1);
+    assert!(said.err.contains("whole stack"), "{}", said.err);
+}
