@@ -236,7 +236,7 @@ impl Restore {
             }
             return Ok(Make::Copy(merged.clone()));
         }
-        let whole_bytes = |d: dtype::Dtype| d.bitsize() % 8 == 0;
+        let whole_bytes = |d: dtype::Dtype| d.bitsize().is_multiple_of(8);
         if !whole_bytes(dtype) || !whole_bytes(merged.dtype) {
             return Err(damaged("elements of less than a byte"));
         }
