@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ndarray::{Array2, s};
 
-use super::source::Edit;
+use super::source::{Edit, Part};
 use crate::adapter::delta::Factors;
 use crate::adapter::{Action, Delta, Reversal, Target};
 use crate::error::{Context, Error, Result};
@@ -166,7 +166,12 @@ fn act_rows(action: &Action, edit: &Edit, grid: Grid) -> Result<(Range<usize>, u
     };
     let whole = piece.memory.is_all() && piece.disk.is_all();
     if whole && !piece.transposed {
-        return if (height, width) == (grid.rows, grid.cols) { Ok((0..grid.rows, 0)) } else { Err(misfit()) };
+        // A whole tensor put in its place or added is the same elements, seen as a stack or as one matrix.
+        let full = source.part == Part::Weight && source.target.weight.iter().all(|d| matches!(d, Delta::Full(_)));
+        let elements = |rows: usize, cols: usize| rows.checked_mul(cols);
+        let fits = (height, width) == (grid.rows, grid.cols)
+            || (full && elements(height, width) == elements(grid.rows, grid.cols));
+        return if fits { Ok((0..grid.rows, 0)) } else { Err(misfit()) };
     }
     let in_rows = piece.memory.expert.is_none() && piece.memory.cols.is_none() && piece.disk.cols.is_none();
     if !in_rows || piece.transposed || action.rows() != Rows::Any {
