@@ -81,12 +81,11 @@ impl Elements {
 pub fn encode(elements: Elements, predicted: Predicted, truth: &[u8]) -> Result<Vec<u8>> {
     let count = truth.len() / elements.size;
     let Predicted { bytes, doubtful } = predicted;
-    let mut in_doubt = Vec::with_capacity(doubtful.len());
-    for &i in doubtful {
-        let (from, to) = (elements.get(bytes, i as usize), elements.get(truth, i as usize));
-        in_doubt.push(elements.distance(from, to));
-        elements.set(bytes, i as usize, to); // so that only the others differ
-    }
+    let in_doubt = match elements {
+        // The usual case with its constants.
+        Elements { size: 2, float: true } => settle(Elements { size: 2, float: true }, bytes, doubtful, truth),
+        other => settle(other, bytes, doubtful, truth),
+    };
     let mut wrong = Vec::new(); // number among those not in doubt, distance
     let (mut skipped, mut passed) = (doubtful.iter().peekable(), 0usize);
     for_each_difference(elements.size, bytes, truth, |i| {
@@ -115,6 +114,17 @@ pub fn encode(elements: Elements, predicted: Predicted, truth: &[u8]) -> Result<
         put_list(&wrong.iter().map(|w| w.1).collect::<Vec<_>>(), elements, &mut out);
     }
     zstd::bulk::compress(&out, LEVEL).map_err(|e| Error::io("cannot compress", e))
+}
+
+/// The distances of the elements in doubt, which are put right on the way, so that only the others differ.
+#[inline(always)]
+fn settle(elements: Elements, bytes: &mut [u8], doubtful: &[u32], truth: &[u8]) -> Vec<u64> {
+    let one = |&i: &u32| {
+        let (from, to) = (elements.get(bytes, i as usize), elements.get(truth, i as usize));
+        elements.set(bytes, i as usize, to);
+        elements.distance(from, to)
+    };
+    doubtful.iter().map(one).collect()
 }
 
 /// Makes the prediction in `bytes` the truth.

@@ -271,20 +271,35 @@ fn line<B: Stored, S: Stored>(
         let mut results = [0u32; N];
         load::<S>(&merged[at * S::BYTES..(at + count) * S::BYTES], &mut results);
         chunk::<B, S>(&results, addends, at, count, gains, &mut found, &mut doubt);
-        // Eight at a time: most are not in doubt.
-        for (word, first) in doubt.as_chunks::<8>().0.iter().zip((0..count).step_by(8)) {
-            let mut word = u64::from_le_bytes(*word);
-            while word != 0 {
-                let i = first + word.trailing_zeros() as usize / 8;
-                word &= word.wrapping_sub(1);
-                if i < count {
-                    doubtful.push((at + i) as u32);
-                }
-            }
-        }
+        push(bits(&doubt), at, count, doubtful);
         store::<B>(&found, &mut base[at * B::BYTES..(at + count) * B::BYTES]);
         done += count;
     }
+}
+
+/// Ones among the bytes, as bits.
+#[inline(always)]
+fn bits(bytes: &[u8; N]) -> u64 {
+    let mut out = 0;
+    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
+        // Byte k, which is 0 or 1, is moved to bit 56 + k: the factor has a one at bit 56 − 7·k for each.
+        let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+        out |= gathered << (8 * i);
+    }
+    out
+}
+
+/// Appends the numbers of the bits that are set, of the first `count`.
+#[inline(always)]
+fn push(mut bits: u64, at: usize, count: usize, out: &mut Vec<u32>) {
+    bits &= u64::MAX >> (N - count);
+    let mut places = [0u32; N];
+    let found = bits.count_ones() as usize;
+    for place in &mut places[..found] {
+        *place = at as u32 + bits.trailing_zeros();
+        bits &= bits.wrapping_sub(1);
+    }
+    out.extend_from_slice(&places[..found]);
 }
 
 /// Up to N elements: patterns of the nearest candidates, and ones where there are more.

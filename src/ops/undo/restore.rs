@@ -468,6 +468,9 @@ impl Witness for CopyCheck {
     }
 
     fn copied(&self, piece: PieceOf, offset: usize, bytes: &Bytes) -> Result<()> {
-        self.compare(&self.blocks[piece.file][piece.job], offset / COPY_BYTES, bytes.as_slice())
+        bytes.fetch(0..bytes.len());
+        let compared = self.compare(&self.blocks[piece.file][piece.job], offset / COPY_BYTES, bytes.as_slice());
+        bytes.release(0..bytes.len());
+        compared
     }
 }
