@@ -1,6 +1,6 @@
 //! Taking adapters out with the base at hand: what merging them into it gives is compared with what is there.
 //!
-//! Where a tensor is what the merge gives, the base's own bytes take its place. Where some of its elements are not,
+//! Where a tensor is what the merge gives, but for how another program rounds, the base's own bytes take its place. Where some of its elements are not,
 //! those are found from what is there, if the kind of change allows it for each by itself, and the rest is the base's.
 //! What the adapters do not touch stays as it is in the merged model.
 
@@ -19,7 +19,11 @@ use crate::kernels::{Kernels, Moved};
 use crate::model::{self, BaseModel};
 use crate::ops::merge::{Merge, Merged};
 use crate::stream::{self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, Produce, Progress, rows_at_once};
+use crate::tensor::ordinal::{ordinals, ulps};
 use crate::tensor::{Dtype, Rows, Tensor, dtype};
+
+/// Units that sums of f32 products in another order are allowed.
+const F32_ULPS: u64 = 16;
 
 /// A merged model, its base, and the merge that ought to lie between them.
 pub struct Against<'a> {
@@ -40,6 +44,7 @@ struct Pair {
     there: Tensor,
     given: Given,
     differing: AtomicU64,
+    rounded: AtomicU64,
     first: AtomicU64,
 }
 
@@ -180,6 +185,14 @@ impl<'a> Against<'a> {
 
     /// Refuses what is not this base with these adapters, and notes what is not quite.
     fn judge(&mut self, changed: &[Pair]) -> Result<()> {
+        for pair in changed.iter().filter(|p| p.rounded() > 0) {
+            let text = format!(
+                "{} of {} elements are rounded otherwise than by this program; taken for those of the base",
+                pair.rounded(),
+                pair.there.elements()
+            );
+            self.notes.push(Note::info(&pair.key, text));
+        }
         let (mut all, mut differing, mut worst) = (0u64, 0u64, None::<&Pair>);
         for pair in changed {
             all += pair.there.elements() as u64;
@@ -359,13 +372,18 @@ fn empty(like: &Tensor) -> Result<Tensor> {
 
 impl Pair {
     fn new(key: &str, there: &Tensor, given: Given) -> Pair {
-        let (differing, first) = (AtomicU64::new(0), AtomicU64::new(u64::MAX));
-        Pair { key: key.to_string(), there: there.clone(), given, differing, first }
+        let (differing, rounded, first) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(u64::MAX));
+        Pair { key: key.to_string(), there: there.clone(), given, differing, rounded, first }
     }
 
     /// Elements that are not what they ought to be.
     fn differing(&self) -> u64 {
         self.differing.load(Ordering::Relaxed)
+    }
+
+    /// Elements that are, but for how another program rounds.
+    fn rounded(&self) -> u64 {
+        self.rounded.load(Ordering::Relaxed)
     }
 
     /// The same in words.
@@ -384,7 +402,11 @@ impl Pair {
         let size = (self.there.dtype.bitsize() / 8).max(1);
         let others = there.chunks(size).zip(given.chunks(size)).enumerate().filter(|(_, (a, b))| a != b);
         let mut count = there.len().abs_diff(given.len()).div_ceil(size) as u64;
-        for (i, _) in others {
+        for (i, (a, b)) in others {
+            if matches!(self.given, Given::Rows(_)) && is_rounding(self.there.dtype, a, b) {
+                self.rounded.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
             count += 1;
             self.first.fetch_min((from + i) as u64, Ordering::Relaxed);
         }
@@ -430,6 +452,17 @@ impl Pair {
         };
         (0..len).step_by(step.max(1)).map(|start| Step { pair, range: start..(start + step).min(len) }).collect()
     }
+}
+
+/// Whether two elements are no further apart than another order of operations, or one rounding more, brings about.
+fn is_rounding(dtype: Dtype, a: &[u8], b: &[u8]) -> bool {
+    let allowed = match dtype {
+        Dtype::BF16 | Dtype::F16 => 1,
+        Dtype::F32 => F32_ULPS,
+        _ => return false,
+    };
+    let element = |bytes| ordinals(dtype, bytes).and_then(|mut o| o.next());
+    matches!((element(a), element(b)), (Some(a), Some(b)) if ulps(a, b) <= allowed)
 }
 
 fn compare_all(pairs: &[Pair], kernels: &dyn Kernels, limits: Limits, progress: &dyn Progress) -> Result<()> {
@@ -488,8 +521,9 @@ impl Produce for Mixed {
         for ((out, own), (a, b)) in
             out.chunks_mut(size).zip(own).zip(there.chunks(size_there).zip(given.chunks(size_there)))
         {
-            differs.push(a != b);
-            if a == b {
+            let same = a == b || is_rounding(self.there.dtype, a, b);
+            differs.push(!same);
+            if same {
                 out.copy_from_slice(own);
             }
         }
@@ -517,5 +551,21 @@ impl Produce for Mixed {
 impl Tally for Mixed {
     fn found(&self) -> Found {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_rounding_and_others_are_not() {
+        let bf16 = |bits: u16| bits.to_le_bytes();
+        assert!(is_rounding(Dtype::BF16, &bf16(0x3f80), &bf16(0x3f81)));
+        assert!(!is_rounding(Dtype::BF16, &bf16(0x3f80), &bf16(0x3f82)));
+        assert!(is_rounding(Dtype::BF16, &bf16(0x8000), &bf16(0x0001)), "across zero");
+        assert!(is_rounding(Dtype::F32, &1f32.to_le_bytes(), &(1.0 + 16.0 * f32::EPSILON).to_le_bytes()));
+        assert!(!is_rounding(Dtype::F32, &1f32.to_le_bytes(), &(1.0 + 17.0 * f32::EPSILON).to_le_bytes()));
+        assert!(!is_rounding(Dtype::I16, &bf16(1), &bf16(2)));
     }
 }
