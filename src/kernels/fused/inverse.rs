@@ -101,20 +101,20 @@ fn dispatch<B: Stored, S: Stored>(variant: Variant, call: Call) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the processor has what the variant needs.
         Variant::Avx512 if variant.runs_here() => unsafe { avx512::<B, S>(call) },
-        _ => run::<B, S>(call),
+        _ => run::<B, S, Products>(call),
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2<B: Stored, S: Stored>(call: Call) {
-    run::<B, S>(call);
+    run::<B, S, Signs>(call);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
 fn avx512<B: Stored, S: Stored>(call: Call) {
-    run::<B, S>(call);
+    run::<B, S, Mask>(call);
 }
 
 /// A stored type of up to 32 bits, its patterns in the lower bits of a u32.
@@ -224,10 +224,10 @@ fn store<B: Stored>(patterns: &[u32; N], out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn run<B: Stored, S: Stored>(call: Call) {
+fn run<B: Stored, S: Stored, G: Gather>(call: Call) {
     let Call { merged, rows, cols, step, base, doubtful } = call;
     if let Factor::None = step.factor {
-        return line::<B, S>(merged, 0, rows * cols, step.addends, &Gain::None, base, doubtful);
+        return line::<B, S, G>(merged, 0, rows * cols, step.addends, &Gain::None, base, doubtful);
     }
     for row in 0..rows {
         let gain = match step.factor {
@@ -235,7 +235,7 @@ fn run<B: Stored, S: Stored>(call: Call) {
             Factor::Rows(factors) => Gain::One(factors[row]),
             Factor::Cols(factors) => Gain::Each(factors),
         };
-        line::<B, S>(merged, row * cols, cols, step.addends, &gain, base, doubtful);
+        line::<B, S, G>(merged, row * cols, cols, step.addends, &gain, base, doubtful);
     }
 }
 
@@ -247,7 +247,7 @@ enum Gain<'a> {
 
 /// `len` elements from number `from` on.
 #[inline(always)]
-fn line<B: Stored, S: Stored>(
+fn line<B: Stored, S: Stored, G: Gather>(
     merged: &[u8],
     from: usize,
     len: usize,
@@ -271,35 +271,96 @@ fn line<B: Stored, S: Stored>(
         let mut results = [0u32; N];
         load::<S>(&merged[at * S::BYTES..(at + count) * S::BYTES], &mut results);
         chunk::<B, S>(&results, addends, at, count, gains, &mut found, &mut doubt);
-        push(bits(&doubt), at, count, doubtful);
+        push(G::bits(&doubt), at, count, doubtful);
         store::<B>(&found, &mut base[at * B::BYTES..(at + count) * B::BYTES]);
         done += count;
     }
 }
 
-/// Ones among the bytes, as bits.
-#[inline(always)]
-fn bits(bytes: &[u8; N]) -> u64 {
-    let mut out = 0;
-    for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
-        // Byte k, which is 0 or 1, is moved to bit 56 + k: the factor has a one at bit 56 − 7·k for each.
-        let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-        out |= gathered << (8 * i);
+/// How a family of processors gathers the ones among N bytes as bits.
+trait Gather {
+    fn bits(bytes: &[u8; N]) -> u64;
+}
+
+/// Any processor: with products.
+struct Products;
+
+impl Gather for Products {
+    #[inline(always)]
+    fn bits(bytes: &[u8; N]) -> u64 {
+        let mut out = 0;
+        for (i, eight) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            // Byte k, which is 0 or 1, is moved to bit 56 + k: the factor has a one at bit 56 − 7·k for each.
+            let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+            out |= gathered << (8 * i);
+        }
+        out
     }
-    out
+}
+
+/// AVX2.
+#[cfg(target_arch = "x86_64")]
+struct Signs;
+
+#[cfg(target_arch = "x86_64")]
+impl Gather for Signs {
+    #[inline(always)]
+    fn bits(bytes: &[u8; N]) -> u64 {
+        // SAFETY: only `avx2` uses this type.
+        unsafe { x86::signs(bytes) }
+    }
+}
+
+/// AVX-512.
+#[cfg(target_arch = "x86_64")]
+struct Mask;
+
+#[cfg(target_arch = "x86_64")]
+impl Gather for Mask {
+    #[inline(always)]
+    fn bits(bytes: &[u8; N]) -> u64 {
+        // SAFETY: only `avx512` uses this type.
+        unsafe { x86::mask(bytes) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::N;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn signs(bytes: &[u8; N]) -> u64 {
+        let at = bytes.as_ptr();
+        // SAFETY: 32 bytes are there behind each of the two.
+        let (low, high) = unsafe { (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())) };
+        let of = |v| _mm256_movemask_epi8(_mm256_cmpgt_epi8(v, _mm256_setzero_si256())) as u32;
+        u64::from(of(low)) | u64::from(of(high)) << 32
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn mask(bytes: &[u8; N]) -> u64 {
+        // SAFETY: 64 bytes are there.
+        let all = unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) };
+        _mm512_test_epi8_mask(all, all)
+    }
 }
 
 /// Appends the numbers of the bits that are set, of the first `count`.
 #[inline(always)]
 fn push(mut bits: u64, at: usize, count: usize, out: &mut Vec<u32>) {
     bits &= u64::MAX >> (N - count);
-    let mut places = [0u32; N];
-    let found = bits.count_ones() as usize;
-    for place in &mut places[..found] {
-        *place = at as u32 + bits.trailing_zeros();
+    if bits == 0 {
+        return;
+    }
+    out.reserve(N);
+    while bits != 0 {
+        out.push(at as u32 + bits.trailing_zeros());
         bits &= bits.wrapping_sub(1);
     }
-    out.extend_from_slice(&places[..found]);
 }
 
 /// Up to N elements: patterns of the nearest candidates, and ones where there are more.

@@ -1,8 +1,8 @@
 //! Two adapters, module by module: how large each change is, how large the difference, the angle between them, and how
 //! far the spaces agree in which they lie.
 //!
-//! Without a base, what counts is what the adapters say by themselves ([`super::alone`]), and modules are matched by
-//! their paths. With one, what counts is what they do to its tensors ([`super::on_base`]).
+//! Without a base, what counts is what the adapters say by themselves (`alone`), and modules are matched by
+//! their paths. With one, what counts is what they do to its tensors (`on_base`).
 
 use std::cmp::Ordering;
 

@@ -2,7 +2,7 @@
 //!
 //! A merge rounds, so the weights of the base can be told from the merged ones only as far as the stored type is fine
 //! enough. What each kind of change leaves to be found is said where the kind is ([`crate::adapter::Inverse`]); what is
-//! found is counted element by element while it is written ([`back`]). With the base at hand nothing has to be found:
+//! found is counted element by element while it is written (`back`). With the base at hand nothing has to be found:
 //! [`Against`] compares what the merge gives with what is there.
 
 mod against;
