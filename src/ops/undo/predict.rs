@@ -18,7 +18,7 @@ use crate::ops::merge::source::Edit;
 use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
 
 /// Elements of a product formed at a time, small enough to stay near the core.
-const BLOCK: usize = 1 << 16;
+const BLOCK: usize = 1 << 17;
 /// Steps by which changes that are no sum are taken back. Each leaves the share of the error by which the change
 /// differs from none; four are enough for changes of a tenth.
 const STEPS: usize = 4;
