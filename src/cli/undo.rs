@@ -19,7 +19,7 @@ use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
 use crate::tensor::{Hash, dtype};
 
 /// An adapter up to this size goes into the record.
-const SMALL_BYTES: u64 = 1 << 20;
+const SMALL_BYTES: u64 = 64 << 10;
 /// So does one of up to this share (1 in …) of the tensors it changes.
 const SMALL_SHARE: u64 = 80;
 
