@@ -15,7 +15,7 @@ pub fn each<T: Send>(
 ) -> Result<Vec<T>> {
     let results: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let first_error: Mutex<Option<Error>> = Mutex::new(None);
+    let first_error: Mutex<Option<(usize, Error)>> = Mutex::new(None);
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
@@ -28,7 +28,11 @@ pub fn each<T: Send>(
                 Ok(value) => *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value),
                 Err(e) => {
                     failed.store(true, Ordering::Relaxed);
-                    first_error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(e);
+                    // The one of the lowest number, which is the same on any number of threads: all below it have begun.
+                    let mut first = first_error.lock().unwrap_or_else(PoisonError::into_inner);
+                    if first.as_ref().is_none_or(|(earlier, _)| number < *earlier) {
+                        *first = Some((number, e));
+                    }
                 }
             }
         }
@@ -37,7 +41,7 @@ pub fn each<T: Send>(
         Some(pool) => drop(pool.broadcast(|_| work())),
         None => work(), // not even one more thread: this one does it all
     }
-    if let Some(e) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    if let Some((_, e)) = first_error.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(e);
     }
     Ok(results.into_iter().filter_map(|r| r.into_inner().unwrap_or_else(PoisonError::into_inner)).collect())
@@ -56,6 +60,12 @@ mod tests {
             assert_eq!(squares, (0..100).map(|i| i * i).collect::<Vec<_>>());
             let e = each(100, threads, &Unwatched, |i| if i == 7 { Err(Error::missing("7")) } else { Ok(i) });
             assert_eq!(e.unwrap_err().what(), "7");
+            // Whichever comes first in time, the error is that of the lowest number.
+            let late = each(4, threads, &Unwatched, |i| {
+                std::thread::sleep(std::time::Duration::from_millis(if i == 0 { 20 } else { 0 }));
+                Err::<(), _>(Error::missing(i.to_string()))
+            });
+            assert_eq!(late.unwrap_err().what(), "0");
         }
         assert!(each(0, 2, &Unwatched, Ok).unwrap().is_empty());
     }
