@@ -9,16 +9,20 @@ use safetensors::Dtype;
 
 use super::dtype;
 
-/// The ordinal of an element of `bits` bits with this pattern.
+/// The ordinal of an element of `bits` bits with this pattern. Without a branch: signs of weights cannot be predicted.
+#[inline]
 pub fn ordinal(pattern: u64, bits: u32) -> i64 {
     let sign = 1u64 << (bits - 1);
-    if pattern & sign == 0 { pattern as i64 } else { -1 - ((pattern & (sign - 1)) as i64) }
+    let negative = ((pattern >> (bits - 1) & 1) as i64).wrapping_neg(); // all ones, or none
+    (pattern & sign.wrapping_sub(1)) as i64 ^ negative
 }
 
 /// The pattern with this ordinal.
+#[inline]
 pub fn pattern(ordinal: i64, bits: u32) -> u64 {
     let sign = 1u64 << (bits - 1);
-    if ordinal >= 0 { ordinal as u64 & (sign - 1) } else { sign | ((-1 - ordinal) as u64 & (sign - 1)) }
+    let negative = ordinal >> 63;
+    (ordinal ^ negative) as u64 & sign.wrapping_sub(1) | negative as u64 & sign
 }
 
 /// Ordinals of the little-endian elements in `bytes`; none for types whose elements are no whole bytes.
