@@ -1,6 +1,6 @@
 """Writes a Llama-shaped bf16 model in shards, and a rank-16 PEFT adapter on all its linear layers. Standard library only.
 
-    python3 benches/make_model.py FOLDER [--layers 16] [--rank 16] [--shard-bytes 1000000000]
+    python3 benches/make_model.py FOLDER [--layers 16] [--rank 16] [--shard-bytes 1000000000] [--change 0.01]
 
 FOLDER gets `base` and `adapter`. The default is the shape of Llama-3.2-1B: 2.4 GB. Values are seeded and of a
 trained model's size; blocks of them repeat, which no program here can profit from.
@@ -96,8 +96,9 @@ def base(folder, layers, shard_bytes):
             json.dump(value, file, indent=2)
 
 
-def adapter(folder, layers, rank):
-    a, b = block(3, 0.02), block(4, 0.01)
+def adapter(folder, layers, rank, change):
+    # A change has the elements 2 · Σ b · a, with 2 the scale; weights deviate by 0.02, a as well.
+    a, b = block(3, 0.02), block(4, change / (2 * rank**0.5) if change else 0.01)
     tensors = []
     for name, out, inputs in linears(layers):
         tensors.append((f"base_model.model.{name}.lora_A.weight", [rank, inputs], a))
@@ -119,9 +120,10 @@ def main():
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--shard-bytes", type=int, default=1_000_000_000)
+    parser.add_argument("--change", type=float, help="norm of the changes, as a share of that of their weights")
     options = parser.parse_args()
     base(os.path.join(options.folder, "base"), options.layers, options.shard_bytes)
-    adapter(os.path.join(options.folder, "adapter"), options.layers, options.rank)
+    adapter(os.path.join(options.folder, "adapter"), options.layers, options.rank, options.change)
     return 0
 
 

@@ -2,26 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use safetensors::tensor::Dtype;
 
-use crate::fixtures::{Scratch, root};
+use crate::fixtures::{Scratch, adapter, base, text};
 use crate::models::{Model, assert_merged, deltas, json_file, read, tensor, write, write_lora};
 use crate::program::{PROGRAM, Ran, command, merge, names, run};
-
-fn base(name: &str) -> PathBuf {
-    root().join("models").join(name)
-}
-
-fn adapter(name: &str) -> PathBuf {
-    root().join("adapters/peft").join(name)
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
 
 /// A copy of a folder of files.
 fn copy(from: &Path, to: &Path) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Case, Scratch, cases, root};
+use crate::fixtures::{Case, Scratch, adapter, cases, root};
 use crate::models::{Model, Values, deltas, json_file, read, tensor, write, write_lora};
 use crate::program::{Ran, merge, run};
 
@@ -23,10 +23,6 @@ fn answer(first: &Path, second: &Path, more: &[&str]) -> Value {
 
 fn at(path: &Path, strength: &str) -> PathBuf {
     PathBuf::from(format!("{}@{strength}", path.display()))
-}
-
-fn adapter(name: &str) -> PathBuf {
-    root().join("adapters/peft").join(name)
 }
 
 fn model(name: &str) -> PathBuf {

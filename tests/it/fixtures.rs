@@ -8,6 +8,21 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
+/// A model of the fixtures.
+pub fn base(name: &str) -> PathBuf {
+    root().join("models").join(name)
+}
+
+/// An adapter of the fixtures, in PEFT's layout.
+pub fn adapter(name: &str) -> PathBuf {
+    root().join("adapters/peft").join(name)
+}
+
+/// A path as an argument.
+pub fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// One adapter and what is expected of it.
 pub struct Case {
     pub name: String,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
-use crate::fixtures::{Scratch, root};
+use crate::fixtures::{Scratch, adapter, base, text};
 use crate::models::{Model, json_file, tensor, write, write_lora};
 use crate::program::{merge, names, run};
 
@@ -18,18 +18,6 @@ const NAMED: &str = "lora_tool.base_fingerprint";
 // By fixtures/make/fingerprint.py, which has a BLAKE3 of its own.
 const LLAMA: &str = "aaa50363e95fed2bc886188e33a4dad648375bb4b2cc52bb0afeab38529edacb";
 const LORA: &str = "7932dcb7757a3a61e20ff645d6bdde057f5bee39de25d81049bb9887fdd8730d";
-
-fn base(name: &str) -> PathBuf {
-    root().join("models").join(name)
-}
-
-fn adapter(name: &str) -> PathBuf {
-    root().join("adapters/peft").join(name)
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
 
 fn inspect(path: &Path) -> Value {
     run(["inspect", "--json", &text(path)]).expect(0).json()

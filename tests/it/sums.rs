@@ -1,21 +1,13 @@
 //! What a merge gives, by formula: W + Σ strength · (alpha / r) · B · A in f64, rounded once to the type of W.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
-use crate::fixtures::{Scratch, root};
+use crate::fixtures::{Scratch, adapter, base, root};
 use crate::models::{Model, assert_merged, deltas, json_file, read, rounded, tensor, write, write_lora};
 use crate::program::{command, merge};
-
-fn base(name: &str) -> PathBuf {
-    root().join("models").join(name)
-}
-
-fn adapter(name: &str) -> PathBuf {
-    root().join("adapters/peft").join(name)
-}
 
 fn at(path: &Path, strength: &str) -> String {
     format!("{}@{strength}", path.display())

@@ -9,21 +9,9 @@ use half::bf16;
 use safetensors::tensor::Dtype;
 use serde_json::Value;
 
-use crate::fixtures::{Case, Scratch, cases, root};
+use crate::fixtures::{Case, Scratch, adapter, base, cases, text};
 use crate::models::{self, Model, Values, deltas, tensor, write, write_lora};
 use crate::program::{Ran, command, merge, names};
-
-fn base(name: &str) -> PathBuf {
-    root().join("models").join(name)
-}
-
-fn adapter(name: &str) -> PathBuf {
-    root().join("adapters/peft").join(name)
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
 
 fn unmerge(merged: &Path, adapter: &str, out: &Path, more: &[&str]) -> Ran {
     let mut command = command();
