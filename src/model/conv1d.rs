@@ -12,8 +12,12 @@ const LAYERS: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
 /// What is known of how a layer's weight is stored: `Some(true)` for `[in, out]`, none without a config.
 pub fn stores_in_out(base: &BaseModel, module_leaf: &str) -> Option<bool> {
     base.config.as_ref()?;
-    let family = base.model_types().iter().any(|t| FAMILIES.contains(&t.as_str()));
-    Some(family && LAYERS.contains(&module_leaf))
+    Some(is_in_out(&base.model_types(), module_leaf))
+}
+
+/// Whether the module of this name is such a layer in a model of these types.
+pub fn is_in_out(model_types: &[String], module_leaf: &str) -> bool {
+    model_types.iter().any(|t| FAMILIES.contains(&t.as_str())) && LAYERS.contains(&module_leaf)
 }
 
 /// Models whose stacks of experts are `[experts, in, out]`; all others store `[experts, out, in]`. PEFT's reading of

@@ -5,6 +5,7 @@ pub mod embedding;
 pub mod fingerprint;
 pub mod provenance;
 pub mod side;
+pub mod site;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 pub use embedding::{Embeddings, TiedUse};
 pub use provenance::Provenance;
 pub use side::SideFiles;
+pub use site::{Site, Sites};
 
 pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 

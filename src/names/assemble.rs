@@ -58,8 +58,8 @@ pub fn stack(sources: &[Keys<'_>], transposed: bool, share: (usize, usize)) -> M
 pub fn join_experts(sources: &[Keys<'_>]) -> Made {
     let keys: Keys<'_> = sources.iter().flatten().copied().collect();
     let &[experts, _, cols] = keys.first()?.1 else { return None };
-    // An empty tensor may claim any number of them.
-    if experts > 1 << 16 {
+    // An empty tensor may claim any number of them, and costs its file nothing.
+    if experts > 1 << 16 || keys.iter().any(|(_, shape)| shape.contains(&0)) {
         return None;
     }
     let (mut pieces, mut row) = (Vec::new(), 0usize);

@@ -8,6 +8,7 @@
 //! Strings and shapes only: this room opens no file and touches no number.
 
 mod assemble;
+mod base_model;
 mod equivalent;
 mod experts;
 mod family;
@@ -18,6 +19,6 @@ mod place;
 mod rewrite;
 mod similar;
 
-pub use index::Index;
+pub use index::{Index, Listing};
 pub use path::ModulePath;
 pub use place::{Found, How, Piece, Region};

@@ -79,6 +79,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// A tensor that is one whole tensor on disk, of the same name.
+    pub fn whole(key: &str, shape: &[usize]) -> Found {
+        Found { pieces: vec![Piece::whole(key)], how: How::Direct, memory_shape: shape.to_vec() }
+    }
+
     /// The name on disk, when the tensor is one whole tensor there, as it lies.
     pub fn plain(&self) -> Option<&str> {
         match self.pieces.as_slice() {

@@ -17,6 +17,8 @@ pub struct Set {
     /// What a name has to start with for these rules to see it; they see what follows. If the checkpoint has no such
     /// name, the part stands alone in it and the rules see every name whole.
     within: &'static [&'static str],
+    /// Whether they see nothing there.
+    only_within: bool,
     /// The rules, in order.
     pub rules: &'static [Rule],
 }
@@ -24,22 +26,22 @@ pub struct Set {
 impl Set {
     /// Rules for the whole of a model.
     pub const fn whole(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &[], rules }
+        Set { names, within: &[], only_within: false, rules }
     }
 
     /// Rules for the language model inside a model.
     pub const fn text(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &["model.language_model.", "language_model."], rules }
+        Set { names, within: &["model.language_model.", "language_model."], only_within: false, rules }
     }
 
     /// Rules for the part of an omni model that understands, beside the part that talks.
     pub const fn thinker(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &["thinker."], rules }
+        Set { names, within: &["thinker."], only_within: false, rules }
     }
 
     /// Rules for the audio tower of a model.
     pub const fn audio(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &["model.audio_tower.", "audio_tower."], rules }
+        Set { names, within: &["model.audio_tower.", "audio_tower."], only_within: false, rules }
     }
 
     /// Rules for the vision tower of a model.
@@ -56,20 +58,36 @@ impl Set {
             "vision_encoder.",
             "visual.",
         ];
-        Set { names, within, rules }
+        Set { names, within, only_within: false, rules }
+    }
+
+    /// Rules for the backbone of a model that finds or segments objects.
+    pub const fn backbone(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
+        let within = &["model.backbone.", "model.pixel_level_module.", "backbone.", "pixel_level_module."];
+        Set { names, within, only_within: false, rules }
     }
 
     /// Rules for the first of two image encoders inside a tower.
     pub const fn sam_encoder(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &["model.vision_tower.sam_encoder.", "vision_tower.sam_encoder."], rules }
+        Set {
+            names,
+            within: &["model.vision_tower.sam_encoder.", "vision_tower.sam_encoder."],
+            only_within: false,
+            rules,
+        }
     }
 
     /// Rules for the second.
     pub const fn vision_encoder(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
-        Set { names, within: &["model.vision_tower.vision_encoder.", "vision_tower.vision_encoder."], rules }
+        Set {
+            names,
+            within: &["model.vision_tower.vision_encoder.", "vision_tower.vision_encoder."],
+            only_within: false,
+            rules,
+        }
     }
 
-    /// Rules for a tower that contains a `vision_model` of its own.
+    /// Rules for a tower that contains a `vision_model` of its own, never for a whole model.
     pub const fn clip(names: &'static [&'static str], rules: &'static [Rule]) -> Set {
         let within = &[
             "model.vision_tower.",
@@ -80,14 +98,14 @@ impl Set {
             "image_tower.",
             "video_tower.",
         ];
-        Set { names, within, rules }
+        Set { names, within, only_within: true, rules }
     }
 
     /// For each name what the rules see of it: from which byte. `None`: it is not for them.
     fn starts(&self, names: &[String]) -> Vec<Option<usize>> {
         let start = |name: &String| self.within.iter().find(|prefix| name.starts_with(**prefix)).map(|p| p.len());
         let inside: Vec<_> = names.iter().map(start).collect();
-        if inside.iter().any(Option::is_some) { inside } else { vec![Some(0); names.len()] }
+        if self.only_within || inside.iter().any(Option::is_some) { inside } else { vec![Some(0); names.len()] }
     }
 }
 

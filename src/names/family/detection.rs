@@ -137,7 +137,7 @@ pub(super) const SETS: &[Set] = &[
     Set::whole(
         &["swin"],
         &[rename(
-            r"(backbone\.conv_encoder\.model|pixel_level_module\.encoder|backbone)\.(encoder|embeddings)\.",
+            r"\b(backbone\.conv_encoder\.model|pixel_level_module\.encoder|backbone)\.(encoder|embeddings)\.",
             "${1}.swin.${2}.",
         )],
     ),

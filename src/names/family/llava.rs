@@ -123,6 +123,7 @@ pub(super) const SETS: &[Set] = &[
             rename(r"^model\.language_model\.model\.", "model.language_model."),
         ],
     ),
+    Set::whole(&["colpali"], &[rename(r"^vlm\.language_model\.model\.", "vlm.language_model.")]),
     Set::whole(&["colqwen2"], &[rename(r"^vlm\.model\.", "vlm.")]),
     Set::whole(&["shieldgemma2"], &[rename(r"^model\.", "model.model.").unless_before(&["model."])]),
     Set::whole(

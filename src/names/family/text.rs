@@ -69,7 +69,7 @@ pub(super) const SETS: &[Set] = &[
             rename(r"\.attn_sink", ".sinks"),
             rename(r"\.indexer\.weights_proj\.", ".compressor.indexer.scorer.weights_proj."),
             rename(r"\.indexer\.wq_b\.", ".compressor.indexer.q_b_proj."),
-            rename(r"\.norm\.", ".kv_norm."),
+            rename(r"\.norm\.", ".kv_norm.").unless_after(&["model"]),
             rename(r"\.ape", ".position_bias"),
             rename(r"\.wq_a\.", ".q_a_proj."),
             rename(r"\.self_attn\.wq_b\.", ".self_attn.q_b_proj."),

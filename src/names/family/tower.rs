@@ -16,13 +16,20 @@ pub(super) const SETS: &[Set] = &[
             "clipseg_vision_model",
             "chinese_clip_vision_model",
             "altclip_vision_model",
+            "mlcd_vision",
+            "mlcd",
+        ],
+        &[rename(r"^vision_model\.", "")],
+    ),
+    // A tower that is a model by itself, and says so by its class.
+    Set::whole(
+        &[
             "CLIPVisionModel",
             "AltCLIPVisionModel",
             "ChineseCLIPVisionModel",
             "CLIPSegVisionModel",
             "MetaClip2VisionModel",
-            "mlcd_vision",
-            "mlcd",
+            "MLCDVisionModel",
             "SiglipVisionModel",
             "Siglip2VisionModel",
             "xCLIPVisionModel",
@@ -31,11 +38,6 @@ pub(super) const SETS: &[Set] = &[
     ),
     Set::whole(
         &[
-            "clip_text_model",
-            "siglip_text_model",
-            "siglip2_text_model",
-            "clipseg_text_model",
-            "metaclip_2_text_model",
             "CLIPTextModel",
             "CLIPSegTextModel",
             "MetaClip2TextModel",
@@ -110,7 +112,7 @@ pub(super) const SETS: &[Set] = &[
         ],
     ),
     Set::tower(&["dinov3_vit"], &[rename(r"layer\.", "model.layer.").unless_after(&["model."])]),
-    Set::tower(
+    Set::backbone(
         &["swin"],
         &[
             rename(r"attention\.self\.query", "attention.q_proj"),
