@@ -8,14 +8,17 @@
 pub mod fused;
 pub mod openblas;
 pub mod reference;
+pub mod truncated;
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
+pub use fused::guess::{Doubt, Guess};
 pub use fused::{Element, Moved, Term};
 pub use openblas::OpenBlas;
 pub use reference::Reference;
+pub use truncated::{Depth, RowSource, Truncated, Wanted};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Thin singular value decomposition `a = u · diag(s) · vt`.
 #[derive(Clone, Debug)]
@@ -28,7 +31,16 @@ pub struct Svd {
     pub vt: Array2<f32>,
 }
 
-/// What a backend does. Three operations are required; the rest is written in terms of fixed loops and may be
+/// Eigenvalues of a symmetric matrix and their vectors.
+#[derive(Clone, Debug)]
+pub struct Eigen {
+    /// Largest first.
+    pub values: Vec<f64>,
+    /// `[values, n]`: a row for each value, of length one.
+    pub vectors: Array2<f64>,
+}
+
+/// What a backend does. Six operations are required; the rest is written in terms of fixed loops and may be
 /// replaced by a backend that gives the same bytes faster.
 pub trait Kernels: Send + Sync {
     /// The name `--device` and reports use.
@@ -42,6 +54,20 @@ pub trait Kernels: Send + Sync {
 
     /// Thin singular value decomposition of a: [m, n].
     fn svd(&self, a: ArrayView2<f32>) -> Result<Svd>;
+
+    /// `out += a · bᵀ`, the inner products of the rows of a: [p, n] and b: [q, n], with products and sums in f64.
+    fn add_inner(&self, a: ArrayView2<f32>, b: ArrayView2<f32>, out: ArrayViewMut2<f64>) -> Result<()>;
+
+    /// All eigenvalues of a symmetric matrix, largest first.
+    fn eigenvalues(&self, a: ArrayView2<f64>) -> Result<Vec<f64>>;
+
+    /// The `most` largest eigenvalues of a symmetric matrix, or all if there are fewer, and their vectors.
+    fn eigh(&self, a: ArrayView2<f64>, most: usize) -> Result<Eigen>;
+
+    /// The best low-rank approximation of `d`, to a stated tolerance. One call, so that a device can keep the matrix.
+    fn truncated_svd(&self, d: &dyn RowSource, wanted: &Wanted) -> Result<Truncated> {
+        truncated::truncated_svd(self, d, wanted)
+    }
 
     /// The merge step: `out = round(w + Σ scale · b · a)` over stored elements, in the order of operations defined in
     /// [`fused`]. Every backend gives the same bytes.
@@ -74,6 +100,24 @@ pub trait Kernels: Send + Sync {
         fused::inverse::invert(fused::Variant::fastest(), elements, merged, dim, step, base, doubtful);
     }
 
+    /// The merge step on bf16 with one term; what can be told of the weights from the result goes to the rows of
+    /// `guess` from `first` on: see [`fused::guess`]. Every backend finds the same.
+    fn add_product_and_guess(
+        &self,
+        w: &[u8],
+        out: &mut [u8],
+        dim: (usize, usize),
+        term: Term,
+        (guess, first): (&mut Guess, usize),
+    ) -> Moved {
+        fused::guess::add_product_with(fused::Variant::fastest(), w, out, dim, term, (guess, first))
+    }
+
+    /// [`invert`](Kernels::invert) for bf16 and one product, which is formed on the way. Every backend finds the same.
+    fn take_off_product(&self, merged: &[u8], base: &mut [u8], dim: (usize, usize), term: Term, doubt: &mut Doubt) {
+        fused::guess::take_off_with(fused::Variant::fastest(), merged, base, dim, term, doubt);
+    }
+
     /// `w += scale · b · a` on an f32 tile, in the same defined order; in place where the tile is contiguous.
     /// b: [rows, rank], a: [rank, cols].
     fn add_product(&self, scale: f32, b: ArrayView2<f32>, a: ArrayView2<f32>, mut w: ArrayViewMut2<f32>) -> Result<()> {
@@ -96,6 +140,25 @@ pub trait Kernels: Send + Sync {
         }
         Ok(())
     }
+}
+
+/// Rows of one length, and room for a product of each with each.
+fn fits_inner(a: ArrayView2<f32>, b: ArrayView2<f32>, out: (usize, usize)) -> Result<()> {
+    if a.ncols() == b.ncols() && out == (a.nrows(), b.nrows()) {
+        return Ok(());
+    }
+    Err(Error::mismatch(format!("inner products of the rows of {:?} and {:?} into {out:?}", a.dim(), b.dim())))
+}
+
+/// The order of a square matrix of finite values.
+fn order_of(a: ArrayView2<f64>) -> Result<usize> {
+    if a.nrows() != a.ncols() {
+        return Err(Error::mismatch(format!("eigenvalues of a matrix of {:?}", a.dim())));
+    }
+    if !a.iter().all(|v| v.is_finite()) {
+        return Err(Error::new(Kind::Nonfinite, "eigenvalues of a matrix with NaN or infinity"));
+    }
+    Ok(a.nrows())
 }
 
 /// The backend for this machine: OpenBLAS on the CPU.

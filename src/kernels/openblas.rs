@@ -6,9 +6,9 @@
 
 #![expect(unsafe_code, reason = "calls of foreign functions")]
 
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 
-use super::{Kernels, Svd};
+use super::{Eigen, Kernels, Svd};
 use crate::error::{Error, Kind, Result};
 
 extern crate blas_src; // links the library that the calls below are resolved in
@@ -162,4 +162,145 @@ impl Kernels for OpenBlas {
             vt: Array2::from_shape_vec((k, n), left).map_err(shape)?,
         })
     }
+
+    /// Some columns at a time in f64, so that the products are exact and the copies stay in the cache.
+    fn add_inner(&self, a: ArrayView2<f32>, b: ArrayView2<f32>, mut out: ArrayViewMut2<f64>) -> Result<()> {
+        super::fits_inner(a, b, out.dim())?;
+        int(a.nrows()).and(int(b.nrows())).and(int(a.ncols()))?;
+        for (a, b) in a.axis_chunks_iter(Axis(1), INNER_RUN).zip(b.axis_chunks_iter(Axis(1), INNER_RUN)) {
+            ndarray::linalg::general_mat_mul(1.0, &a.mapv(f64::from), &b.mapv(f64::from).t(), 1.0, &mut out);
+        }
+        Ok(())
+    }
+
+    fn eigenvalues(&self, a: ArrayView2<f64>) -> Result<Vec<f64>> {
+        Ok(divide_and_conquer(b'N', a)?.1)
+    }
+
+    fn eigh(&self, a: ArrayView2<f64>, most: usize) -> Result<Eigen> {
+        let n = a.nrows();
+        if most < n {
+            return largest(a, most);
+        }
+        let (vectors, values) = divide_and_conquer(b'V', a)?;
+        let vectors = Array2::from_shape_vec((n, n), vectors).map_err(|e| Error::mismatch(e.to_string()))?;
+        // Column-major columns are rows here; LAPACK has the smallest first.
+        Ok(Eigen { values, vectors: vectors.slice(ndarray::s![..;-1, ..]).to_owned() })
+    }
+}
+
+/// Columns that are widened at a time.
+const INNER_RUN: usize = 512;
+
+/// All eigenvalues of a symmetric matrix, largest first, and for `job` V the vectors one after the other, smallest
+/// first.
+fn divide_and_conquer(job: u8, a: ArrayView2<f64>) -> Result<(Vec<f64>, Vec<f64>)> {
+    let n = super::order_of(a)?;
+    let mut vectors: Vec<f64> = a.iter().copied().collect();
+    if n == 0 {
+        return Ok((vectors, Vec::new()));
+    }
+    let order = int(n)?;
+    let mut values = vec![0f64; n];
+    let (mut query, mut iquery, mut info) = ([0f64], [0i32], 0);
+    // SAFETY: with lengths of -1 only the best workspace sizes are written.
+    unsafe {
+        lapack::dsyevd(job, b'U', order, &mut vectors, order, &mut values, &mut query, -1, &mut iquery, -1, &mut info);
+    }
+    let (mut work, mut iwork) = (vec![0f64; (query[0] as usize).max(1)], vec![0i32; iquery[0].max(1) as usize]);
+    let (lwork, liwork) = (int(work.len())?, int(iwork.len())?);
+    // SAFETY: vectors is n·n, values n long, and the workspaces have the sizes asked for.
+    unsafe {
+        lapack::dsyevd(
+            job,
+            b'U',
+            order,
+            &mut vectors,
+            order,
+            &mut values,
+            &mut work,
+            lwork,
+            &mut iwork,
+            liwork,
+            &mut info,
+        );
+    }
+    if info != 0 {
+        return Err(lapack_failed("dsyevd", info));
+    }
+    values.reverse();
+    Ok((vectors, values))
+}
+
+/// The `most` largest eigenvalues of a symmetric matrix and their vectors; fewer than there are.
+fn largest(a: ArrayView2<f64>, most: usize) -> Result<Eigen> {
+    let n = super::order_of(a)?;
+    if most == 0 {
+        return Ok(Eigen { values: Vec::new(), vectors: Array2::zeros((0, n)) });
+    }
+    let mut a: Vec<f64> = a.iter().copied().collect();
+    let (order, first) = (int(n)?, int(n - most + 1)?);
+    let (mut values, mut vectors, mut support) = (vec![0f64; n], vec![0f64; n * most], vec![0i32; 2 * most.max(1)]);
+    let (mut query, mut iquery, mut info, mut found) = ([0f64], [0i32], 0, 0);
+    // SAFETY: with lengths of -1 only the best workspace sizes are written.
+    unsafe {
+        lapack::dsyevr(
+            b'V',
+            b'I',
+            b'U',
+            order,
+            &mut a,
+            order,
+            0.0,
+            0.0,
+            first,
+            order,
+            0.0,
+            &mut found,
+            &mut values,
+            &mut vectors,
+            order,
+            &mut support,
+            &mut query,
+            -1,
+            &mut iquery,
+            -1,
+            &mut info,
+        );
+    }
+    let (mut work, mut iwork) = (vec![0f64; (query[0] as usize).max(1)], vec![0i32; iquery[0].max(1) as usize]);
+    let (lwork, liwork) = (int(work.len())?, int(iwork.len())?);
+    // SAFETY: a is n·n, values n, vectors n·most, support 2·most long, and the workspaces have the sizes asked for.
+    unsafe {
+        lapack::dsyevr(
+            b'V',
+            b'I',
+            b'U',
+            order,
+            &mut a,
+            order,
+            0.0,
+            0.0,
+            first,
+            order,
+            0.0,
+            &mut found,
+            &mut values,
+            &mut vectors,
+            order,
+            &mut support,
+            &mut work,
+            lwork,
+            &mut iwork,
+            liwork,
+            &mut info,
+        );
+    }
+    if info != 0 || usize::try_from(found) != Ok(most) {
+        return Err(lapack_failed("dsyevr", info));
+    }
+    values.truncate(most);
+    values.reverse();
+    let vectors = Array2::from_shape_vec((most, n), vectors).map_err(|e| Error::mismatch(e.to_string()))?;
+    Ok(Eigen { values, vectors: vectors.slice(ndarray::s![..;-1, ..]).to_owned() })
 }

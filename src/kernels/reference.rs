@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
-use super::{Element, Kernels, Moved, Svd, Term, fused};
+use super::{Eigen, Element, Kernels, Moved, Svd, Term, fused};
 use crate::error::{Error, Result};
 
 /// The reference backend.
@@ -106,6 +106,47 @@ impl Kernels for Reference {
         })
     }
 
+    fn add_inner(&self, a: ArrayView2<f32>, b: ArrayView2<f32>, mut out: ArrayViewMut2<f64>) -> Result<()> {
+        super::fits_inner(a, b, out.dim())?;
+        for ((i, j), value) in out.indexed_iter_mut() {
+            *value += (0..a.ncols()).map(|k| f64::from(a[[i, k]]) * f64::from(b[[j, k]])).sum::<f64>();
+        }
+        Ok(())
+    }
+
+    fn eigenvalues(&self, a: ArrayView2<f64>) -> Result<Vec<f64>> {
+        Ok(self.eigh(a, a.nrows())?.values)
+    }
+
+    /// Two-sided Jacobi rotations until what is off the diagonal is rounding.
+    fn eigh(&self, a: ArrayView2<f64>, most: usize) -> Result<Eigen> {
+        let n = super::order_of(a)?;
+        let (mut a, mut v) = (a.to_owned(), Array2::<f64>::eye(n));
+        let size = a.iter().map(|v| v * v).sum::<f64>().sqrt();
+        for _sweep in 0..60 {
+            let mut rotated = false;
+            for p in 0..n {
+                for q in p + 1..n {
+                    if a[[p, q]].abs() <= 1e-17 * size {
+                        continue;
+                    }
+                    rotated = true;
+                    rotate(&mut a, &mut v, p, q);
+                }
+            }
+            if !rotated {
+                break;
+            }
+        }
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&i, &j| a[[j, j]].total_cmp(&a[[i, i]]));
+        order.truncate(most);
+        Ok(Eigen {
+            values: order.iter().map(|&i| a[[i, i]]).collect(),
+            vectors: Array2::from_shape_fn((order.len(), n), |(i, j)| v[[order[i], j]]),
+        })
+    }
+
     fn add_products(
         &self,
         element: Element,
@@ -119,5 +160,23 @@ impl Kernels for Reference {
 
     fn add_products_to_tile(&self, values: &mut [f32], (rows, cols): (usize, usize), terms: &[Term]) -> Moved {
         fused::add_products_to_tile_with(fused::Variant::Plain, values, rows, cols, terms)
+    }
+}
+
+/// Makes `a[[p, q]]` of a symmetric matrix zero by a rotation, which goes into the rows of `v` as well.
+fn rotate(a: &mut Array2<f64>, v: &mut Array2<f64>, p: usize, q: usize) {
+    let theta = (a[[q, q]] - a[[p, p]]) / (2.0 * a[[p, q]]);
+    let t = if theta == 0.0 { 1.0 } else { theta.signum() / (theta.abs() + theta.hypot(1.0)) };
+    let c = 1.0 / t.hypot(1.0);
+    let s = t * c;
+    for j in 0..a.ncols() {
+        let (x, y) = (a[[p, j]], a[[q, j]]);
+        (a[[p, j]], a[[q, j]]) = (c * x - s * y, s * x + c * y);
+        let (x, y) = (v[[p, j]], v[[q, j]]);
+        (v[[p, j]], v[[q, j]]) = (c * x - s * y, s * x + c * y);
+    }
+    for i in 0..a.nrows() {
+        let (x, y) = (a[[i, p]], a[[i, q]]);
+        (a[[i, p]], a[[i, q]]) = (c * x - s * y, s * x + c * y);
     }
 }

@@ -1,6 +1,9 @@
 //! Algorithms over any kernels.
 
+pub mod knapsack;
 pub mod norm;
 pub mod normal_equations;
 pub mod pair;
 pub mod product;
+pub mod rank;
+pub mod svd;

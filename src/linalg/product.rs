@@ -1,23 +1,13 @@
-//! Singular values of a product b·a from its factors, without forming it.
-//!
-//! With b = Q₁·R₁ and aᵀ = Q₂·R₂ the product is Q₁·(R₁·R₂ᵀ)·Q₂ᵀ, so its singular values are those of the r×r core:
-//! (m + n)·r² + r³ operations instead of m·n·min(m, n).
+//! Sizes of a product b·a from its singular values.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::ArrayView2;
 
 use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, truncated};
 
-/// Singular values of b·a, b: [m, r], a: [r, n], largest first; at most r of them.
+/// Singular values of b·a, b: [m, r], a: [r, n], largest first; at most r of them. The product is not formed.
 pub fn singular_values(kernels: &dyn Kernels, b: ArrayView2<f32>, a: ArrayView2<f32>) -> Result<Vec<f32>> {
-    if b.is_empty() || a.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (_, left) = kernels.qr(b)?;
-    let (_, right) = kernels.qr(a.t())?;
-    let mut core = Array2::zeros((left.nrows(), right.nrows()));
-    kernels.gemm(1.0, left.view(), right.t(), 0.0, core.view_mut())?;
-    Ok(kernels.svd(core.view())?.s.to_vec())
+    truncated::product::singular_values(kernels, b, a)
 }
 
 /// Frobenius norm from singular values.
@@ -35,7 +25,7 @@ pub fn stable_rank(singular_values: &[f32]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::kernels::Reference;
-    use ndarray::array;
+    use ndarray::{Array2, array};
 
     #[test]
     fn values_are_those_of_the_product() {

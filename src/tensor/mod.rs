@@ -11,6 +11,7 @@ pub mod numpy_random;
 pub mod ordinal;
 pub mod random;
 pub mod shape;
+pub mod size;
 
 use indexmap::IndexMap;
 use ndarray::Array2;

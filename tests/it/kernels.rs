@@ -7,26 +7,26 @@ use lora_tool::kernels::fused::{self, Element, Moved, Term, Variant};
 use ndarray::{Array1, Array2, ArrayView2, s};
 
 /// Xorshift, so that every run sees the same numbers.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn new(seed: u64) -> Random {
+    pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
-    fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0
     }
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         (self.bits() >> 16) as usize % n
     }
     /// Roughly normal, deviation one.
-    fn normal(&mut self) -> f32 {
+    pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| (self.bits() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0
     }
-    fn normals(&mut self, n: usize) -> Vec<f32> {
+    pub fn normals(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.normal()).collect()
     }
     fn matrix(&mut self, m: usize, n: usize) -> Array2<f32> {
@@ -38,7 +38,7 @@ impl Random {
 
 const ELEMENTS: [Element; 4] = [Element::F64, Element::F32, Element::F16, Element::BF16];
 
-fn stored(element: Element, values: impl Iterator<Item = f32>) -> Vec<u8> {
+pub fn stored(element: Element, values: impl Iterator<Item = f32>) -> Vec<u8> {
     values
         .flat_map(|v| match element {
             Element::F64 => f64::from(v).to_le_bytes().to_vec(),
@@ -50,22 +50,22 @@ fn stored(element: Element, values: impl Iterator<Item = f32>) -> Vec<u8> {
 }
 
 /// Factors with rows further apart than they are long.
-struct Owned {
-    a: Vec<f32>,
-    b: Vec<f32>,
+pub struct Owned {
+    pub a: Vec<f32>,
+    pub b: Vec<f32>,
     a_stride: usize,
     b_stride: usize,
     rank: usize,
-    scale: f32,
+    pub scale: f32,
 }
 
 impl Owned {
-    fn new(random: &mut Random, rows: usize, cols: usize, rank: usize) -> Owned {
+    pub fn new(random: &mut Random, rows: usize, cols: usize, rank: usize) -> Owned {
         let (a_stride, b_stride) = (cols + random.below(5), rank + random.below(3));
         let (a, b) = (random.normals(rank * a_stride), random.normals(rows * b_stride));
         Owned { a, b, a_stride, b_stride, rank, scale: random.normal() * 0.05 }
     }
-    fn term(&self, first_row: usize) -> Term<'_> {
+    pub fn term(&self, first_row: usize) -> Term<'_> {
         let b = self.b.get(first_row * self.b_stride..).unwrap_or(&[]);
         let Owned { a, a_stride, b_stride, rank, scale, .. } = self;
         Term { a, a_stride: *a_stride, b, b_stride: *b_stride, rank: *rank, scale: *scale }
@@ -97,7 +97,7 @@ fn close(x: f64, y: f64) -> bool {
 }
 
 #[track_caller]
-fn same(what: &str, (bytes, moved): &(Vec<u8>, Moved), (plain, expected): &(Vec<u8>, Moved)) {
+pub fn same(what: &str, (bytes, moved): &(Vec<u8>, Moved), (plain, expected): &(Vec<u8>, Moved)) {
     let differ = bytes.iter().zip(plain).filter(|(x, y)| x != y).count();
     assert!(differ == 0, "{what}: {differ} of {} bytes differ", bytes.len());
     assert_eq!(
@@ -157,10 +157,9 @@ fn large_ranks_give_the_same_bytes() {
     }
 }
 
-/// Weights of all 65536 patterns, and factors among which are zeros, subnormals, the largest numbers and infinities.
-#[test]
-fn special_values_give_the_same_bytes() {
-    let special = [
+/// Numbers out of the ordinary.
+pub fn special_values() -> [f32; 20] {
+    [
         0.0,
         -0.0,
         1.0,
@@ -181,7 +180,12 @@ fn special_values_give_the_same_bytes() {
         6e-8,
         3e-8,
         1e-3,
-    ];
+    ]
+}
+
+/// Weights of all 65536 patterns, and factors among which are zeros, subnormals, the largest numbers and infinities.
+#[test]
+fn special_values_give_the_same_bytes() {
     let mut random = Random::new(3);
     let (rows, cols) = (256, 256);
     for element in ELEMENTS {
@@ -199,7 +203,7 @@ fn special_values_give_the_same_bytes() {
                         t.scale = scale;
                         for x in t.a.iter_mut().chain(&mut t.b) {
                             if random.below(rare) == 0 {
-                                *x = special[random.below(special.len())];
+                                *x = special_values()[random.below(special_values().len())];
                             }
                         }
                     }
@@ -526,6 +530,63 @@ fn svd_of_every_backend() {
                 (svd.s.iter().map(|&s| f64::from(s).powi(2)).sum(), a.iter().map(|&x| f64::from(x).powi(2)).sum());
             assert!(close(sum, norm), "{what}: {sum} {norm}");
         }
+    }
+}
+
+#[test]
+fn inner_products_of_every_backend() {
+    let mut random = Random::new(10);
+    for kernels in kernels::present() {
+        for (p, q, n) in [(0, 3, 4), (3, 0, 4), (2, 3, 0), (1, 1, 1), (7, 5, 13), (4, 9, 1100), (20, 20, 600)] {
+            for turned in [false, true] {
+                let (a, b) = (random.matrix(p, n), random.matrix(q, n));
+                let (by_column, view) = (a.t().as_standard_layout().into_owned(), a.view());
+                let view = if turned { by_column.t() } else { view };
+                let before = Array2::from_shape_fn((p, q), |_| f64::from(random.normal()));
+                let mut out = before.clone();
+                kernels.add_inner(view, b.view(), out.view_mut()).unwrap();
+                let expected = before + wide(&a.view()).dot(&wide(&b.view()).t());
+                let off = (&out - &expected).iter().fold(0.0, |a: f64, v| a.max(v.abs()));
+                assert!(off < 1e-11, "{} {p}x{q}x{n}: {off:e}", kernels.name());
+            }
+        }
+        let (a, b) = (random.matrix(2, 3), random.matrix(2, 4));
+        assert!(kernels.add_inner(a.view(), b.view(), Array2::zeros((2, 2)).view_mut()).is_err());
+        assert!(kernels.add_inner(a.view(), a.view(), Array2::zeros((2, 3)).view_mut()).is_err());
+    }
+}
+
+#[test]
+fn eigenvalues_of_every_backend() {
+    let mut random = Random::new(11);
+    for kernels in kernels::present() {
+        for (n, rank) in [(0, 0), (1, 1), (2, 2), (13, 13), (40, 7), (30, 0), (61, 61)] {
+            let x = wide(&random.matrix(n, rank).view());
+            // Half of them negative.
+            let signs = Array1::from_shape_fn(rank, |i| if i % 2 == 0 { 1.0 } else { -1.0 });
+            let a = (&x * &signs).dot(&x.t());
+            let size = a.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let values = kernels.eigenvalues(a.view()).unwrap();
+            for most in [n, n + 3, n / 2, 1, 0] {
+                let what = format!("{} order {n} rank {rank} most {most}", kernels.name());
+                let found = kernels.eigh(a.view(), most).unwrap();
+                assert_eq!((found.values.len(), found.vectors.dim()), (most.min(n), (most.min(n), n)), "{what}");
+                assert!(found.values.windows(2).all(|w| w[0] >= w[1]), "{what}");
+                let near = found.values.iter().zip(&values).all(|(x, y)| (x - y).abs() <= 1e-12 * size);
+                assert!(near, "{what}: {:?} {values:?}", found.values);
+                // a·v = λ·v, and the vectors are orthonormal.
+                let turned = found.vectors.dot(&a) - Array2::from_diag(&Array1::from(found.values)).dot(&found.vectors);
+                let skew = found.vectors.dot(&found.vectors.t()) - Array2::<f64>::eye(most.min(n));
+                assert!(turned.iter().all(|v| v.abs() <= 1e-11 * size.max(1e-30)), "{what}");
+                assert!(skew.iter().all(|v| v.abs() <= 1e-11), "{what}");
+            }
+            // What an orthogonal turn keeps: the sums of the values and of their squares.
+            let (trace, square) = (a.diag().sum(), values.iter().map(|v| v * v).sum::<f64>());
+            assert!((values.iter().sum::<f64>() - trace).abs() <= 1e-11 * size.max(1e-30));
+            assert!((square - size * size).abs() <= 1e-11 * size * size);
+        }
+        assert!(kernels.eigh(Array2::zeros((2, 3)).view(), 1).is_err());
+        assert!(kernels.eigenvalues(Array2::from_elem((2, 2), f64::NAN).view()).is_err());
     }
 }
 
