@@ -376,11 +376,19 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
     }
 }
 
-/// A slip of the hand must not replace a home folder: only an empty folder, or one with tensors in it.
+/// A slip of the hand must not replace a home folder: only an empty folder, one with tensors in it, or one that holds
+/// results and nothing else.
 fn refuse_what_is_no_result(destination: &Path) -> Result<()> {
-    let entries = fs::read_dir(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
-    let mut names = entries.flatten().map(|e| e.path()).peekable();
-    if names.peek().is_none() || names.any(|path| path.extension().is_some_and(|e| e == "safetensors")) {
+    let list = |folder: &Path| -> std::io::Result<Vec<PathBuf>> {
+        fs::read_dir(folder).map(|entries| entries.flatten().map(|e| e.path()).collect())
+    };
+    let is_tensors = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors");
+    let is_result = |path: &PathBuf| {
+        let is_file = path.extension().is_some_and(|e| e == "safetensors" || e == "gguf");
+        is_file || list(path).is_ok_and(|inner| inner.iter().any(is_tensors))
+    };
+    let names = list(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
+    if names.iter().any(is_tensors) || names.iter().all(is_result) {
         return Ok(());
     }
     Err(Error::new(Kind::Exists, "a folder without a .safetensors file, which is no result that could be replaced")

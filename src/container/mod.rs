@@ -1,16 +1,19 @@
 //! Files and the tensors in them. A container has no idea what an adapter is.
 
 pub mod atomic;
+pub mod gguf;
 mod given;
 mod header;
 pub mod hub;
 pub mod json;
+pub mod npz;
 pub mod safetensors;
 pub mod sharded;
 mod system;
 pub mod torch;
 pub mod undo;
 
+pub use gguf::GgufFile;
 pub use given::{cannot_open, refuse_config};
 pub use header::FileMetadata;
 pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter, parse_head};

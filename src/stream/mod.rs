@@ -60,6 +60,19 @@ pub struct PieceOf {
 pub trait Witness: Sync {
     /// Rows of a computed tensor.
     fn computed(&self, kernels: &dyn Kernels, piece: PieceOf, rows: Range<usize>, bytes: &[u8]) -> Result<()>;
+    /// Has rows of a tensor computed, and sees them: for a witness that wants to know more than the result.
+    fn compute(
+        &self,
+        kernels: &dyn Kernels,
+        piece: PieceOf,
+        produce: &dyn Produce,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<Moved> {
+        let moved = produce.produce(kernels, rows.clone(), out)?;
+        self.computed(kernels, piece, rows, out)?;
+        Ok(moved)
+    }
     /// Bytes of a copied tensor, from `offset` on.
     fn copied(&self, piece: PieceOf, offset: usize, bytes: &Bytes) -> Result<()>;
 }
@@ -234,10 +247,11 @@ fn run_piece(
             let mut buffer = vec![0u8; bytes + LINE_BYTES];
             let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
             let out = &mut buffer[start..start + bytes];
-            let moved = produce.produce(kernels, rows.clone(), out).at_key(&job.entry.name)?;
-            if let Some(witness) = watch.witness {
-                witness.computed(kernels, of(*number), rows.clone(), out).at_key(&job.entry.name)?;
+            let moved = match watch.witness {
+                Some(witness) => witness.compute(kernels, of(*number), &**produce, rows.clone(), out),
+                None => produce.produce(kernels, rows.clone(), out),
             }
+            .at_key(&job.entry.name)?;
             produce.release(rows.clone());
             writer.put(*number, (rows.start * row_bytes) as u64, out)?;
             (bytes, Some(moved))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::container::{Entry, FileMetadata, Manifest};
 use crate::error::Result;
-use crate::kernels::{Kernels, Moved};
+use crate::kernels::{Guess, Kernels, Moved};
 use crate::tensor::{Bytes, MappedFile, Rows, Tensor};
 
 /// Everything one run writes: the files, each with its jobs in the order of their data.
@@ -56,6 +56,18 @@ pub trait Produce: Send + Sync {
 
     /// Writes the bytes of `rows` into `out` and says what moved.
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved>;
+
+    /// As [`produce`](Produce::produce), and finds on the way what can be told of the input from the output, where the
+    /// two are bf16 weights and one product each is added to them: then true, and `guess` holds all of `rows`.
+    fn produce_and_guess(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        out: &mut [u8],
+        _guess: &mut Guess,
+    ) -> Result<(Moved, bool)> {
+        Ok((self.produce(kernels, rows, out)?, false))
+    }
 
     /// Called once after [`produce`](Produce::produce) and whatever else was done with its input: lets go of what these
     /// rows were made of.

@@ -1,8 +1,8 @@
 //! Conversions between stored element types and f32. This is where rounding is defined: to nearest, ties to even,
 //! once. Values beyond the largest finite number become infinite for f16 and bf16, as IEEE 754 has it.
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
@@ -47,10 +47,22 @@ pub fn narrow_f64(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
     match dtype {
         Dtype::F64 => back(values, out, f64::to_le_bytes),
         Dtype::F32 => back(values, out, |v| (v as f32).to_le_bytes()),
-        Dtype::BF16 => back(values, out, |v| bf16::from_f64(v).to_le_bytes()),
-        Dtype::F16 => back(values, out, |v| f16::from_f64(v).to_le_bytes()),
+        Dtype::BF16 => back(values, out, |v| to_bf16(to_odd(v)).to_le_bytes()),
+        Dtype::F16 => back(values, out, |v| f16::from_f32(to_odd(v)).to_le_bytes()),
         other => Err(Error::unsupported(format!("cannot round to dtype {other}"))),
     }
+}
+
+/// The f32 on the way from an f64 to 16 bits: cut off, and its last bit set where anything was. It has more than two bits
+/// more than those, so that rounding it gives what rounding the f64 would (Boldo and Melquiond, IEEE Transactions on
+/// Computers 57 (2008) 462). `half` leaves out the lower 32 bits instead, and takes what lies beside a middle for one.
+fn to_odd(v: f64) -> f32 {
+    let near = v as f32;
+    if f64::from(near) == v || v.is_nan() {
+        return near;
+    }
+    let cut = near.to_bits() - u32::from(f64::from(near).abs() > v.abs());
+    f32::from_bits(cut | 1)
 }
 
 /// Integer elements as i64, for index tensors.
@@ -147,6 +159,8 @@ fn e4m3(byte: u8) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     #[test]
@@ -158,6 +172,26 @@ mod tests {
             narrow(dtype, &wide, &mut again).unwrap();
             for (i, value) in wide.iter().enumerate() {
                 assert!(value.is_nan() || stored[2 * i..2 * i + 2] == again[2 * i..2 * i + 2], "{dtype} {i:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_beside_a_middle_goes_to_its_own_side() {
+        let little = f64::powi(2.0, -45);
+        for (dtype, unit) in [(Dtype::BF16, f64::powi(2.0, -7)), (Dtype::F16, f64::powi(2.0, -10))] {
+            for (value, wanted) in [
+                (1.0 + unit / 2.0, 1.0),
+                (1.0 + unit / 2.0 + little, 1.0 + unit),
+                (1.0 + 1.5 * unit, 1.0 + 2.0 * unit),
+                (1.0 + 1.5 * unit - little, 1.0 + unit),
+                (-1.0 - unit / 2.0 - little, -1.0 - unit),
+                (1e300, f64::INFINITY),
+                (-1e-300, 0.0),
+            ] {
+                let mut out = [0u8; 2];
+                narrow_f64(dtype, &[value], &mut out).unwrap();
+                assert_eq!(widen_f64(dtype, &out).unwrap(), [wanted], "{dtype}: {value}");
             }
         }
     }

@@ -11,7 +11,7 @@ mod legacy;
 mod objects;
 mod pickle;
 mod view;
-mod zip;
+pub(super) mod zip;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use crate::tensor::hash::Hasher;
 /// What `__metadata__` says a record is.
 pub const FORMAT: &str = "lora-tool undo record";
 /// The version of the sections. A reader refuses every other.
-pub const VERSION: &str = "1";
+pub const VERSION: &str = "2";
 /// The section that is written piece by piece.
 const CORRECTIONS: &str = "corrections";
 /// The section that holds the hash of all else.

@@ -67,8 +67,14 @@ impl Elements {
         (d << 1 ^ d >> 63) as u64
     }
 
+    #[inline(always)]
     fn moved(self, from: i64, folded: u64) -> i64 {
         from.wrapping_add((folded >> 1) as i64 ^ -((folded & 1) as i64))
+    }
+
+    #[inline(always)]
+    fn apply(self, bytes: &mut [u8], index: usize, folded: u64) {
+        self.set(bytes, index, self.moved(self.get(bytes, index), folded));
     }
 
     /// Most bytes that a residual of so many elements unpacks to.
@@ -101,19 +107,92 @@ pub fn encode(elements: Elements, predicted: Predicted, truth: &[u8]) -> Result<
     put_list(&in_doubt, elements, &mut out);
     let others = count - in_doubt.len();
     let dense = wrong.len() > others / 8;
-    out.push(u8::from(dense));
     if dense {
         let mut all = vec![0u64; others];
         wrong.iter().for_each(|&(i, d)| all[i] = d);
+        out.push(1);
         put_list(&all, elements, &mut out);
     } else {
-        let mut next = 0;
-        let gaps: Vec<u64> = wrong.iter().map(|&(i, _)| (i - std::mem::replace(&mut next, i + 1)) as u64).collect();
-        put_number(wrong.len() as u64, &mut out);
-        put_list(&gaps, Elements { size: 4, float: true }, &mut out);
-        put_list(&wrong.iter().map(|w| w.1).collect::<Vec<_>>(), elements, &mut out);
+        put_exceptions(&wrong, elements, &mut out);
     }
-    zstd::bulk::compress(&out, LEVEL).map_err(|e| Error::io("cannot compress", e))
+    pack(&out)
+}
+
+/// The residual of floats of 16 bits where none but those in doubt are off, an element at a time: the same bytes as
+/// [`encode`] gives.
+#[derive(Clone, Debug)]
+pub struct InDoubt {
+    /// A list as [`put_list`] begins it.
+    list: Vec<u8>,
+    /// The distances that a byte does not hold.
+    large: Vec<u64>,
+}
+
+impl Default for InDoubt {
+    fn default() -> InDoubt {
+        InDoubt { list: vec![0], large: Vec::new() }
+    }
+}
+
+impl InDoubt {
+    /// The next elements in doubt: of each the pattern that was predicted in the lower half, the true one in the upper.
+    pub fn extend(&mut self, pairs: &[u32]) {
+        let start = self.list.len();
+        self.list.extend(pairs.iter().map(|&pair| folded(pair).min(ESCAPE as u32) as u8));
+        if self.list[start..].iter().any(|&b| u64::from(b) == ESCAPE) {
+            self.large.extend(pairs.iter().map(|&pair| u64::from(folded(pair))).filter(|&d| d >= ESCAPE));
+        }
+    }
+
+    /// Room for so many more.
+    pub fn reserve(&mut self, count: usize) {
+        self.list.reserve(count);
+    }
+
+    /// The residual; empty where nothing was in doubt.
+    pub fn finish(mut self) -> Result<Vec<u8>> {
+        let count = self.list.len() - 1;
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let elements = Elements { size: 2, float: true };
+        let mut out = if self.large.len() * 3 < count {
+            self.large.iter().for_each(|&v| put_number(v - ESCAPE, &mut self.list));
+            self.list
+        } else {
+            let mut large = self.large.iter();
+            let whole =
+                |&b: &u8| if u64::from(b) < ESCAPE { u64::from(b) } else { large.next().copied().unwrap_or(ESCAPE) };
+            let (list, mut out) = (self.list[1..].iter().map(whole).collect::<Vec<_>>(), Vec::new());
+            put_list(&list, elements, &mut out);
+            out
+        };
+        put_exceptions(&[], elements, &mut out);
+        pack(&out)
+    }
+}
+
+/// The folded distance between the floats of 16 bits in the lower and the upper half.
+#[inline(always)]
+fn folded(pair: u32) -> u32 {
+    // As for [`ordinal`], in 32 bits.
+    let ordinal = |p: u32| (p & 0x7fff) as i32 ^ ((p << 16) as i32 >> 31);
+    let d = ordinal(pair >> 16) - ordinal(pair & 0xffff);
+    (d << 1 ^ d >> 31) as u32
+}
+
+/// Corrections of few elements that are not in doubt: how many they are, the gaps between them, and their distances.
+fn put_exceptions(wrong: &[(usize, u64)], elements: Elements, out: &mut Vec<u8>) {
+    let mut next = 0;
+    let gaps: Vec<u64> = wrong.iter().map(|&(i, _)| (i - std::mem::replace(&mut next, i + 1)) as u64).collect();
+    out.push(0);
+    put_number(wrong.len() as u64, out);
+    put_list(&gaps, Elements { size: 4, float: true }, out);
+    put_list(&wrong.iter().map(|w| w.1).collect::<Vec<_>>(), elements, out);
+}
+
+fn pack(bytes: &[u8]) -> Result<Vec<u8>> {
+    zstd::bulk::compress(bytes, LEVEL).map_err(|e| Error::io("cannot compress", e))
 }
 
 /// The distances of the elements in doubt, which are put right on the way, so that only the others differ.
@@ -136,13 +215,13 @@ pub fn decode(elements: Elements, packed: &[u8], doubtful: &[u32], bytes: &mut [
     let unpacked =
         zstd::bulk::decompress(packed, elements.limit(count)).map_err(|e| damaged(&format!("does not unpack: {e}")))?;
     let mut rest = unpacked.as_slice();
-    let mut apply = |i: usize, folded: u64| {
-        let value = elements.moved(elements.get(bytes, i), folded);
-        elements.set(bytes, i, value);
-    };
-    for (&i, folded) in doubtful.iter().zip(take_list(&mut rest, doubtful.len(), elements)?) {
-        apply(i as usize, folded);
+    let distances = take_list(&mut rest, doubtful.len(), elements)?;
+    match elements {
+        // The usual case with its constants.
+        Elements { size: 2, float: true } => apply_all(Elements { size: 2, float: true }, &distances, doubtful, bytes),
+        other => apply_all(other, &distances, doubtful, bytes),
     }
+    let mut apply = |i: usize, folded: u64| elements.apply(bytes, i, folded);
     let others = count - doubtful.len().min(count);
     let mut places = Others::new(doubtful);
     match take(&mut rest, 1)?[0] {
@@ -170,6 +249,13 @@ pub fn decode(elements: Elements, packed: &[u8], doubtful: &[u32], bytes: &mut [
         other => return Err(damaged(&format!("correction form {other}"))),
     }
     if rest.is_empty() { Ok(()) } else { Err(damaged("more corrections than there is room for")) }
+}
+
+#[inline(always)]
+fn apply_all(elements: Elements, distances: &[u64], doubtful: &[u32], bytes: &mut [u8]) {
+    for (&i, &folded) in doubtful.iter().zip(distances) {
+        elements.apply(bytes, i as usize, folded);
+    }
 }
 
 fn damaged(what: &str) -> Error {
@@ -323,6 +409,27 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// One element at a time: the same bytes, for distances of every size.
+    #[test]
+    fn doubt_alone_gives_the_same_bytes() {
+        let mut next = numbers(11);
+        for (count, mask) in [(0, 0), (1, 1), (1, 0xffff), (500, 0x8003), (500, 0x1ff), (500, 0xffff), (40_000, 0x8007)]
+        {
+            let truth: Vec<u16> = (0..3 * count).map(|_| next() as u16).collect();
+            let mut predicted = truth.clone();
+            let doubtful: Vec<u32> = (0..count).map(|i| 3 * i + 1).collect();
+            let mut in_doubt = InDoubt::default();
+            for &i in &doubtful {
+                predicted[i as usize] ^= next() as u16 & mask;
+                in_doubt.extend(&[u32::from(predicted[i as usize]) | u32::from(truth[i as usize]) << 16]);
+            }
+            let bytes = |v: &[u16]| v.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+            let predicted = Predicted { bytes: &mut bytes(&predicted), doubtful: &doubtful };
+            let expected = encode(Elements { size: 2, float: true }, predicted, &bytes(&truth)).unwrap();
+            assert!(in_doubt.finish().unwrap() == expected, "{count} {mask:#x}");
         }
     }
 

@@ -8,15 +8,8 @@
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 
 use super::lanes::{Kind, Lanes, MOST_ROWS, Seen};
-use super::{Element, Moved, Term, plain};
-
-/// What the plain code did in blocks out of the ordinary.
-#[derive(Default)]
-pub(super) struct Unusual {
-    pub moved: Moved,
-    /// Elements that had been counted as still before.
-    pub seen_still: u64,
-}
+use super::way::{Merge, Place, Sums, Unusual, Way, in_order};
+use super::{Element, Term, plain};
 
 /// What a sweep counts in vectors.
 pub(super) struct Lanewise<L: Lanes> {
@@ -42,48 +35,6 @@ impl<L: Lanes> Lanewise<L> {
     }
 }
 
-/// Where a block lies.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    pub w: *const u8,
-    /// Bytes between rows of the weights.
-    pub w_row: usize,
-    pub out: *mut u8,
-    /// Bytes between rows of the result.
-    pub out_row: usize,
-    /// Columns that are not padding.
-    pub cols: usize,
-    /// Columns of a block.
-    pub width: usize,
-    /// Its first row.
-    pub i: usize,
-    /// Its panel.
-    pub lines: *const f32,
-}
-
-impl Place {
-    /// Where row r of the block is read and written.
-    #[inline(always)]
-    fn row(&self, r: usize) -> (*const u8, *mut u8) {
-        (self.w.wrapping_add(r.wrapping_mul(self.w_row)), self.out.wrapping_add(r.wrapping_mul(self.out_row)))
-    }
-
-    /// The neighbour to the right.
-    #[inline(always)]
-    pub fn next<K: Kind>(&self, panel: usize) -> Place {
-        let bytes = self.width.wrapping_mul(K::BYTES);
-        Place {
-            w: self.w.wrapping_add(bytes),
-            out: self.out.wrapping_add(bytes),
-            lines: self.lines.wrapping_add(panel),
-            ..*self
-        }
-    }
-}
-
-/// The sums of a block.
-type Sums<L, const ROWS: usize, const VECTORS: usize> = [[<L as Lanes>::F; VECTORS]; ROWS];
-
 /// Does something for each row of a block, unrolled: what is indexed by the row stays in registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident => $body:expr) => {
@@ -99,7 +50,14 @@ macro_rules! each_row {
 
 /// One register block.
 #[inline(always)]
-pub(super) unsafe fn block<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usize, const VECTORS: usize>(
+pub(super) unsafe fn block<
+    L: Lanes,
+    K: Kind,
+    W: Way<L, K>,
+    const SAMPLED: bool,
+    const ROWS: usize,
+    const VECTORS: usize,
+>(
     place: &Place,
     terms: &[Term],
     lanewise: &mut Lanewise<L>,
@@ -110,7 +68,11 @@ pub(super) unsafe fn block<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: u
         fetch_ahead::<L, K, ROWS, VECTORS>(place);
         if let [term] = terms {
             let d = product::<L, ROWS, VECTORS>(term, place.i, place.lines);
-            finish::<L, K, SAMPLED, false, ROWS, VECTORS>(place, &d, &d, term.scale, lanewise, unusual);
+            if W::MERGES {
+                finish::<L, K, W, SAMPLED, false, ROWS, VECTORS>(place, &d, &d, term.scale, lanewise, unusual);
+            } else {
+                take_back::<L, K, W, ROWS, VECTORS>(place, &d, term.scale, unusual);
+            }
         } else {
             several::<L, K, SAMPLED, ROWS, VECTORS>(place, terms, lanewise, unusual);
         }
@@ -161,7 +123,7 @@ unsafe fn several<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usize, con
             }
             lines = lines.wrapping_add(term.rank.wrapping_mul(VECTORS * L::WIDTH));
         }
-        finish::<L, K, SAMPLED, true, ROWS, VECTORS>(place, &v, &wanted, 1.0, lanewise, unusual);
+        finish::<L, K, Merge, SAMPLED, true, ROWS, VECTORS>(place, &v, &wanted, 1.0, lanewise, unusual);
     }
 }
 
@@ -202,6 +164,7 @@ unsafe fn product<L: Lanes, const ROWS: usize, const VECTORS: usize>(
 unsafe fn finish<
     L: Lanes,
     K: Kind,
+    W: Way<L, K>,
     const SAMPLED: bool,
     const SUMMED: bool,
     const ROWS: usize,
@@ -219,12 +182,16 @@ unsafe fn finish<
     unsafe {
         let scale = L::splat(factor);
         let mut seen = Seen { still: lanewise.still, top: L::none() };
+        let mut taken = W::nothing();
         // By halves of a pair, so that no chain of additions is long.
         let (mut squares, mut along) = ([L::zero(); 2], [L::zero(); 2]);
         each_row!(ROWS, r => {
             let (w, out) = place.row(r);
             for pair in 0..VECTORS / 2 {
                 let [old, new] = finish_pair::<L, K, SUMMED, VECTORS>((w, out), &v[r], scale, pair, &mut seen);
+                let stored = out.wrapping_add(2 * pair * L::WIDTH * K::BYTES).cast_const();
+                let d = [v[r][2 * pair], v[r][2 * pair + 1]];
+                W::pair(place, (r, pair), (stored, new), d, factor, &mut taken);
                 if SAMPLED {
                     for half in 0..2 {
                         let x = wanted[r][2 * pair + half];
@@ -235,17 +202,42 @@ unsafe fn finish<
             }
         });
         lanewise.note::<ROWS, VECTORS>(seen);
+        let usual = W::note(taken, unusual);
         if SAMPLED {
             let (squares, along) = (L::add(squares[0], squares[1]), L::add(along[0], along[1]));
-            if L::finite(L::add(squares, along)) {
+            if usual && L::finite(L::add(squares, along)) {
                 lanewise.wanted = L::add(lanewise.wanted, squares);
                 lanewise.along = L::add(lanewise.along, along);
                 return;
             }
-        } else if K::finite::<L>(seen.top) {
+        } else if usual && K::finite::<L>(seen.top) {
             return;
         }
         settle_block::<L, K, SAMPLED, SUMMED, ROWS, VECTORS>(place, v, wanted, factor, unusual);
+    }
+}
+
+/// A block of results whose weights are wanted.
+#[inline(always)]
+unsafe fn take_back<L: Lanes, K: Kind, W: Way<L, K>, const ROWS: usize, const VECTORS: usize>(
+    place: &Place,
+    d: &Sums<L, ROWS, VECTORS>,
+    scale: f32,
+    unusual: &mut Unusual,
+) {
+    // SAFETY: the block lies inside of the results, or of padded copies.
+    unsafe {
+        let mut taken = W::nothing();
+        each_row!(ROWS, r => {
+            for pair in 0..VECTORS / 2 {
+                let merged = place.row(r).0.add(2 * pair * L::WIDTH * K::BYTES);
+                let d = [d[r][2 * pair], d[r][2 * pair + 1]];
+                W::pair(place, (r, pair), (merged, K::read::<L>(merged)), d, scale, &mut taken);
+            }
+        });
+        if !W::note(taken, unusual) {
+            W::settle::<ROWS, VECTORS>(place, d, scale);
+        }
     }
 }
 
@@ -309,19 +301,6 @@ unsafe fn settle_block<
             }
         }
     });
-}
-
-/// A pair as values in the order of their columns.
-#[inline(always)]
-unsafe fn in_order<L: Lanes, K: Kind>(pair: [L::F; 2]) -> [f32; 32] {
-    let mut out = [0f32; 32];
-    // SAFETY: no vector has more than 16 lanes.
-    unsafe {
-        let pair = if K::INTERLEAVED { L::interleave(pair) } else { pair };
-        L::storeu(out.as_mut_ptr(), pair[0]);
-        L::storeu(out.as_mut_ptr().add(L::WIDTH), pair[1]);
-    }
-    out
 }
 
 /// Ends a pair the plain way; with a factor of what is wanted in rows of the sample.

@@ -12,7 +12,10 @@
 //! bit for bit by `tests/it/kernels.rs`.
 
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod back;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod blocks;
+pub mod guess;
 pub mod inverse;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod lanes;
@@ -20,10 +23,15 @@ mod lanes;
 mod neon;
 mod plain;
 mod sample;
+mod stored;
 #[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
 mod strips;
+#[cfg(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little")))]
+mod way;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+use guess::Found;
 
 use crate::tensor::Dtype;
 
@@ -208,7 +216,7 @@ pub fn add_products_with(
     if w.is_empty() {
         return Moved::default();
     }
-    dispatch(variant, Step { element, weights: Weights::Apart { w, out }, rows, cols, terms })
+    dispatch(variant, Step { element, weights: Weights::Apart { w, out }, rows, cols, terms, found: None })
 }
 
 /// The step on a tile of f32 in place, with the fastest variant here: `rows` rows of `cols` values.
@@ -237,7 +245,7 @@ pub fn add_products_to_tile_with(
     if values.is_empty() {
         return Moved::default();
     }
-    dispatch(variant, Step { element: Element::F32, weights: Weights::Tile(values), rows, cols, terms })
+    dispatch(variant, Step { element: Element::F32, weights: Weights::Tile(values), rows, cols, terms, found: None })
 }
 
 /// Runs a step whose sizes have been checked.
@@ -265,6 +273,8 @@ struct Step<'a> {
     rows: usize,
     cols: usize,
     terms: &'a [Term<'a>],
+    /// Where the weights go that are found back from the result, where that is asked for.
+    found: Option<Found<'a>>,
 }
 
 /// Where a step finds its weights and leaves its result.

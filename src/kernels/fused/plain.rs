@@ -10,7 +10,7 @@ const NAN: f32 = f32::from_bits(0x7fc0_0000);
 const NAN64: f64 = f64::from_bits(0x7ff8_0000_0000_0000);
 
 pub(super) fn run(step: Step) -> Moved {
-    let Step { element, weights, rows, cols, terms } = step;
+    let Step { element, weights, rows, cols, terms, .. } = step;
     let size = element.bytes();
     let mut moved = Moved { elements: rows as u64 * cols as u64, ..Moved::default() };
     match weights {

@@ -6,10 +6,13 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::ptr::null_mut;
 
-use super::blocks::{self, Lanewise, Place, Unusual};
+use super::back::{Back, Packed};
+use super::blocks::{self, Lanewise};
 use super::lanes::{BF16, F16, F32, Kind, Lanes, MOST_COLS, MOST_ROWS};
-use super::{Element, Moved, Step, Term, Weights, plain, sample};
+use super::way::{Merge, Place, Unusual, Way};
+use super::{Element, Found, Moved, Step, Term, Weights, plain, sample};
 
 /// Most columns of a strip: longer ones gain nothing.
 const STRIP_COLS: usize = 4096;
@@ -36,12 +39,25 @@ pub(super) unsafe fn run<L: Lanes, const ROWS: usize, const VECTORS: usize>(step
     // SAFETY: the caller's promise is handed on.
     unsafe {
         match step.element {
-            Element::BF16 => strips::<L, BF16, ROWS, VECTORS>(step),
-            Element::F16 => strips::<L, F16, ROWS, VECTORS>(step),
-            Element::F32 => strips::<L, F32, ROWS, VECTORS>(step),
+            Element::BF16 => strips::<L, BF16, Merge, ROWS, VECTORS>(step),
+            Element::F16 => strips::<L, F16, Merge, ROWS, VECTORS>(step),
+            Element::F32 => strips::<L, F32, Merge, ROWS, VECTORS>(step),
             Element::F64 => plain::run(step),
         }
     }
+}
+
+/// As [`run`], for a step on bf16 with one term that says where its weights go when they are taken back.
+///
+/// # Safety
+///
+/// As for [`run`].
+#[inline(always)]
+pub(super) unsafe fn run_back<L: Packed, const MERGED: bool, const ROWS: usize, const VECTORS: usize>(
+    step: Step,
+) -> Moved {
+    // SAFETY: the caller's promise is handed on.
+    unsafe { strips::<L, BF16, Back<MERGED>, ROWS, VECTORS>(step) }
 }
 
 /// Where the weights of a step are.
@@ -52,18 +68,47 @@ struct Memory {
     row: usize,
     /// Whether the result replaces the weights, so that a block works on a copy of them.
     replaced: bool,
+    pairs: *mut u32,
+    /// Words between rows of those.
+    pairs_row: usize,
+    /// A count for each row.
+    counts: *mut u32,
+    doubt: *mut u8,
+    /// Bytes between rows of those.
+    doubt_row: usize,
 }
 
 impl Memory {
-    fn of<K: Kind>(weights: Weights, cols: usize) -> Memory {
+    fn of<K: Kind>(weights: Weights, cols: usize, found: Option<&mut Found>) -> Memory {
         let row = cols.wrapping_mul(K::BYTES);
-        match weights {
-            Weights::Apart { w, out } => Memory { w: w.as_ptr(), out: out.as_mut_ptr(), row, replaced: false },
+        let (w, out, replaced) = match weights {
+            Weights::Apart { w, out } => (w.as_ptr(), out.as_mut_ptr(), false),
             Weights::Tile(values) => {
                 let out = values.as_mut_ptr().cast::<u8>();
-                Memory { w: out, out, row, replaced: true }
+                (out.cast_const(), out, true)
+            }
+        };
+        let mut memory = Memory {
+            w,
+            out,
+            row,
+            replaced,
+            pairs: null_mut(),
+            pairs_row: 0,
+            counts: null_mut(),
+            doubt: null_mut(),
+            doubt_row: 0,
+        };
+        match found {
+            None => {}
+            Some(Found::Pairs { pairs, row, counts, .. }) => {
+                (memory.pairs, memory.pairs_row, memory.counts) = (pairs.as_mut_ptr(), *row, counts.as_mut_ptr());
+            }
+            Some(Found::Bits { bits, words }) => {
+                (memory.doubt, memory.doubt_row) = (bits.as_mut_ptr().cast(), words.wrapping_mul(8));
             }
         }
+        memory
     }
 
     /// The first block of the rows from i on.
@@ -79,6 +124,11 @@ impl Memory {
             width: cols,
             i,
             lines: strip.lines,
+            pairs: self.pairs.wrapping_add(i.wrapping_mul(self.pairs_row)),
+            pairs_row: self.pairs_row,
+            counts: self.counts.wrapping_add(i),
+            doubt: self.doubt.wrapping_add(i.wrapping_mul(self.doubt_row)).wrapping_add(strip.start / 8),
+            doubt_row: self.doubt_row,
         }
     }
 }
@@ -104,10 +154,10 @@ struct Strip<'a> {
 
 /// Strip after strip: packs, then sweeps over it with each block of rows.
 #[inline(always)]
-unsafe fn strips<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(step: Step) -> Moved {
+unsafe fn strips<L: Lanes, K: Kind, W: Way<L, K>, const ROWS: usize, const VECTORS: usize>(step: Step) -> Moved {
     const { assert!(ROWS <= MOST_ROWS && VECTORS * L::WIDTH <= MOST_COLS) };
-    let Step { weights, rows, cols, terms, .. } = step;
-    let memory = Memory::of::<K>(weights, cols);
+    let Step { weights, rows, cols, terms, mut found, .. } = step;
+    let memory = Memory::of::<K>(weights, cols, found.as_mut());
     let width = VECTORS * L::WIDTH;
     let depth: usize = terms.iter().map(|t| t.rank).sum();
     let panel = depth * width;
@@ -129,9 +179,9 @@ unsafe fn strips<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(ste
             let (sampled, end) = sample::run(i, rows);
             // SAFETY: as above; the rows up to `end` are there, and behind the panels is room for MOST_ROWS rows.
             i = unsafe {
-                match sampled {
-                    true => blocks_of_rows::<L, K, true, ROWS, VECTORS>(&strip, &memory, copy, i..end, &mut sums),
-                    false => blocks_of_rows::<L, K, false, ROWS, VECTORS>(&strip, &memory, copy, i..end, &mut sums),
+                match sampled && W::MERGES {
+                    true => blocks_of_rows::<L, K, W, true, ROWS, VECTORS>(&strip, &memory, copy, i..end, &mut sums),
+                    false => blocks_of_rows::<L, K, W, false, ROWS, VECTORS>(&strip, &memory, copy, i..end, &mut sums),
                 }
             };
         }
@@ -140,6 +190,9 @@ unsafe fn strips<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(ste
     let elements = rows as u64 * cols as u64;
     let factor = if let [term] = terms { f64::from(term.scale) } else { 1.0 };
     let Sums { wanted, along, changed, unusual } = sums;
+    if let Some(Found::Pairs { right, .. }) = found {
+        *right &= !unusual.wrong;
+    }
     Moved {
         elements,
         still: elements.wrapping_sub(changed).wrapping_sub(unusual.seen_still).wrapping_add(unusual.moved.still),
@@ -152,7 +205,14 @@ unsafe fn strips<L: Lanes, K: Kind, const ROWS: usize, const VECTORS: usize>(ste
 
 /// The rows of a strip in blocks, as tall as they go; returns the end of the rows.
 #[inline(always)]
-unsafe fn blocks_of_rows<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usize, const VECTORS: usize>(
+unsafe fn blocks_of_rows<
+    L: Lanes,
+    K: Kind,
+    W: Way<L, K>,
+    const SAMPLED: bool,
+    const ROWS: usize,
+    const VECTORS: usize,
+>(
     strip: &Strip,
     memory: &Memory,
     copy: *mut u8,
@@ -163,16 +223,16 @@ unsafe fn blocks_of_rows<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usi
     // SAFETY: the caller's promise is handed on; as many rows are left as each sweep takes.
     unsafe {
         while rows.end - i >= ROWS {
-            i = sweep::<L, K, SAMPLED, ROWS, VECTORS>(strip, memory, copy, i, sums);
+            i = sweep::<L, K, W, SAMPLED, ROWS, VECTORS>(strip, memory, copy, i, sums);
         }
         while ROWS > 4 && rows.end - i >= 4 {
-            i = sweep::<L, K, SAMPLED, 4, VECTORS>(strip, memory, copy, i, sums);
+            i = sweep::<L, K, W, SAMPLED, 4, VECTORS>(strip, memory, copy, i, sums);
         }
         while rows.end - i >= 2 {
-            i = sweep::<L, K, SAMPLED, 2, VECTORS>(strip, memory, copy, i, sums);
+            i = sweep::<L, K, W, SAMPLED, 2, VECTORS>(strip, memory, copy, i, sums);
         }
         while i < rows.end {
-            i = sweep::<L, K, SAMPLED, 1, VECTORS>(strip, memory, copy, i, sums);
+            i = sweep::<L, K, W, SAMPLED, 1, VECTORS>(strip, memory, copy, i, sums);
         }
     }
     i
@@ -180,7 +240,7 @@ unsafe fn blocks_of_rows<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usi
 
 /// One block of rows, from i on, over all of the strip; returns the row after it.
 #[inline(always)]
-unsafe fn sweep<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usize, const VECTORS: usize>(
+unsafe fn sweep<L: Lanes, K: Kind, W: Way<L, K>, const SAMPLED: bool, const ROWS: usize, const VECTORS: usize>(
     strip: &Strip,
     memory: &Memory,
     copy: *mut u8,
@@ -204,7 +264,7 @@ unsafe fn sweep<L: Lanes, K: Kind, const SAMPLED: bool, const ROWS: usize, const
             if left < width {
                 here = padded.place::<K>(&place, left, ROWS, width);
             }
-            blocks::block::<L, K, SAMPLED, ROWS, VECTORS>(&here, strip.terms, &mut lanewise, &mut sums.unusual);
+            blocks::block::<L, K, W, SAMPLED, ROWS, VECTORS>(&here, strip.terms, &mut lanewise, &mut sums.unusual);
             if left < width {
                 copy_rows((here.out, here.out_row), (place.out, place.out_row), ROWS, left.wrapping_mul(K::BYTES));
             }

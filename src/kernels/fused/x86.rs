@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::back::{FAR, NONE_SMALLER, Packed};
 use super::lanes::{self, Lanes, Seen};
 use super::{Moved, Step, strips};
 
@@ -16,6 +17,7 @@ pub(super) fn has_avx512() -> bool {
         && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("popcnt")
 }
 
 /// Six rows by 16 columns: 12 sums, 2 vectors of a and one of b in 16 registers.
@@ -30,6 +32,20 @@ pub(super) fn avx2(step: Step) -> Moved {
 pub(super) fn avx512(step: Step) -> Moved {
     // SAFETY: the features are those of this function; the step has been checked where it was made.
     unsafe { strips::run::<Avx512, 4, 4>(step) }
+}
+
+/// As [`avx2`], for bf16 and one term; with what is found back.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn avx2_back<const MERGED: bool>(step: Step) -> Moved {
+    // SAFETY: the features are those of this function; the step has been checked where it was made.
+    unsafe { strips::run_back::<Avx2, MERGED, 6, 2>(step) }
+}
+
+/// As [`avx512`], for bf16 and one term; with what is found back.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c,popcnt")]
+pub(super) fn avx512_back<const MERGED: bool>(step: Step) -> Moved {
+    // SAFETY: the features are those of this function; the step has been checked where it was made.
+    unsafe { strips::run_back::<Avx512, MERGED, 4, 4>(step) }
 }
 
 /// To nearest even, whatever the mode of the processor is.
@@ -181,6 +197,71 @@ impl Lanes for Avx2 {
     }
 }
 
+/// One bit for each truth value of 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bits_256(m: __m256i) -> u16 {
+    // Packed within each half: bytes 0 to 7 and 16 to 23 hold the columns.
+    let bits = _mm256_movemask_epi8(_mm256_packs_epi16(m, _mm256_setzero_si256()));
+    (bits & 0xff | bits >> 8 & 0xff00) as u16
+}
+
+impl Packed for Avx2 {
+    type M = __m256i;
+
+    lanes::methods! {
+        fn mul(x: __m256, y: __m256) -> __m256 { _mm256_mul_ps(x, y) }
+        fn load16(p: *const u8) -> __m256i { _mm256_loadu_si256(p.cast()) }
+        fn store16(p: *mut u8, x: __m256i) { _mm256_storeu_si256(p.cast(), x) }
+        fn split16(x: __m256i) -> [__m256; 2] {
+            let odd = _mm256_and_si256(x, _mm256_set1_epi32(HIGH));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)), _mm256_castsi256_ps(odd)]
+        }
+        fn round16(v: [__m256; 2]) -> [__m256i; 2] { round_256(v) }
+        fn add16(x: __m256i, by: i16) -> __m256i { _mm256_add_epi16(x, _mm256_set1_epi16(by)) }
+        fn top16(top: __m256i, x: __m256i) -> __m256i {
+            _mm256_max_epu16(top, _mm256_and_si256(x, _mm256_set1_epi16(SIZE16)))
+        }
+        fn equal16(x: __m256i, y: __m256i) -> __m256i { _mm256_cmpeq_epi16(x, y) }
+        fn zero16(x: __m256i) -> __m256i {
+            _mm256_cmpeq_epi16(_mm256_and_si256(x, _mm256_set1_epi16(SIZE16)), _mm256_setzero_si256())
+        }
+        fn far_below16(x: __m256i, y: __m256i) -> __m256i {
+            let size = _mm256_set1_epi16(SIZE16);
+            let limit = _mm256_subs_epu16(_mm256_and_si256(y, size), _mm256_set1_epi16(FAR));
+            let limit = _mm256_max_epi16(limit, _mm256_set1_epi16(NONE_SMALLER));
+            let above = _mm256_cmpgt_epi16(_mm256_and_si256(x, size), limit);
+            _mm256_xor_si256(above, _mm256_set1_epi16(-1))
+        }
+        fn clear16(x: __m256i, m: __m256i) -> __m256i { _mm256_andnot_si256(m, x) }
+        fn never() -> __m256i { _mm256_setzero_si256() }
+        fn first(count: usize) -> __m256i {
+            let numbers = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            _mm256_cmpgt_epi16(_mm256_set1_epi16(count.min(16) as i16), numbers)
+        }
+        fn or(x: __m256i, y: __m256i) -> __m256i { _mm256_or_si256(x, y) }
+        fn and(x: __m256i, y: __m256i) -> __m256i { _mm256_and_si256(x, y) }
+        fn nor(x: __m256i, y: __m256i) -> __m256i {
+            _mm256_xor_si256(_mm256_or_si256(x, y), _mm256_set1_epi16(-1))
+        }
+        fn any(m: __m256i) -> bool { _mm256_testz_si256(m, m) == 0 }
+        fn put_bits(p: *mut u8, m: __m256i) { p.cast::<u16>().write_unaligned(bits_256(m)) }
+        fn put_pairs(p: *mut u32, x: __m256i, y: __m256i, m: __m256i) -> u32 {
+            let mut words = [[0u16; 16]; 2];
+            _mm256_storeu_si256(words[0].as_mut_ptr().cast(), x);
+            _mm256_storeu_si256(words[1].as_mut_ptr().cast(), y);
+            let (mut bits, mut count) = (bits_256(m), 0u32);
+            while bits != 0 {
+                let at = bits.trailing_zeros() as usize % 16;
+                p.add(count as usize).write(u32::from(words[0][at]) | u32::from(words[1][at]) << 16);
+                count += 1;
+                bits &= bits - 1;
+            }
+            count
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Avx512;
 
@@ -264,6 +345,56 @@ impl Lanes for Avx512 {
         }
         fn below32(n: __m512i, limit: i32) -> bool {
             _mm512_cmplt_epi32_mask(n, _mm512_set1_epi32(limit)) == u16::MAX
+        }
+    }
+}
+
+impl Packed for Avx512 {
+    type M = __mmask32;
+
+    lanes::methods! {
+        fn mul(x: __m512, y: __m512) -> __m512 { _mm512_mul_ps(x, y) }
+        fn load16(p: *const u8) -> __m512i { _mm512_loadu_si512(p.cast()) }
+        fn store16(p: *mut u8, x: __m512i) { _mm512_storeu_si512(p.cast(), x) }
+        fn split16(x: __m512i) -> [__m512; 2] {
+            let odd = _mm512_and_si512(x, _mm512_set1_epi32(HIGH));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)), _mm512_castsi512_ps(odd)]
+        }
+        fn round16(v: [__m512; 2]) -> [__m512i; 2] { round_512(v) }
+        fn add16(x: __m512i, by: i16) -> __m512i { _mm512_add_epi16(x, _mm512_set1_epi16(by)) }
+        fn top16(top: __m512i, x: __m512i) -> __m512i {
+            _mm512_max_epu16(top, _mm512_and_si512(x, _mm512_set1_epi16(SIZE16)))
+        }
+        fn equal16(x: __m512i, y: __m512i) -> __mmask32 { _mm512_cmpeq_epi16_mask(x, y) }
+        fn zero16(x: __m512i) -> __mmask32 { _mm512_testn_epi16_mask(x, _mm512_set1_epi16(SIZE16)) }
+        fn far_below16(x: __m512i, y: __m512i) -> __mmask32 {
+            let size = _mm512_set1_epi16(SIZE16);
+            let limit = _mm512_subs_epu16(_mm512_and_si512(y, size), _mm512_set1_epi16(FAR));
+            let limit = _mm512_max_epu16(limit, _mm512_set1_epi16(NONE_SMALLER));
+            _mm512_cmple_epu16_mask(_mm512_and_si512(x, size), limit)
+        }
+        fn clear16(x: __m512i, m: __mmask32) -> __m512i { _mm512_maskz_mov_epi16(_knot_mask32(m), x) }
+        fn never() -> __mmask32 { _cvtu32_mask32(0) }
+        fn or(x: __mmask32, y: __mmask32) -> __mmask32 { _kor_mask32(x, y) }
+        fn and(x: __mmask32, y: __mmask32) -> __mmask32 { _kand_mask32(x, y) }
+        fn nor(x: __mmask32, y: __mmask32) -> __mmask32 { _knot_mask32(_kor_mask32(x, y)) }
+        fn any(m: __mmask32) -> bool { _kortestz_mask32_u8(m, m) == 0 }
+        fn first(count: usize) -> __mmask32 {
+            _cvtu32_mask32(if count < 32 { (1 << count) - 1 } else { u32::MAX })
+        }
+        fn put_bits(p: *mut u8, m: __mmask32) { p.cast::<u32>().write_unaligned(m) }
+        fn put_pairs(p: *mut u32, x: __m512i, y: __m512i, m: __mmask32) -> u32 {
+            // Words of x and y in turns: of columns 0 to 15, and 16 to 31.
+            let low = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let low = _mm512_or_si512(low, _mm512_slli_epi32::<16>(_mm512_add_epi32(low, _mm512_set1_epi32(32))));
+            let high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+            let bits = _cvtmask32_u32(m);
+            let first = _mm512_maskz_compress_epi32(bits as u16, _mm512_permutex2var_epi16(x, low, y));
+            let second = _mm512_maskz_compress_epi32((bits >> 16) as u16, _mm512_permutex2var_epi16(x, high, y));
+            let count = (bits & 0xffff).count_ones();
+            _mm512_storeu_si512(p.cast(), first);
+            _mm512_storeu_si512(p.add(count as usize).cast(), second);
+            bits.count_ones()
         }
     }
 }

@@ -17,7 +17,7 @@ use super::source::Edit;
 use crate::adapter::delta::{Before, Factors};
 use crate::adapter::{Act, Action, Inverse, Reversal};
 use crate::error::{Context, Error, Kind, Result};
-use crate::kernels::{Element, Kernels, Moved, Term};
+use crate::kernels::{Element, Guess, Kernels, Moved, Term};
 use crate::stream::Produce;
 use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
 
@@ -156,8 +156,16 @@ impl Merged {
         Ok(tile)
     }
 
-    /// One run of rows over which the same edits lie.
-    fn segment(&self, kernels: &dyn Kernels, rows: Range<usize>, placed: &[&Placed], out: &mut [u8]) -> Result<Moved> {
+    /// One run of rows over which the same edits lie. With `guess`, its rows from the given one on are filled where that
+    /// can be done on the way; true if so.
+    fn segment(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        placed: &[&Placed],
+        out: &mut [u8],
+        guess: Option<(&mut Guess, usize)>,
+    ) -> Result<(Moved, bool)> {
         let same_type = self.start_dtype() == self.out;
         let products: Option<Vec<Term>> = placed.iter().map(|p| term(p, &rows)).collect();
         if let (true, Some(terms), Start::Stored(tensor), Some(element)) =
@@ -166,12 +174,53 @@ impl Merged {
             let size = element.bytes();
             let range = rows.start * self.grid.cols * size..rows.end * self.grid.cols * size;
             let w = &tensor.bytes.as_slice()[range];
-            return Ok(kernels.add_products(element, w, out, (rows.len(), self.grid.cols), &terms));
+            let dim = (rows.len(), self.grid.cols);
+            return Ok(match (guess, element, &*terms) {
+                (Some(guess), Element::BF16, &[only]) => {
+                    (kernels.add_product_and_guess(w, out, dim, only, guess), true)
+                }
+                _ => (kernels.add_products(element, w, out, dim, &terms), false),
+            });
         }
         let before = self.widened(rows.clone())?;
         let strengths: Vec<_> = placed.iter().map(|p| (*p, p.strength)).collect();
         let after = changed(kernels, rows.clone(), &strengths, &before, &|rows| self.widened(rows))?;
-        self.round(rows, &before, &after, out)
+        Ok((self.round(rows, &before, &after, out)?, false))
+    }
+
+    /// All of `rows`, segment after segment; true where `guess` was filled for each.
+    fn segments(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        out: &mut [u8],
+        mut guess: Option<&mut Guess>,
+    ) -> Result<(Moved, bool)> {
+        let placed = self.placed()?;
+        let row_bytes = dtype::byte_len(self.out, self.grid.cols)?;
+        let stored = |dtype: Dtype| {
+            rows.start * self.grid.cols * dtype.bitsize() / 8..rows.end * self.grid.cols * dtype.bitsize() / 8
+        };
+        if let Start::Stored(tensor) = &self.start {
+            tensor.bytes.fetch(stored(tensor.dtype));
+        }
+        let (mut moved, mut guessed) = (Moved::default(), guess.is_some());
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let here: Vec<&Placed> =
+                placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect();
+            let first = part.start - rows.start;
+            let bytes = first * row_bytes..(part.end - rows.start) * row_bytes;
+            // Of no use unless all is guessed.
+            let guess = guess.as_deref_mut().filter(|_| guessed).map(|guess| (guess, first));
+            let (of_part, told) = self.segment(kernels, part, &here, &mut out[bytes], guess)?;
+            moved.add(&of_part);
+            guessed &= told;
+        }
+        if moved.nonfinite > 0 && !self.allow_nonfinite {
+            self.refuse_nonfinite(rows, out, moved.nonfinite)?;
+        }
+        Ok((moved, guessed))
     }
 
     /// What one adapter changes at strength 1 in some rows, whose values in the base are `before`: f32, not rounded to
@@ -323,7 +372,7 @@ pub fn changed(
 }
 
 /// The product as a term over some rows, where the change is one.
-fn term<'a>(p: &'a Placed, rows: &Range<usize>) -> Option<Term<'a>> {
+pub fn term<'a>(p: &'a Placed, rows: &Range<usize>) -> Option<Term<'a>> {
     let What::LowRank(f) = &p.what else { return None };
     let rank = f.rank();
     let b = &f.b.as_slice()?[(rows.start - p.rows.start) * rank..(rows.end - p.rows.start) * rank];
@@ -406,26 +455,18 @@ impl Produce for Merged {
     }
 
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
-        let placed = self.placed()?;
-        let row_bytes = dtype::byte_len(self.out, self.grid.cols)?;
-        let stored = |dtype: Dtype| {
-            rows.start * self.grid.cols * dtype.bitsize() / 8..rows.end * self.grid.cols * dtype.bitsize() / 8
-        };
-        if let Start::Stored(tensor) = &self.start {
-            tensor.bytes.fetch(stored(tensor.dtype));
-        }
-        let mut moved = Moved::default();
-        for pair in cuts(&rows, &placed).windows(2) {
-            let part = pair[0]..pair[1];
-            let here: Vec<&Placed> =
-                placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect();
-            let bytes = (part.start - rows.start) * row_bytes..(part.end - rows.start) * row_bytes;
-            moved.add(&self.segment(kernels, part, &here, &mut out[bytes])?);
-        }
-        if moved.nonfinite > 0 && !self.allow_nonfinite {
-            self.refuse_nonfinite(rows.clone(), out, moved.nonfinite)?;
-        }
-        Ok(moved)
+        Ok(self.segments(kernels, rows, out, None)?.0)
+    }
+
+    fn produce_and_guess(
+        &self,
+        kernels: &dyn Kernels,
+        rows: Range<usize>,
+        out: &mut [u8],
+        guess: &mut Guess,
+    ) -> Result<(Moved, bool)> {
+        guess.reset(rows.len(), self.grid.cols);
+        self.segments(kernels, rows, out, Some(guess))
     }
 
     fn release(&self, rows: Range<usize>) {

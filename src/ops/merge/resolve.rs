@@ -10,7 +10,7 @@ use crate::adapter::delta::{Delta, Full, LowRank, full::Mode, low_rank::Facing};
 use crate::adapter::{Note, SiteKind, Target};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::{BaseModel, conv1d, embedding};
-use crate::names::{Found, How, ModulePath, Piece};
+use crate::names::{Found, How, ModulePath};
 use crate::tensor::{Shape, Tensor};
 
 /// A tensor the base does not have.
@@ -98,6 +98,10 @@ impl Resolver<'_> {
             self.edits.used[self.number] += tensors;
             return Ok(());
         }
+        if part == Part::Bias && self.changes_tied_bias(path) {
+            self.edits.used[self.number] += tensors;
+            return Ok(());
+        }
         let untied = if part == Part::Weight { self.plan.own_key(path.as_str()).map(str::to_string) } else { None };
         let found = match (untied, self.find(path, part, &name)) {
             (Some(key), _) => self.untie(&key, &self.base.embeddings().input.unwrap_or_default())?,
@@ -159,7 +163,18 @@ impl Resolver<'_> {
     /// The tensor on disk. The fused input projection of `nn.MultiheadAttention` has a name of its own.
     fn find(&self, path: &ModulePath, part: Part, name: &str) -> Option<Found> {
         let in_proj = if part == Part::Weight { "in_proj_weight" } else { "in_proj_bias" };
-        self.base.names.find(name).or_else(|| self.base.names.find(&path.tensor(in_proj)))
+        let tied = || self.base.names.find(self.plan.tied_bias(path.as_str()).filter(|_| part == Part::Bias)?);
+        self.base.names.find(name).or_else(|| self.base.names.find(&path.tensor(in_proj))).or_else(tied)
+    }
+
+    /// Whether the bias of this use of the embedding is tied to a tensor that another target changes: then that one does.
+    fn changes_tied_bias(&self, path: &ModulePath) -> bool {
+        let Some(shared) = self.plan.tied_bias(path.as_str()) else { return false };
+        let is_it = |name: String| self.base.names.find(&name).is_some_and(|f| f.plain() == Some(shared));
+        self.applied.adapter.targets.iter().filter(|(other, _)| *other != path).any(|(other, target)| {
+            let bias = !target.bias.is_empty() && is_it(other.tensor("bias"));
+            bias || (target.is_parameter() && is_it(other.to_string()))
+        })
     }
 
     /// A use of a tied tensor as a tensor of its own, which the base leaves to `anchor`.
@@ -280,7 +295,8 @@ impl Resolver<'_> {
         if let Some(clear) = clear_facing(delta, stored) {
             return Ok(clear);
         }
-        let Some(experts) = delta.experts.filter(|_| stored.rank() == 3) else { return Ok(true) };
+        // A matrix by itself is taken as a linear layer's weight.
+        let Some(experts) = delta.experts.filter(|_| stored.rank() == 3) else { return Ok(false) };
         if let Some(sibling) = self.sibling_facing(path) {
             return Ok(sibling);
         }
@@ -377,13 +393,7 @@ fn is_head(path: &ModulePath) -> bool {
 }
 
 fn whole(key: &str, shape: &Shape) -> Found {
-    let piece = Piece {
-        key: key.to_string(),
-        memory: crate::names::Region::ALL,
-        disk: crate::names::Region::ALL,
-        transposed: false,
-    };
-    Found { pieces: vec![piece], how: How::Direct, memory_shape: shape.dims().to_vec() }
+    Found::whole(key, shape.dims())
 }
 
 /// Whether the weight of the module lies in the base as the two tensors of torch's weight norm, by either name.

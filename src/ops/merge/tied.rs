@@ -18,6 +18,8 @@ pub struct Plan {
     own: BTreeMap<String, String>,
     /// Module paths of uses whose change is that of the input once more.
     repeated: BTreeSet<String>,
+    /// Module paths of uses that keep to the input, and the bias that is tied with them.
+    biases: BTreeMap<String, String>,
     /// Module path of the target whose change counts for every use.
     everywhere: Option<String>,
     /// The keys that such a change applies to as well, and what they copy, where another adapter parts the uses.
@@ -37,6 +39,11 @@ impl Plan {
     /// The tensors of other uses that the change of the target at `path` reaches as well: key and what it copies.
     pub fn also_at(&self, path: &str) -> &[(String, String)] {
         if self.everywhere.as_deref() == Some(path) { &self.also } else { &[] }
+    }
+
+    /// The tensor that a use of the embedding has as its bias, where the two are tied as well.
+    pub fn tied_bias(&self, path: &str) -> Option<&str> {
+        self.biases.get(path).map(String::as_str)
     }
 
     /// Whether the target at `path` says what another one says already.
@@ -104,6 +111,13 @@ fn plan(base: &BaseModel, adapter: &Adapter) -> Plan {
         (Some(_), _) if all_follow => Plan {
             everywhere,
             repeated: used.iter().map(|(path, ..)| (*path).to_string()).collect(),
+            biases: used
+                .iter()
+                .filter_map(|(path, _, n)| {
+                    let (_, of) = embeddings.uses.get(*n)?.bias.clone()?;
+                    Some(((*path).to_string(), of))
+                })
+                .collect(),
             note: say("tied to the input embedding, and the adapter changes both uses alike; merged once"),
             ..Plan::default()
         },

@@ -11,9 +11,9 @@ use super::manifest::How;
 use crate::adapter::{Action, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::fused::inverse::{Addend, Factor, Pointwise};
-use crate::kernels::{Element, Kernels, Term};
+use crate::kernels::{Doubt, Element, Kernels, Term};
 use crate::ops::merge::place::{Grid, Placed, What, is_stacked, place};
-use crate::ops::merge::produce::{changed, cuts};
+use crate::ops::merge::produce::{changed, cuts, term};
 use crate::ops::merge::source::Edit;
 use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
 
@@ -126,11 +126,21 @@ impl Predictor {
             How::Steps => self.take_back(kernels, rows.clone(), merged, out)?,
             _ => self.convert(merged, out)?,
         }
-        if self.rows_left.fetch_sub(rows.len(), Ordering::AcqRel) == rows.len() {
+        self.finished(rows.len());
+        Ok(())
+    }
+
+    /// Counts rows off; after the last one everything that was prepared is let go.
+    pub fn finished(&self, rows: usize) {
+        if self.rows_left.fetch_sub(rows, Ordering::AcqRel) == rows {
             *self.ready.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.edits.iter().for_each(|e| e.source.release());
         }
-        Ok(())
+    }
+
+    /// Whether product and guess are made in one pass where a row has one product added to it; the merge does so, too.
+    pub fn is_one_pass(&self) -> bool {
+        self.how == How::Sum && self.base == Dtype::BF16 && self.merged == Dtype::BF16
     }
 
     /// The changes, for `rows`. An error where they cannot be taken back as this is meant to, or not for these rows: a
@@ -195,6 +205,17 @@ impl Predictor {
         for pair in cuts(&rows, placed).windows(2) {
             let part = pair[0]..pair[1];
             let here = covering(placed, &part);
+            if let (true, &[only]) = (self.is_one_pass(), &*here)
+                && let Some(term) = term(only, &part)
+            {
+                let from = (part.start - rows.start) * cols;
+                let bytes = from * in_size..(from + part.len() * cols) * in_size;
+                let mut doubt = Doubt::default();
+                let dim = (part.len(), cols);
+                kernels.take_off_product(&merged[bytes.clone()], &mut out[bytes], dim, term, &mut doubt);
+                doubt.append_to(from as u32, doubtful);
+                continue;
+            }
             let sums = here.iter().map(|p| Sum::of(kernels, p, part.clone(), cols)).collect::<Result<Vec<_>>>()?;
             let step = (BLOCK / cols.max(1)).max(1);
             for start in part.clone().step_by(step) {

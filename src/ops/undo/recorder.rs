@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::manifest::{
     AdapterNote, BaseFile, Blocks, EditNote, How, MANIFEST, Manifest, MergeOptions, MergedFile, PIECES, TensorNote,
@@ -11,15 +11,16 @@ use super::manifest::{
 use super::predict::Predictor;
 use super::table::{PieceRow, Table};
 use crate::error::{Context, Result};
-use crate::kernels::Kernels;
+use crate::kernels::{Guess, Kernels, Moved};
 use crate::model::BaseModel;
 use crate::ops::merge::place::{Grid, is_stacked};
 use crate::ops::merge::source::{Edit, Ready, Source};
 use crate::ops::merge::{Merge, Merged};
 use crate::stream::undo::RecordWriter;
-use crate::stream::undo::residual::{self, Elements, Predicted};
+use crate::stream::undo::residual::{self, Elements, InDoubt, Predicted};
 use crate::stream::{COPY_BYTES, Job, Make, PieceOf, Plan, Produce, Witness};
-use crate::tensor::{Bytes, Hash, Rows, Tensor, dtype};
+use crate::tensor::hash::Checksum;
+use crate::tensor::{Bytes, Hash, MappedFile, Rows, Tensor, dtype};
 
 /// What a record says beside its corrections.
 #[derive(Clone, Debug, Default)]
@@ -50,6 +51,8 @@ pub struct Recorder {
     manifest: Manifest,
     sections: Vec<Vec<u8>>,
     stored: Vec<(usize, Tensor)>, // note, tensor
+    /// Room for guesses, for the next piece of any thread.
+    guesses: Mutex<Vec<Guess>>,
 }
 
 /// One tensor of the merged model.
@@ -68,6 +71,8 @@ struct RowsOf {
     predictor: Predictor,
     merged_rows: usize,
     rule: Rows,
+    /// Whether the merge, if it can, tells on its way what the predictor would find.
+    is_told: bool,
 }
 
 /// The model that a record is of.
@@ -150,7 +155,7 @@ impl Recorder {
             stored.extend(base.tensor(&note.key).map(|(_, tensor)| (number, tensor.clone())));
         }
         let writer = RecordWriter::create(path, &names)?;
-        Ok(Recorder { writer, entries, table: Mutex::default(), manifest, sections, stored })
+        Ok(Recorder { writer, entries, table: Mutex::default(), manifest, sections, stored, guesses: Mutex::default() })
     }
 
     /// Where the base is found again from rows of a merged tensor: the number of the merged rows, and which of them
@@ -200,7 +205,7 @@ impl Recorder {
             for chunk in bytes.chunks(COPY_BYTES) {
                 let blob = pack_piece(chunk)?;
                 self.writer.put(table.len(), &blob)?;
-                table.push(PieceRow { merged: None, base: Some(Hash::of(chunk)), packed: blob.len() });
+                table.push(PieceRow { merged: None, base: Some(Checksum::of(chunk)), packed: blob.len() });
             }
             self.manifest.tensors[*note].blocks = blocks;
         }
@@ -245,8 +250,23 @@ impl Recorder {
         let elements = Elements { size, float: dtype::is_float(of.base.dtype) };
         let mut blob: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
         blob.append(&mut residual::encode(elements, Predicted { bytes: &mut guess, doubtful: &doubtful }, truth)?);
-        let row = PieceRow { merged, base: Some(Hash::of(truth)), packed: blob.len() };
+        let row = PieceRow { merged, base: Some(Checksum::of(truth)), packed: blob.len() };
         self.note(piece, from, bytes.len(), row, &blob)
+    }
+
+    /// Shows it rows of a merged tensor with what could be told of the base's while they were made: what
+    /// [`rows`](Recorder::rows) would have found.
+    fn guessed(&self, of: &RowsOf, piece: PieceOf, rows: Range<usize>, bytes: &[u8], guess: &Guess) -> Result<()> {
+        let row_bytes = bytes.len() / rows.len().max(1);
+        let range = rows.start * row_bytes..rows.end * row_bytes;
+        let merged = Some(Hash::of(bytes));
+        let truth = &of.base.bytes.as_slice()[range.clone()];
+        let mut in_doubt = InDoubt::default();
+        in_doubt.reserve(guess.count());
+        guess.doubtful().for_each(|pairs| in_doubt.extend(pairs));
+        let blob = in_doubt.finish()?;
+        let row = PieceRow { merged, base: Some(Checksum::of(truth)), packed: blob.len() };
+        self.note(piece, range.start, bytes.len(), row, &blob)
     }
 
     /// Shows it bytes of a merged tensor that are not computed.
@@ -259,6 +279,32 @@ impl Recorder {
 impl Witness for Recorder {
     fn computed(&self, kernels: &dyn Kernels, piece: PieceOf, rows: Range<usize>, bytes: &[u8]) -> Result<()> {
         self.rows(kernels, piece, rows, bytes)
+    }
+
+    fn compute(
+        &self,
+        kernels: &dyn Kernels,
+        piece: PieceOf,
+        produce: &dyn Produce,
+        rows: Range<usize>,
+        out: &mut [u8],
+    ) -> Result<Moved> {
+        let entry = &self.entries[piece.file][piece.job];
+        let Some(of) = entry.rows.as_ref().filter(|of| of.is_told) else {
+            let moved = produce.produce(kernels, rows.clone(), out)?;
+            self.rows(kernels, piece, rows, out)?;
+            return Ok(moved);
+        };
+        let mut guess = self.guesses.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        let (moved, guessed) = produce.produce_and_guess(kernels, rows.clone(), out, &mut guess)?;
+        if guessed && guess.is_right() {
+            self.guessed(of, piece, rows.clone(), out, &guess)?;
+            of.predictor.finished(rows.len());
+        } else {
+            self.rows(kernels, piece, rows, out)?;
+        }
+        self.guesses.lock().unwrap_or_else(PoisonError::into_inner).push(guess);
+        Ok(moved)
     }
 
     fn copied(&self, piece: PieceOf, offset: usize, bytes: &Bytes) -> Result<()> {
@@ -277,8 +323,7 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
         && pair.written
     {
         // A copy of something else, as the counter of a batch norm that is replaced, is stored.
-        let place = |t: &Tensor| t.bytes.origin().map(|(file, at)| (std::sync::Arc::as_ptr(file), at, t.bytes.len()));
-        if place(tensor) == place(base) {
+        if place_of(tensor) == place_of(base) {
             note.how = How::Same;
         }
         return None;
@@ -307,7 +352,16 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     note.edits = edits.iter().map(EditNote::of).collect();
     let predictor = Predictor::new(base.dtype, job.entry.dtype, &base.shape, how, edits);
     let rule = if of_use { rule } else { Rows::Any };
-    Some(RowsOf { base: base.clone(), predictor, merged_rows: after.rows, rule })
+    // Its products are then of the very bytes that the corrections lead back to.
+    let own = work.and_then(|work| work.base()).and_then(place_of);
+    let is_own = own.is_some() && own == place_of(base);
+    let is_told = pair.written && is_own && before == after && predictor.is_one_pass();
+    Some(RowsOf { base: base.clone(), predictor, merged_rows: after.rows, rule, is_told })
+}
+
+/// Where the bytes of a tensor lie: file, offset and length; none where they are in no file.
+fn place_of(tensor: &Tensor) -> Option<(*const MappedFile, u64, usize)> {
+    tensor.bytes.origin().map(|(file, at)| (Arc::as_ptr(file), at, tensor.bytes.len()))
 }
 
 /// The way for the changes of a tensor. A factor needs the whole tensor to itself, at full strength.
@@ -339,7 +393,7 @@ fn again(edit: &Edit) -> Edit {
         adapter: s.adapter.clone(),
         number: s.number,
         path: s.path.clone(),
-        target: std::sync::Arc::clone(&s.target),
+        target: Arc::clone(&s.target),
         part: s.part,
         stored: s.stored.clone(),
         transposed: s.transposed,
@@ -348,5 +402,5 @@ fn again(edit: &Edit) -> Edit {
         ready: Ready::default(),
     };
     source.expect_user();
-    Edit { source: std::sync::Arc::new(source), piece: edit.piece.clone() }
+    Edit { source: Arc::new(source), piece: edit.piece.clone() }
 }

@@ -19,6 +19,7 @@ use crate::ops::merge::source::Edit;
 use crate::stream::undo::Record;
 use crate::stream::undo::residual::{self, Elements};
 use crate::stream::{self, COPY_BYTES, Job, Make, Output, PieceOf, Plan, PlannedFile, Produce, Progress, Witness};
+use crate::tensor::hash::Checksum;
 use crate::tensor::{Bytes, Hash, Rows, Shape, Tensor, dtype};
 
 /// A record and what it says.
@@ -324,7 +325,7 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn get(&self, number: usize) -> Result<(Option<Hash>, Option<Hash>, &[u8])> {
+    fn get(&self, number: usize) -> Result<(Option<Hash>, Option<Checksum>, &[u8])> {
         if number >= self.count {
             return Err(damaged("a tensor with too few pieces"));
         }
@@ -346,7 +347,7 @@ struct Restored {
 
 impl Restored {
     fn piece(&self, kernels: &dyn Kernels, number: usize, out: &mut [u8]) -> Result<()> {
-        let (merged_hash, base_hash, packed) = self.pieces.get(number)?;
+        let (merged_hash, checksum, packed) = self.pieces.get(number)?;
         let (base_rows, cols) = self.predictor.matrix();
         let row_bytes = dtype::byte_len(self.merged.dtype, cols)?;
         let merged_rows = self.merged.bytes.len() / row_bytes.max(1);
@@ -366,7 +367,7 @@ impl Restored {
         let bytes = &bytes[..rows.len() * row_bytes];
         self.predictor.predict(kernels, rows.clone(), (bytes, &factors), out, &mut doubtful)?;
         residual::decode(self.elements, packed, &doubtful, out)?;
-        if base_hash != Some(Hash::of(out)) {
+        if checksum != Some(Checksum::of(out)) {
             return Err(Error::malformed(format!("rows {rows:?} do not come out as they were before the merge")).hint(
                 "are these the adapters that were merged, and is the program one that reads this record's version?",
             ));
@@ -420,9 +421,9 @@ impl Produce for Stored {
 
     fn produce(&self, _: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
         for (number, part) in (rows.start / COPY_BYTES..).zip(out.chunks_mut(COPY_BYTES)) {
-            let (_, hash, packed) = self.pieces.get(number)?;
+            let (_, checksum, packed) = self.pieces.get(number)?;
             let bytes = unpack_at_most(packed, part.len())?;
-            if bytes.len() != part.len() || hash != Some(Hash::of(&bytes)) {
+            if bytes.len() != part.len() || checksum != Some(Checksum::of(&bytes)) {
                 return Err(damaged("a stored tensor is not what it was"));
             }
             part.copy_from_slice(&bytes);

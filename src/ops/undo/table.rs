@@ -1,13 +1,13 @@
-//! The table of a record's pieces: for each the hashes before and after, and where its corrections lie.
+//! The table of a record's pieces: for each the hash after, the checksum before, and where its corrections lie.
 
 use std::ops::Range;
 
 use super::manifest::damaged;
 use crate::error::Result;
-use crate::tensor::Hash;
+use crate::tensor::hash::{Checksum, Hash};
 
-/// Bytes of a row: two hashes and a length.
-const ROW: usize = 32 + 32 + 8;
+/// Bytes of a row: a hash, a checksum and a length.
+const ROW: usize = 32 + 16 + 8;
 /// Stands for a hash that is not there.
 const NONE: [u8; 32] = [0; 32];
 
@@ -16,8 +16,8 @@ const NONE: [u8; 32] = [0; 32];
 pub struct PieceRow {
     /// Hash of its bytes in the merged model.
     pub merged: Option<Hash>,
-    /// Hash of its bytes in the base, where they are others.
-    pub base: Option<Hash>,
+    /// Checksum of its bytes in the base, where they are others.
+    pub base: Option<Checksum>,
     /// Bytes of its corrections.
     pub packed: usize,
 }
@@ -60,9 +60,8 @@ impl Table {
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(ROW * self.rows.len());
         for row in &self.rows {
-            for hash in [row.merged, row.base] {
-                out.extend(hash.map_or(NONE, |h| h.0));
-            }
+            out.extend(row.merged.map_or(NONE, |h| h.0));
+            out.extend(row.base.map_or([0; 16], |c| c.0));
             out.extend((row.packed as u64).to_le_bytes());
         }
         out
@@ -77,14 +76,16 @@ impl Table {
         let mut table = Table::default();
         let mut start = 0usize;
         for row in rows {
-            let hash = |at: usize| {
-                let bytes: [u8; 32] = row[at..at + 32].try_into().unwrap_or(NONE);
-                (bytes != NONE).then_some(Hash(bytes))
-            };
-            let packed = u64::from_le_bytes(row[64..].try_into().unwrap_or_default());
+            let (hash, rest) = row.split_at(32);
+            let (checksum, packed) = rest.split_at(16);
+            let hash: [u8; 32] = hash.try_into().unwrap_or(NONE);
+            let checksum: [u8; 16] = checksum.try_into().unwrap_or_default();
+            let packed = u64::from_le_bytes(packed.try_into().unwrap_or_default());
             let end = usize::try_from(packed).ok().and_then(|n| start.checked_add(n)).filter(|&end| end <= corrections);
             let end = end.ok_or_else(|| damaged("corrections beyond their section"))?;
-            table.rows.push(PieceRow { merged: hash(0), base: hash(32), packed: end - start });
+            let merged = (hash != NONE).then_some(Hash(hash));
+            let base = (checksum != [0; 16]).then_some(Checksum(checksum));
+            table.rows.push(PieceRow { merged, base, packed: end - start });
             table.starts.push(start);
             start = end;
         }
@@ -100,7 +101,7 @@ mod tests {
     fn a_table_comes_back() {
         let mut table = Table::default();
         let row =
-            |n: usize| PieceRow { merged: Some(Hash::of(b"m")), base: (n > 0).then(|| Hash::of(b"b")), packed: n };
+            |n: usize| PieceRow { merged: Some(Hash::of(b"m")), base: (n > 0).then(|| Checksum::of(b"b")), packed: n };
         table.set(1, row(3));
         table.set(0, row(0));
         table.push(row(4));

@@ -135,6 +135,9 @@ impl Made {
     }
 }
 
+/// Bytes of a piece in the table: a hash, a checksum, a length.
+const PIECE_BYTES: usize = 56;
+
 #[test]
 fn taken_apart_and_put_together_it_still_works() {
     for case in ["lora", "dora", "phi3", "mixtral_both", "grown", "tied_lm_head", "vera_seed"] {
@@ -315,9 +318,9 @@ fn what_grows_is_refused_before_memory_is_taken() {
     let mut parts = made.parts.clone();
     let mut table = parts.section("pieces").clone();
     parts.corrections = bomb.clone();
-    for (number, row) in table.chunks_exact_mut(72).enumerate() {
+    for (number, row) in table.chunks_exact_mut(PIECE_BYTES).enumerate() {
         let packed = if number == 0 { bomb.len() as u64 } else { 0 };
-        row[64..].copy_from_slice(&packed.to_le_bytes());
+        row[48..].copy_from_slice(&packed.to_le_bytes());
     }
     *parts.section("pieces") = table;
     made.try_undo(&parts).expect_err("corrections");
@@ -342,15 +345,15 @@ fn what_grows_is_refused_before_memory_is_taken() {
 fn corrections_of_another_length_or_content() {
     for case in ["lora", "dora", "tied_lm_head", "bf16"] {
         let made = Made::new(case);
-        let rows = made.parts.clone().section("pieces").len() / 72;
+        let rows = made.parts.clone().section("pieces").len() / PIECE_BYTES;
         for number in 0..rows {
             for packed in [0, 1, 7, u64::MAX, 1 << 40] {
                 let mut parts = made.parts.clone();
-                let row = &mut parts.section("pieces")[number * 72..][..72];
-                if row[64..] == packed.to_le_bytes() {
+                let row = &mut parts.section("pieces")[number * PIECE_BYTES..][..PIECE_BYTES];
+                if row[48..] == packed.to_le_bytes() {
                     continue;
                 }
-                row[64..].copy_from_slice(&packed.to_le_bytes());
+                row[48..].copy_from_slice(&packed.to_le_bytes());
                 made.try_undo(&parts).expect_err("a length");
             }
         }
@@ -493,10 +496,10 @@ fn records_of_another_version_are_refused_by_name() {
     let path = made.scratch.join("bad.undo");
     made.parts.seal(&path);
     let bytes = fs::read(&path).unwrap();
-    let at = bytes.windows(13).position(|w| w == b"\"version\":\"1\"").unwrap();
+    let at = bytes.windows(13).position(|w| w == b"\"version\":\"2\"").unwrap();
     let mut other = bytes.clone();
-    other[at + 11] = b'2';
+    other[at + 11] = b'3';
     fs::write(&path, other).unwrap();
     let e = Record::open(&path).unwrap_err();
-    assert!(e.to_string().contains("version 2"), "{e}");
+    assert!(e.to_string().contains("version 3"), "{e}");
 }
