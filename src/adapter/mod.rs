@@ -37,6 +37,21 @@ pub struct Adapter {
     pub residual_base: Option<String>,
     /// Whether the adapter says that the two uses of a tied embedding are adapted together.
     pub ties_embeddings: bool,
+    /// What its files said beyond all this; only the layout that put it there looks at it again.
+    pub carried: Carried,
+}
+
+/// What the files of an adapter said that changes nothing it does: settings of the training, how it chose its modules.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Carried {
+    /// Name of the layout whose words these are; empty where nothing is carried.
+    pub layout: String,
+    /// Fields of the config and their values as JSON, in order.
+    pub fields: Vec<(String, String)>,
+    /// Metadata of the tensor file, in order.
+    pub metadata: Vec<(String, String)>,
+    /// [`Adapter::outline`] of the adapter as it was read: what was said of its modules holds while this is the same.
+    pub outline: Vec<String>,
 }
 
 /// Everything an adapter does to one module.
@@ -91,6 +106,17 @@ impl Target {
 }
 
 impl Adapter {
+    /// Every target with the kinds of its changes, in order: the same for adapters that change the same things in the
+    /// same ways.
+    pub fn outline(&self) -> Vec<String> {
+        let words = |deltas: &[Delta]| deltas.iter().map(Delta::kind).collect::<Vec<_>>().join(" + ");
+        let line = |(path, target): (&ModulePath, &Target)| {
+            let magnitude = if target.magnitude.is_some() { " with magnitude" } else { "" };
+            format!("{path}: {}{magnitude}; bias: {}", words(&target.weight), words(&target.bias))
+        };
+        self.targets.iter().map(line).collect()
+    }
+
     /// Number of tensors used by its targets.
     pub fn tensor_count(&self) -> usize {
         self.targets.values().map(|t| t.tensors().len()).sum()

@@ -2,16 +2,21 @@
 //!
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
+pub mod gguf;
+pub mod mlx;
 pub mod peft;
+mod save;
 pub mod source;
 
 use std::path::Path;
 
+pub use save::{check, save};
 pub use source::Source;
 
 use crate::adapter::{Adapter, Note};
-use crate::error::{Context, Error, Result};
-use crate::tensor::{Hash, hash};
+use crate::container::gguf::Metadata;
+use crate::error::{Context, Error, Kind, Result};
+use crate::tensor::{Hash, StateDict, hash};
 
 /// How sure a layout is that a source is its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,10 +42,31 @@ pub trait Layout: Sync {
     fn detect(&self, source: &Source) -> Verdict;
     /// Reads the adapter. Every tensor is used or named in a note or an error.
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)>;
+    /// Whether there is a way back; [`Layout::write`] is an error otherwise.
+    fn can_write(&self) -> bool {
+        true
+    }
+    /// What its files would be. Everything of the adapter is in there, or named in a note or an error.
+    fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)>;
+}
+
+/// An adapter in the form of one layout, not yet written.
+#[derive(Clone, Debug, Default)]
+pub struct Draft {
+    /// Name of the file of the tensors.
+    pub tensor_file: String,
+    /// The tensors, in the order of the file.
+    pub tensors: StateDict,
+    /// Header metadata, in order.
+    pub metadata: Vec<(String, String)>,
+    /// Set where the file is GGUF and not safetensors: its metadata, in the place of the header's.
+    pub gguf: Option<Metadata>,
+    /// Other files of the folder: name and text. A layout that is one file has none.
+    pub texts: Vec<(String, Vec<u8>)>,
 }
 
 /// All layouts.
-pub const LAYOUTS: &[&dyn Layout] = &[&peft::Peft];
+pub const LAYOUTS: &[&dyn Layout] = &[&gguf::Gguf, &mlx::Mlx, &peft::Peft];
 
 /// An adapter and how it was recognised.
 #[derive(Debug)]
@@ -75,13 +101,7 @@ pub fn open(path: &Path, from: Option<&str>) -> Result<Opened> {
 /// Opens an adapter whose files are at hand; see [`open`].
 pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
     let (layout, because) = match from {
-        Some(name) => {
-            let layout = LAYOUTS.iter().find(|l| l.name() == name).ok_or_else(|| {
-                let known: Vec<_> = LAYOUTS.iter().map(|l| l.name()).collect();
-                Error::unrecognised(format!("no layout named `{name}`; known: {}", known.join(", ")))
-            })?;
-            (*layout, "named on the command line".to_string())
-        }
+        Some(name) => (named(name)?, "named on the command line".to_string()),
         None => detect(&source)?,
     };
     let (adapter, notes) = layout.read(&source)?;
@@ -91,6 +111,14 @@ pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
     }
     let base_fingerprint = source.base_fingerprint()?;
     Ok(Opened { adapter, notes, layout: layout.name(), because, base_fingerprint, source })
+}
+
+/// The layout of this name.
+pub fn named(name: &str) -> Result<&'static dyn Layout> {
+    LAYOUTS.iter().find(|l| l.name() == name).copied().ok_or_else(|| {
+        let known: Vec<_> = LAYOUTS.iter().map(|l| l.name()).collect();
+        Error::new(Kind::Usage, format!("no layout named `{name}`; known: {}", known.join(", ")))
+    })
 }
 
 /// The layout with the best claim; two claims of nearly the same weight are an error that lists both.

@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::container::{self, Entry, Manifest, SafetensorsFile, hub, json, torch};
+use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, gguf, hub, json, npz, torch};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
 /// Names of the config file beside an adapter.
 const CONFIG_NAME: &str = "adapter_config.json";
+/// Name of a model's config: beside a GGUF adapter it is that of the base.
+const BASE_CONFIG_NAME: &str = "config.json";
 /// Tensor files looked for in a folder, best first.
-const TENSOR_NAMES: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors"];
+const TENSOR_NAMES: [&str; 4] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", ARRAYS_NAME];
+/// A file of arrays, of adapters that had no config.
+const ARRAYS_NAME: &str = "adapters.npz";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Key of the header metadata, or field of the config, that names the base an adapter was made for.
 pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
@@ -32,13 +36,19 @@ pub struct Source {
     pub metadata: Vec<(String, String)>,
     /// Keys of values in a pickled file that are no tensors.
     pub other_values: Vec<String>,
-    /// The config file and what it says.
+    /// The file as GGUF, where it is that.
+    pub gguf: Option<GgufFile>,
+    /// The config file and what it says. That of the base for a GGUF file, which needs none of its own.
     pub config: Option<(PathBuf, Map<String, Value>)>,
 }
 
-/// True for a folder that holds an adapter's config, or a file that has one beside it.
+/// True for a folder that holds an adapter's config, or tensors that only adapters have, a file that has a config beside
+/// it, or a GGUF file.
 pub fn looks_like_adapter(path: &Path) -> bool {
-    hub::resolve(path).is_ok_and(|folder| folder.join(CONFIG_NAME).exists())
+    let is_gguf = || MappedFile::open(path).is_ok_and(|file| gguf::claims(file.as_slice()));
+    let marks = [CONFIG_NAME, ARRAYS_NAME];
+    let has_mark = |folder: PathBuf| marks.iter().any(|name| folder.join(name).exists());
+    path.is_file() && is_gguf() || hub::resolve(path).is_ok_and(has_mark)
 }
 
 impl Source {
@@ -53,7 +63,11 @@ impl Source {
         } else {
             (path.parent().map(Path::to_path_buf).unwrap_or_default(), path.to_path_buf())
         };
-        let config_path = folder.join(CONFIG_NAME);
+        let file = MappedFile::open(&tensor_file)?;
+        // A file that calls itself safetensors is read as nothing else.
+        let by_content = tensor_file.extension().is_none_or(|e| e != "safetensors");
+        let is_gguf = by_content && gguf::claims(file.as_slice());
+        let config_path = folder.join(if is_gguf { BASE_CONFIG_NAME } else { CONFIG_NAME });
         let config = match config_path.symlink_metadata() {
             Ok(_) => {
                 let config = json::read_object(&config_path, MAX_CONFIG_BYTES)?;
@@ -61,23 +75,51 @@ impl Source {
             }
             Err(_) => None,
         };
-        let file = MappedFile::open(&tensor_file)?;
-        // A file that calls itself safetensors is read as nothing else.
-        let pickled = tensor_file.extension().is_none_or(|e| e != "safetensors") && torch::claims(file.as_slice());
-        let (tensors, metadata, other_values) = if pickled {
+        if is_gguf {
+            let all = Bytes::mapped(&file, 0..file.as_slice().len())?;
+            return Source::of_gguf(path, &tensor_file, file, &all, config);
+        }
+        let (tensors, metadata, other_values) = if tensor_file.extension().is_some_and(|e| e == "npz") {
+            (npz::read(&file)?, Vec::new(), Vec::new())
+        } else if by_content && torch::claims(file.as_slice()) {
             let (tensors, rest) = torch::read_with_rest(&file).map_err(|e| e.in_file(&tensor_file))?;
             (tensors, Vec::new(), rest)
         } else {
             let opened = SafetensorsFile::open(&tensor_file)?;
             (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
         };
-        Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, config })
+        Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, gguf: None, config })
+    }
+
+    fn of_gguf(
+        path: &Path,
+        tensor_file: &Path,
+        file: Arc<MappedFile>,
+        bytes: &Bytes,
+        config: Option<(PathBuf, Map<String, Value>)>,
+    ) -> Result<Source> {
+        let opened = GgufFile::parse(bytes).in_file(tensor_file)?;
+        let texts = opened.metadata.iter().filter_map(|(key, value)| Some((key.clone(), value.text()?.to_string())));
+        Ok(Source {
+            path: path.to_path_buf(),
+            tensor_file: tensor_file.to_path_buf(),
+            file,
+            tensors: opened.tensors.clone(),
+            metadata: texts.collect(),
+            other_values: Vec::new(),
+            gguf: Some(opened),
+            config,
+        })
     }
 
     /// An adapter whose tensor file lies in `bytes` of another file, and whose config is at hand.
     pub fn within(path: &Path, bytes: &Bytes, config: Option<Map<String, Value>>) -> Result<Source> {
         let (file, at) = bytes.origin().ok_or_else(|| Error::missing("an adapter that lies in no file"))?;
         let start = usize::try_from(at).map_err(|_| Error::unsupported("too large for this system"))?;
+        let config = config.map(|config| (path.to_path_buf(), config));
+        if gguf::claims(bytes.as_slice()) {
+            return Source::of_gguf(path, path, Arc::clone(file), bytes, config);
+        }
         let opened = SafetensorsFile::within(Arc::clone(file), start..start + bytes.len())?;
         Ok(Source {
             path: path.to_path_buf(),
@@ -86,12 +128,16 @@ impl Source {
             tensors: opened.tensors,
             metadata: opened.metadata.into_iter().collect(),
             other_values: Vec::new(),
-            config: config.map(|config| (path.to_path_buf(), config)),
+            gguf: None,
+            config,
         })
     }
 
-    /// The tensors and the metadata as one safetensors file.
+    /// The tensors and the metadata as one safetensors file, or the GGUF file as it is.
     pub fn packed(&self) -> Result<Vec<u8>> {
+        if let Some(opened) = &self.gguf {
+            return Ok(opened.whole.as_slice().to_vec());
+        }
         let entry =
             |(name, t): (&String, &Tensor)| Entry { name: name.clone(), dtype: t.dtype, shape: t.shape.clone() };
         let metadata = self.metadata.iter().cloned().collect();

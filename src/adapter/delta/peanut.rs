@@ -82,6 +82,23 @@ impl Activation {
         })
     }
 
+    /// One of the names [`Activation::named`] takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::Relu => "relu",
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu_new",
+            Activation::QuickGelu => "quick_gelu",
+            Activation::Silu => "silu",
+            Activation::Tanh => "tanh",
+            Activation::Sigmoid => "sigmoid",
+            Activation::LeakyRelu => "leaky_relu",
+            Activation::Mish => "mish",
+            Activation::Relu6 => "relu6",
+            Activation::Linear => "linear",
+        }
+    }
+
     fn of(self, x: f64) -> f64 {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         match self {

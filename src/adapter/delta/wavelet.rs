@@ -42,6 +42,11 @@ impl Wavelet {
         Ok(Wavelet { low })
     }
 
+    /// One of its names.
+    pub fn name(&self) -> String {
+        format!("db{}", self.low.len() / 2)
+    }
+
     /// What a coefficient of value one at (row, col) adds to a weight of this size: (row, col, value).
     pub fn spread(&self, (row, col): (usize, usize), (rows, cols): (usize, usize)) -> Vec<(usize, usize, f64)> {
         let (down, across) = (Axis::new(self, row, rows), Axis::new(self, col, cols));

@@ -13,6 +13,9 @@ use crate::tensor::{StateDict, Tensor};
 /// Components that training frameworks put into a path and that no model has.
 const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
+/// What stands before the path of a module inside the adapted model.
+const PREFIX: &str = "base_model.model.";
+
 /// A role's first component and what may follow it (`""`: nothing). An adapter name may stand between the two.
 pub type Role = (&'static str, &'static [&'static str]);
 
@@ -119,6 +122,34 @@ impl Modules {
         Err(Error::unrecognised(format!("a tensor {shape} that {peft_type} has no use for here{more}"))
             .at_key(&first.key))
     }
+}
+
+/// The key of the tensor `role` of a module, `depth` wrappers above it.
+pub fn tuned(path: &str, depth: usize, role: &str) -> String {
+    format!("{PREFIX}{path}{}.{role}", ".base_layer".repeat(depth))
+}
+
+/// The key of a tensor that all modules share.
+pub fn shared(role: &str) -> String {
+    format!("base_model.{role}")
+}
+
+/// The key of a tensor saved whole, by its name in memory.
+pub fn saved(name: &str) -> String {
+    format!("{PREFIX}{name}")
+}
+
+/// An error where a key that is about to be written would not be taken apart into what it means.
+pub fn check(key: &str, roles: &[Role]) -> Result<()> {
+    let wrong = |why: &str| Err(Error::unsupported(format!("cannot be named in PEFT's layout: {why}")).at_key(key));
+    let Some(rest) = key.strip_prefix(PREFIX) else { return Ok(()) };
+    if let Some(part) = rest.split('.').find(|c| WRAPPERS.contains(c) || *c == "modules_to_save") {
+        return wrong(&format!("`{part}` is a word of its own there"));
+    }
+    if ["base_model.", "module."].iter().any(|start| rest.starts_with(start)) {
+        return wrong("its first component is a word of its own there");
+    }
+    take_apart(key, roles).map(drop)
 }
 
 enum Found {

@@ -7,11 +7,15 @@
 pub mod config;
 pub mod keys;
 pub mod saved;
+pub mod scaling;
 pub mod tuner;
+mod write;
+pub mod writer;
 
-use crate::adapter::{Adapter, Note};
+use crate::adapter::{Adapter, Carried, Note};
 use crate::error::{Context, Error, Result};
-use crate::layout::{Layout, Source, Verdict};
+use crate::layout::source::BASE_FINGERPRINT;
+use crate::layout::{Draft, Layout, Source, Verdict};
 
 use config::Config;
 use keys::Modules;
@@ -74,7 +78,7 @@ impl Layout for Peft {
         for value in &source.other_values {
             reader.notes.push(Note::info(value, "not a tensor; left out"));
         }
-        config.report_unknown(tuner.fields, &mut reader.notes).in_file(config_path)?;
+        config.report_unknown(&tuner.known_fields(), &mut reader.notes).in_file(config_path)?;
         saved::read_tokens(&mut reader).map_err(placed)?;
         saved::read(&mut reader).map_err(placed)?;
         (tuner.read)(&mut reader).map_err(placed)?;
@@ -85,6 +89,19 @@ impl Layout for Peft {
                 adapter.about.insert(name.to_string(), text.to_string());
             }
         }
+        if let Some(base) = source.base_fingerprint()? {
+            adapter.about.insert(BASE_FINGERPRINT.to_string(), base.to_string());
+        }
+        adapter.carried = Carried {
+            layout: self.name().to_string(),
+            fields: raw.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+            metadata: source.metadata.clone(),
+            outline: adapter.outline(),
+        };
         Ok((adapter, reader.notes))
+    }
+
+    fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
+        write::write(adapter)
     }
 }

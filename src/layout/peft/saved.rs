@@ -3,11 +3,18 @@
 
 use serde_json::Value;
 
-use super::Reader;
+use super::writer::Writer;
+use super::{Reader, keys};
 use crate::adapter::delta::{Delta, Full, TokenRows, full::Mode};
 use crate::adapter::{Note, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
+use crate::tensor::Tensor;
+
+/// Field with the ids of token rows where they are all the tuner does, and where they lie beside what it does.
+pub const TOKENS_OF_TUNER: &str = "token_indices";
+/// See [`TOKENS_OF_TUNER`].
+pub const TOKENS_BESIDE_TUNER: &str = "trainable_token_indices";
 
 /// Takes all whole tensors. They come first in their targets: an embedding that was saved because it grew is
 /// replaced before its own low-rank update is added.
@@ -54,7 +61,8 @@ pub fn read_tokens(reader: &mut Reader) -> Result<()> {
 }
 
 fn token_ids(reader: &Reader, path: &ModulePath) -> Result<Vec<usize>> {
-    let name = if reader.config.peft_type == "TRAINABLE_TOKENS" { "token_indices" } else { "trainable_token_indices" };
+    let own = reader.config.peft_type == "TRAINABLE_TOKENS";
+    let name = if own { TOKENS_OF_TUNER } else { TOKENS_BESIDE_TUNER };
     let listed = match reader.config.value(name) {
         Some(Value::Object(by_module)) => by_module
             .iter()
@@ -70,6 +78,79 @@ fn token_ids(reader: &Reader, path: &ModulePath) -> Result<Vec<usize>> {
         .collect::<Option<Vec<_>>>()
         .ok_or_else(|| Error::malformed("expected a list of token ids"))
         .at_key(name)
+}
+
+/// Writes every whole tensor and the rows of tokens; what is neither stays.
+pub fn write(writer: &mut Writer) -> Result<()> {
+    for (path, mut target) in std::mem::take(&mut writer.targets) {
+        let replacement = take_replacement(&mut target.weight);
+        let bias = take_replacement(&mut target.bias);
+        let rows = match target.weight.first() {
+            Some(Delta::TokenRows(rows)) => Some(rows.clone()),
+            _ => None,
+        };
+        if let Some(rows) = rows {
+            target.weight.remove(0);
+            if replacement.is_some() {
+                let what = "replaced as a whole and again by rows, of which PEFT does only one";
+                return Err(Error::unsupported(what).at_key(path.as_str()));
+            }
+            write_rows(writer, path.as_str(), rows)?;
+        }
+        write_whole(writer, path.as_str(), target.site, replacement, bias)?;
+        if !target.weight.is_empty() || !target.bias.is_empty() || target.magnitude.is_some() {
+            writer.targets.insert(path, target);
+        }
+    }
+    Ok(())
+}
+
+fn take_replacement(deltas: &mut Vec<Delta>) -> Option<Tensor> {
+    let Some(Delta::Full(Full { tensor, mode: Mode::Replace })) = deltas.first() else { return None };
+    let tensor = tensor.clone();
+    deltas.remove(0);
+    Some(tensor)
+}
+
+fn write_rows(writer: &mut Writer, path: &str, TokenRows { ids, rows }: TokenRows) -> Result<()> {
+    let own = writer.fields.contains_key(TOKENS_OF_TUNER);
+    if writer.adapts(path) && !own {
+        let what = format!("rows of tokens and {} on one module, of which PEFT does only one", writer.peft_type);
+        return Err(Error::unsupported(what).at_key(path).hint("write them as two adapters"));
+    }
+    let wrapper = if own { "" } else { ".token_adapter" };
+    writer.selection.tokens.insert(path.to_string(), ids.into());
+    writer.put(&format!("{path}{wrapper}"), 0, "trainable_tokens_delta", rows)
+}
+
+fn write_whole(
+    writer: &mut Writer,
+    path: &str,
+    site: SiteKind,
+    weight: Option<Tensor>,
+    bias: Option<Tensor>,
+) -> Result<()> {
+    // PEFT adapts an attention module as one: what it had lies a level further down.
+    let (parent, leaf) = path.rsplit_once('.').unwrap_or(("", path));
+    let inside = (leaf == "in_proj_bias" || leaf == "out_proj") && writer.adapts(parent);
+    let place = if inside { format!("{parent}.base_layer.{leaf}") } else { path.to_string() };
+    if site == SiteKind::Parameter {
+        return weight.map_or(Ok(()), |tensor| writer.insert(keys::saved(&place), tensor));
+    }
+    let adapts = writer.adapts(path) || inside;
+    let wrapper = if adapts { ".base_layer" } else { "" };
+    match (adapts, weight.is_some(), bias.is_some()) {
+        (false, true, _) => writer.selection.saved.push(path.to_string()),
+        (false, false, true) => writer.selection.biases.1 += 1,
+        (true, _, true) => writer.selection.biases.0 += 1,
+        _ => {}
+    }
+    for (name, tensor) in [("weight", weight), ("bias", bias)] {
+        if let Some(tensor) = tensor {
+            writer.insert(keys::saved(&format!("{place}{wrapper}.{name}")), tensor)?;
+        }
+    }
+    Ok(())
 }
 
 /// The target at `path`, made if need be.

@@ -100,7 +100,7 @@ fn product(a: &Array2<f64>, b: &Array2<f64>) -> Array2<f64> {
 }
 
 /// b with `b (b − 1) / 2` entries above the diagonal.
-fn block_size(entries: usize) -> Option<usize> {
+pub fn block_size(entries: usize) -> Option<usize> {
     let size = entries.checked_mul(8)?.checked_add(1)?.isqrt().div_ceil(2);
     (entries > 0 && size * (size - 1) / 2 == entries).then_some(size)
 }

@@ -46,6 +46,7 @@ pub static TUNER: Tuner = Tuner {
         "kasa_config",
     ],
     read,
+    writing: None,
 };
 
 /// What PEFT adds to the rank before it divides by it.

@@ -19,6 +19,7 @@ pub static TUNER: Tuner = Tuner {
     roles: &[("delora_A", &[""]), ("delora_B", &[""]), ("delora_lambda", &[""]), ("delora_w_norm", &[""])],
     fields: &["r", "delora_lambda", "lambda_pattern", "rank_pattern", "module_dropout"],
     read,
+    writing: None,
 };
 
 /// Shorter vectors count as this long.

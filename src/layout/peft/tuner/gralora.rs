@@ -26,6 +26,7 @@ pub static TUNER: Tuner = Tuner {
     ],
     fields: &["r", "hybrid_r", "alpha", "gralora_dropout", "gralora_k", "fan_in_fan_out"],
     read,
+    writing: None,
 };
 
 const DEFAULT_ALPHA: f64 = 64.0;

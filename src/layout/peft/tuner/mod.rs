@@ -20,7 +20,6 @@ pub mod miss;
 pub mod none;
 pub mod oft;
 pub mod osf;
-mod parameter;
 pub mod peanut;
 pub mod randlora;
 pub mod road;
@@ -36,6 +35,7 @@ use super::Reader;
 use super::config::Config;
 use super::keys::{Part, Parts, Place, Role};
 use super::saved::empty;
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor};
 
@@ -45,10 +45,28 @@ pub struct Tuner {
     pub peft_type: &'static str,
     /// Roles its keys end in.
     pub roles: &'static [Role],
-    /// Config fields of its own; any other is reported.
+    /// Config fields of its own beside those that are written; any other is reported.
     pub fields: &'static [&'static str],
     /// Takes the modules' tensors and adds targets.
     pub read: fn(&mut Reader) -> Result<()>,
+    /// The way back; none where the tuner is only read.
+    pub writing: Option<Writing>,
+}
+
+/// How a tuner is written.
+pub struct Writing {
+    /// Fields of its config and their values as JSON where nothing else is said, as PEFT writes them.
+    pub fields: &'static [(&'static str, &'static str)],
+    /// Takes deltas out of the targets and adds tensors.
+    pub write: fn(&mut Writer) -> Result<()>,
+}
+
+impl Tuner {
+    /// Fields of the config that are this tuner's own.
+    pub fn known_fields(&self) -> Vec<&'static str> {
+        let written = self.writing.iter().flat_map(|writing| writing.fields).map(|(name, _)| *name);
+        self.fields.iter().copied().chain(written).collect()
+    }
 }
 
 /// All tuners.

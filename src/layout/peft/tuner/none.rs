@@ -1,15 +1,24 @@
 //! Tuners that change nothing but whole tensors, and those that cannot become part of a weight at all.
 
-use super::{Tuner, take_modules};
+use super::{Tuner, Writing, take_modules};
 use crate::adapter::delta::{Delta, Opaque};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::Role;
-use crate::layout::peft::saved::target;
+use crate::layout::peft::saved::{TOKENS_OF_TUNER, target};
+use crate::layout::peft::writer::Writer;
 
 /// Rows of an embedding; the shared reader has taken them before this is called.
-pub static TRAINABLE_TOKENS: Tuner =
-    Tuner { peft_type: "TRAINABLE_TOKENS", roles: &[], fields: &["token_indices", "init_weights"], read: |_| Ok(()) };
+pub static TRAINABLE_TOKENS: Tuner = Tuner {
+    peft_type: "TRAINABLE_TOKENS",
+    roles: &[],
+    fields: &[],
+    read: |_| Ok(()),
+    writing: Some(Writing { fields: TOKENS_FIELDS, write: write_tokens }),
+};
+
+/// The config as PEFT 0.21 writes it.
+const TOKENS_FIELDS: &[(&str, &str)] = &[("init_weights", "true"), ("token_indices", "[]")];
 
 const INPUT: &str = "it adds to the input of the model, not to its weights";
 const ROUTED: &str = "what it adds depends on the input";
@@ -43,7 +52,7 @@ const SIGNS: &str = "it depends on the signs of the base's singular vectors, whi
 const ANY: &[Role] = &[];
 
 const fn opaque(peft_type: &'static str, read: fn(&mut Reader) -> Result<()>) -> Tuner {
-    Tuner { peft_type, roles: ANY, fields: &[], read }
+    Tuner { peft_type, roles: ANY, fields: &[], read, writing: None }
 }
 
 /// Everything in the file under one name: the saved tensors were read as replacements and are taken back.
@@ -55,5 +64,20 @@ fn put(reader: &mut Reader, kind: &'static str, reason: &'static str) -> Result<
         tensors.extend(old.tensors().into_iter().map(|(_, t)| t.clone()));
     }
     target(reader, "").weight.push(Delta::Opaque(Opaque { kind, reason, tensors }));
+    Ok(())
+}
+
+/// Says the ids; the shared writer of whole tensors writes the rows.
+fn write_tokens(writer: &mut Writer) -> Result<()> {
+    let mut listed: Option<&Vec<usize>> = None;
+    for (path, target) in &writer.adapter.targets {
+        let Some(Delta::TokenRows(rows)) = target.weight.first() else { continue };
+        if *listed.get_or_insert(&rows.ids) != &rows.ids {
+            let what = "other token ids than those of another module; PEFT has one list for the whole adapter";
+            return Err(Error::unsupported(what).at_key(path.as_str()));
+        }
+        writer.selection.modules.insert(path.to_string());
+    }
+    writer.set(TOKENS_OF_TUNER, listed.cloned().unwrap_or_default());
     Ok(())
 }

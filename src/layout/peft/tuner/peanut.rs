@@ -1,12 +1,13 @@
 //! PEANuT: a network that is fed the weight (huggingface/peft, `src/peft/tuners/peanut`).
 
-use super::{Tuner, need, require_taken, take, take_modules};
+use super::{Tuner, Writing, need, require_taken, take, take_modules};
 use crate::adapter::delta::Delta;
 use crate::adapter::delta::peanut::{Activation, Peanut};
 use crate::error::{Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::Parts;
 use crate::layout::peft::saved::target;
+use crate::layout::peft::writer::{Taken, Writer, common};
 use crate::tensor::Tensor;
 
 /// The tuner.
@@ -18,9 +19,23 @@ pub static TUNER: Tuner = Tuner {
         ("peanut_encoders", &["*"]),
         ("peanut_decoders", &["*"]),
     ],
-    fields: &["r", "depth", "act_fn", "scaling"],
+    fields: &[],
     read,
+    writing: Some(Writing { fields: FIELDS, write }),
 };
+
+/// The config as PEFT 0.21 writes it.
+const FIELDS: &[(&str, &str)] = &[
+    ("act_fn", "\"relu\""),
+    ("depth", "0"),
+    ("exclude_modules", "null"),
+    ("init_weights", "true"),
+    ("layers_pattern", "null"),
+    ("layers_to_transform", "null"),
+    ("modules_to_save", "null"),
+    ("r", "32"),
+    ("scaling", "1.0"),
+];
 
 fn read(reader: &mut Reader) -> Result<()> {
     let activation = Activation::named(reader.config.text("act_fn")?.as_deref().unwrap_or("relu"))?;
@@ -49,4 +64,27 @@ fn numbered(parts: &mut Parts, role: &str) -> Result<Vec<Tensor>> {
         out.push(layer);
     }
     Ok(out)
+}
+
+fn write(writer: &mut Writer) -> Result<()> {
+    let taken = writer.take(|delta| if let Delta::Peanut(delta) = delta { Some(delta.clone()) } else { None });
+    writer.set("r", common(&taken, "rank", |delta| delta.a.shape.matrix().0)?);
+    writer.set("depth", common(&taken, "depth", |delta| delta.encoders.len())?);
+    writer.set("scaling", common(&taken, "scaling", |delta| delta.scaling)?);
+    if let Some(activation) = common(&taken, "act_fn", |delta| delta.activation)? {
+        let carried = writer.carried("act_fn").and_then(|word| Activation::named(word.as_str()?).ok());
+        if carried != Some(activation) {
+            writer.set("act_fn", activation.name());
+        }
+    }
+    for Taken { path, change, .. } in taken {
+        writer.put(&path, 0, "peanut_A.weight", change.a)?;
+        writer.put(&path, 0, "peanut_B.weight", change.b)?;
+        for (role, layers) in [("peanut_encoders", change.encoders), ("peanut_decoders", change.decoders)] {
+            for (number, layer) in layers.into_iter().enumerate() {
+                writer.put(&path, 0, &format!("{role}.{number}.weight"), layer)?;
+            }
+        }
+    }
+    Ok(())
 }

@@ -33,6 +33,7 @@ pub static TUNER: Tuner = Tuner {
         "init_v_bound",
     ],
     read,
+    writing: None,
 };
 
 /// Most numbers that are drawn for one module: nothing in the file is as large.

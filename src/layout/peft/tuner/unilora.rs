@@ -37,6 +37,7 @@ pub static TUNER: Tuner = Tuner {
         "init_theta_d_bound",
     ],
     read,
+    writing: None,
 };
 
 fn read(reader: &mut Reader) -> Result<()> {

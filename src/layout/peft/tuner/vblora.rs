@@ -36,6 +36,7 @@ pub static TUNER: Tuner = Tuner {
         "init_logits_std",
     ],
     read,
+    writing: None,
 };
 
 /// Most elements all factors may have together: logits and bank can both be small where they are not.

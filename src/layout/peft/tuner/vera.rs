@@ -1,39 +1,66 @@
 //! VeRA and PVeRA: trained vectors over random matrices that all modules share (huggingface/peft,
 //! `src/peft/tuners/vera`, `src/peft/tuners/pvera`).
 
-use super::{Tuner, need, require_taken, take, take_modules};
+use super::{Tuner, Writing, need, require_taken, take, take_modules};
 use crate::adapter::SiteKind;
 use crate::adapter::delta::derived::projection::Scheme;
 use crate::adapter::delta::{Delta, Derived, derived::Projection, derived::Seed, derived::Vera};
 use crate::error::{Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::config::Config;
+use crate::layout::peft::keys;
 use crate::layout::peft::saved::target;
+use crate::layout::peft::writer::{Taken, Writer, common};
 
 /// VeRA.
 pub static VERA: Tuner = Tuner {
     peft_type: "VERA",
     roles: &[("vera_lambda_b", &[""]), ("vera_lambda_d", &[""]), ("vera_A", &[""]), ("vera_B", &[""])],
-    fields: &["r", "projection_prng_key", "save_projection", "fan_in_fan_out", "vera_dropout", "d_initial"],
+    fields: &[],
     read: |reader| read(reader, "vera", false),
+    writing: Some(Writing { fields: VERA_FIELDS, write: |writer| write(writer, "vera") }),
 };
+
+/// The config as PEFT 0.21 writes it.
+const VERA_FIELDS: &[(&str, &str)] = &[
+    ("bias", "\"none\""),
+    ("d_initial", "0.1"),
+    ("fan_in_fan_out", "false"),
+    ("init_weights", "true"),
+    ("layers_pattern", "null"),
+    ("layers_to_transform", "null"),
+    ("modules_to_save", "null"),
+    ("projection_prng_key", "0"),
+    ("r", "256"),
+    ("save_projection", "true"),
+    ("vera_dropout", "0.0"),
+];
 
 /// PVeRA.
 pub static PVERA: Tuner = Tuner {
     peft_type: "PVERA",
     roles: &[("pvera_lambda_b", &[""]), ("pvera_lambda_d", &[""]), ("pvera_A", &[""]), ("pvera_B", &[""])],
-    fields: &[
-        "r",
-        "projection_prng_key",
-        "save_projection",
-        "fan_in_fan_out",
-        "pvera_dropout",
-        "d_initial",
-        "sample_at_inference", // merged, it is always the mean
-        "generator_seed",
-    ],
+    fields: &[],
     read: |reader| read(reader, "pvera", true),
+    writing: Some(Writing { fields: PVERA_FIELDS, write: |writer| write(writer, "pvera") }),
 };
+
+/// The config as PEFT 0.21 writes it.
+const PVERA_FIELDS: &[(&str, &str)] = &[
+    ("bias", "\"none\""),
+    ("d_initial", "0.1"),
+    ("fan_in_fan_out", "false"),
+    ("generator_seed", "null"),
+    ("init_weights", "true"),
+    ("layers_pattern", "null"),
+    ("layers_to_transform", "null"),
+    ("modules_to_save", "null"),
+    ("projection_prng_key", "0"),
+    ("pvera_dropout", "0.0"),
+    ("r", "256"),
+    ("sample_at_inference", "false"),
+    ("save_projection", "true"),
+];
 
 fn read(reader: &mut Reader, prefix: &str, probabilistic: bool) -> Result<()> {
     let transposed = reader.config.flag("fan_in_fan_out")?;
@@ -78,4 +105,38 @@ pub fn projection(reader: &mut Reader, prefix: &str, rank: usize, scheme: Scheme
 
 fn key(config: &Config) -> Result<u64> {
     Ok(config.integer("projection_prng_key")?.unwrap_or(0) as u64)
+}
+
+fn write(writer: &mut Writer, prefix: &str) -> Result<()> {
+    let taken = writer.take(|delta| match delta {
+        Delta::Derived(Derived::Vera(vera)) => Some(vera.clone()),
+        _ => None,
+    });
+    writer.set_orientation(taken.iter().map(|t| t.site));
+    let rank = common(&taken, "rank", |vera| vera.d.elements() / if vera.probabilistic { 2 } else { 1 })?;
+    writer.set("r", rank);
+    if let Some(projection) = common(&taken, "projection", |vera| vera.projection.clone())? {
+        write_projection(writer, prefix, projection)?;
+    }
+    for Taken { path, change, .. } in taken {
+        writer.put(&path, 0, &format!("{prefix}_lambda_b"), change.b)?;
+        writer.put(&path, 0, &format!("{prefix}_lambda_d"), change.d)?;
+    }
+    Ok(())
+}
+
+/// The way back of [`projection`].
+pub fn write_projection(writer: &mut Writer, prefix: &str, projection: Projection) -> Result<()> {
+    match projection {
+        Projection::Stored { a, b } => {
+            writer.set("save_projection", true);
+            writer.insert(keys::shared(&format!("{prefix}_A")), a)?;
+            writer.insert(keys::shared(&format!("{prefix}_B")), b)
+        }
+        Projection::Seeded(seed) => {
+            writer.set("save_projection", false);
+            writer.set("projection_prng_key", seed.key);
+            Ok(())
+        }
+    }
 }

@@ -3,8 +3,7 @@
 
 use ndarray::{Array2, s};
 
-use super::parameter::{self, Parameters};
-use super::{Tuner, need, owned, require_taken, take, take_modules};
+use super::{Tuner, Writing, need, owned, require_taken, take, take_modules};
 use crate::adapter::delta::{Delta, Full, Kasa, LowRank, Qalora, full::Mode};
 use crate::adapter::{Note, Scale, SiteKind};
 use crate::error::{Context, Error, Kind, Result};
@@ -13,6 +12,11 @@ use crate::layout::peft::config::{Config, Patterns};
 use crate::layout::peft::keys::{Parts, Place};
 use crate::layout::peft::saved::target;
 use crate::tensor::Tensor;
+
+mod parameter;
+mod write;
+
+use parameter::Parameters;
 
 /// The tuner.
 pub static TUNER: Tuner = Tuner {
@@ -27,42 +31,50 @@ pub static TUNER: Tuner = Tuner {
         ("lora_velora_embed", &["*", ""]),
         ("lora_monteclora_sampler", &["*", ""]),
     ],
-    fields: &[
-        "r",
-        "lora_alpha",
-        "use_rslora",
-        "rank_pattern",
-        "alpha_pattern",
-        "use_dora",
-        "fan_in_fan_out",
-        "lora_bias",
-        "init_lora_weights",
-        "layer_replication",
-        "alora_invocation_tokens",
-        "arrow_config",
-        "use_qalora",
-        "qalora_group_size",
-        "use_bdlora",
-        "kasa_config",
-        "velora_config",
-        "monteclora_config",
-        "megatron_config",
-        "megatron_core",
-        "ensure_weight_tying",
-        "lora_dropout",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "runtime_config",
-        "use_lora_fa",
-        "lora_B_layout",
-        "merge_weights",
-        "enable_lora",
-    ],
+    fields: &["use_lora_fa", "lora_B_layout", "merge_weights", "enable_lora"],
     read,
+    writing: Some(Writing { fields: FIELDS, write: write::write }),
 };
 
+/// The config as PEFT 0.21 writes it.
+const FIELDS: &[(&str, &str)] = &[
+    ("alora_invocation_tokens", "null"),
+    ("alpha_pattern", "{}"),
+    ("arrow_config", "null"),
+    ("bias", "\"none\""),
+    ("corda_config", "null"),
+    ("ensure_weight_tying", "false"),
+    ("eva_config", "null"),
+    ("exclude_modules", "null"),
+    ("fan_in_fan_out", "false"),
+    ("init_lora_weights", "true"),
+    ("kasa_config", "null"),
+    ("layer_replication", "null"),
+    ("layers_pattern", "null"),
+    ("layers_to_transform", "null"),
+    ("loftq_config", "{}"),
+    ("lora_alpha", "8"),
+    ("lora_bias", "false"),
+    ("lora_dropout", "0.0"),
+    ("lora_ga_config", "null"),
+    ("megatron_config", "null"),
+    ("megatron_core", "\"megatron.core\""),
+    ("modules_to_save", "null"),
+    ("monteclora_config", "null"),
+    ("qalora_group_size", "16"),
+    ("r", "8"),
+    ("rank_pattern", "{}"),
+    ("target_parameters", "null"),
+    ("trainable_token_indices", "null"),
+    ("use_bdlora", "null"),
+    ("use_dora", "false"),
+    ("use_qalora", "false"),
+    ("use_rslora", "false"),
+    ("velora_config", "null"),
+];
+
+/// What to do where some modules have what PEFT gives to all or none.
+const MIXED_HINT: &str = "PEFT has one setting for the whole adapter; write the modules as two adapters";
 /// Inputs that QA-LoRA pools where the config says nothing.
 const DEFAULT_GROUP: usize = 16;
 /// Most elements a factor may have once it is written out.
@@ -106,8 +118,12 @@ fn refuse_variants(config: &Config) -> Result<()> {
 
 fn residual_init(config: &Config) -> Result<Option<String>> {
     let Some(init) = config.value("init_lora_weights").and_then(|v| v.as_str()) else { return Ok(None) };
-    let residual = RESIDUAL_INITS.iter().any(|name| init == *name || init.starts_with("pissa_niter"));
-    Ok(residual.then(|| init.to_string()))
+    Ok(changes_base(init).then(|| init.to_string()))
+}
+
+/// Whether this value of `init_lora_weights` took its start out of the base.
+fn changes_base(init: &str) -> bool {
+    RESIDUAL_INITS.contains(&init) || init.starts_with("pissa_niter")
 }
 
 /// Adds what one module's tensors say; returns the name its patterns were matched against.

@@ -1,0 +1,65 @@
+//! A draft on disk, whole or not at all: a folder where the layout has side files, else one file.
+
+use std::path::Path;
+
+use super::Draft;
+use crate::container::atomic::{self, Form, Pending};
+use crate::container::{Entry, Manifest, SafetensorsWriter, gguf};
+use crate::error::Result;
+
+/// Refuses a place that is an input or taken, before the work. Most layouts are folders, and what a file is refused for
+/// a folder is, too.
+pub fn check(destination: &Path, inputs: &[&Path], replace: bool) -> Result<()> {
+    atomic::refuse_input(destination, inputs)?;
+    atomic::refuse_existing(destination, Form::Folder, replace)
+}
+
+/// Writes `draft` beside `destination` and gives it its name at the end. An existing output is refused without
+/// `replace`; one that is or holds one of `inputs`, or a file the draft's tensors lie in, is always refused. With `sync`
+/// everything is on disk before the name is.
+pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, sync: bool) -> Result<()> {
+    let form = if draft.texts.is_empty() { Form::File } else { Form::Folder };
+    let sources: Vec<_> = draft.tensors.values().filter_map(|t| t.bytes.origin()).map(|(file, _)| file).collect();
+    let paths: Vec<&Path> = inputs.iter().copied().chain(sources.iter().map(|file| file.path())).collect();
+    atomic::refuse_input(destination, &paths)?;
+    atomic::refuse_existing(destination, form, replace)?;
+    let data: u64 = draft.tensors.values().map(|t| t.bytes.len() as u64).sum();
+    let head = match &draft.gguf {
+        Some(metadata) => gguf::head(metadata, &draft.tensors)?,
+        None => manifest(draft).head()?,
+    };
+    atomic::require_room(destination, head.len() as u64 + data)?;
+
+    let pending = Pending::new(destination, form, replace, sync)?;
+    for (name, text) in &draft.texts {
+        atomic::write_whole(&pending.path().join(name), text, sync)?;
+    }
+    let path =
+        if form == Form::Folder { pending.path().join(&draft.tensor_file) } else { pending.path().to_path_buf() };
+    match &draft.gguf {
+        Some(_) => gguf::write(&path, &head, &draft.tensors, sync)?,
+        None => write_safetensors(draft, &path, &head, sync)?,
+    }
+    for file in sources {
+        file.unchanged()?;
+    }
+    pending.commit()
+}
+
+fn write_safetensors(draft: &Draft, path: &Path, head: &[u8], sync: bool) -> Result<()> {
+    let writer = SafetensorsWriter::create(path, &manifest(draft), head, None, sync)?;
+    for (index, tensor) in draft.tensors.values().enumerate() {
+        writer.put(index, 0, tensor.bytes.as_slice())?;
+        tensor.bytes.release(0..tensor.bytes.len());
+    }
+    writer.finish()
+}
+
+fn manifest(draft: &Draft) -> Manifest {
+    let entry = |(name, t): (&String, &crate::tensor::Tensor)| Entry {
+        name: name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+    };
+    Manifest { entries: draft.tensors.iter().map(entry).collect(), metadata: draft.metadata.iter().cloned().collect() }
+}
