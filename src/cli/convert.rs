@@ -1,0 +1,296 @@
+//! `lora-tool convert`: adapters in another layout, or in their own as it is written today.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::args::{Common, OutputDtype};
+use super::inspect::thousands;
+use super::loaded::last_name;
+use super::merge::notes_json;
+use super::output;
+use super::progress::Bar;
+use super::signals::Signals;
+use crate::adapter::Note;
+use crate::container::atomic::{self, Form, Pending};
+use crate::error::{Context, Error, Kind, Result, printable};
+use crate::layout::{self, Draft, Layout, Opened};
+use crate::model::BaseModel;
+use crate::names::ModulePath;
+use crate::ops::cast::{self, Rounded};
+use crate::ops::normalise::{self, Normalised};
+use crate::ops::resize::Shapes;
+use crate::tensor::size;
+
+/// Write adapters in another layout
+///
+/// Tensors keep their bytes unless --dtype or --normalise asks for others. To the layout it is in already, an adapter is
+/// written as that layout has it today: .bin becomes .safetensors, keys and config are spelt in full. Everything that the
+/// new layout cannot hold is an error or named in a note. Several adapters go into a folder, one entry each.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  lora-tool convert old-adapter/adapter_model.bin -o adapter --to peft
+  lora-tool convert my-adapter -o plain --to peft --normalise
+  lora-tool convert adapters/* -o converted --to peft --dtype bf16 --json")]
+pub struct Args {
+    /// Adapters: folders or files
+    #[arg(required = true, value_name = "ADAPTER")]
+    adapters: Vec<PathBuf>,
+    /// Where the result goes: what the layout is, a folder or a file; a folder for several adapters
+    #[arg(short, long, value_name = "OUT")]
+    out: PathBuf,
+    /// Layout of the result
+    #[arg(long, value_name = "LAYOUT")]
+    to: String,
+    /// Layout of the adapters, instead of recognising it
+    #[arg(long, value_name = "LAYOUT")]
+    from: Option<String>,
+    /// Make every change a plain LoRA whose scale is 1: alpha is the rank, and the old scale goes into B
+    #[arg(long)]
+    normalise: bool,
+    /// The base, for changes whose factors only it tells: VeRA, RandLoRA, UniLoRA
+    #[arg(long, value_name = "BASE", requires = "normalise")]
+    base: Option<PathBuf>,
+    /// Type of the tensors
+    #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
+    dtype: OutputDtype,
+    /// Let NaN and infinity through
+    #[arg(long)]
+    allow_nonfinite: bool,
+    #[command(flatten)]
+    pub(super) common: Common,
+}
+
+/// One adapter in its new form.
+struct Converted {
+    from: &'static str,
+    because: String,
+    draft: Draft,
+    modules: usize,
+    kinds: BTreeMap<&'static str, usize>,
+    /// Scales that went into B.
+    folded: usize,
+    notes: Vec<Note>,
+    /// Files that the result must not overwrite.
+    inputs: Vec<PathBuf>,
+}
+
+/// What is said of one adapter.
+struct Said {
+    text: String,
+    document: Value,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let layout = layout::named(&args.to)?;
+    if !layout.can_write() {
+        return Err(Error::new(Kind::Usage, format!("adapters of the layout `{}` are read, not written", args.to)));
+    }
+    let signals = Signals::listen()?;
+    let base = args.base.as_deref().map(BaseModel::open).transpose()?;
+    let began = Instant::now();
+    let said = match args.adapters.as_slice() {
+        [adapter] => vec![one(args, adapter, layout, base.as_ref(), &args.out, signals)?],
+        several => all(args, several, layout, base.as_ref(), signals)?,
+    };
+    show(args, &said, began.elapsed().as_secs_f64())
+}
+
+/// One adapter to one place.
+fn one(
+    args: &Args,
+    adapter: &Path,
+    layout: &dyn Layout,
+    base: Option<&BaseModel>,
+    out: &Path,
+    signals: Signals,
+) -> Result<Said> {
+    let converted = convert(args, adapter, layout, base, signals)?;
+    let inputs: Vec<&Path> = converted.inputs.iter().map(PathBuf::as_path).collect();
+    if args.common.dry_run {
+        atomic::refuse_input(out, &inputs)?;
+        atomic::refuse_existing(out, form(&converted.draft), args.common.force)?;
+    } else {
+        layout::save(&converted.draft, out, &inputs, args.common.force, !args.common.no_sync)?;
+    }
+    output::notes(&converted.notes);
+    Ok(said(args, adapter, out, &converted))
+}
+
+/// Several adapters into one folder, which appears with all of them or not at all.
+fn all(
+    args: &Args,
+    adapters: &[PathBuf],
+    layout: &dyn Layout,
+    base: Option<&BaseModel>,
+    signals: Signals,
+) -> Result<Vec<Said>> {
+    let names = entry_names(adapters)?;
+    let inputs: Vec<&Path> = adapters.iter().chain(&args.base).map(PathBuf::as_path).collect();
+    layout::check(&args.out, &inputs, args.common.force)?;
+    let pending = if args.common.dry_run {
+        None
+    } else {
+        Some(Pending::new(&args.out, Form::Folder, args.common.force, !args.common.no_sync)?)
+    };
+    let mut out = Vec::with_capacity(adapters.len());
+    for (adapter, mut name) in adapters.iter().zip(names) {
+        let converted = convert(args, adapter, layout, base, signals.clone())?;
+        if form(&converted.draft) == Form::File
+            && let Some(extension) = Path::new(&converted.draft.tensor_file).extension()
+        {
+            name.push(".");
+            name.push(extension);
+        }
+        if let Some(pending) = &pending {
+            layout::save(&converted.draft, &pending.path().join(&name), &[], false, !args.common.no_sync)?;
+        }
+        let label = |note: &Note| Note { key: keyed(adapter, &note.key), ..note.clone() };
+        output::notes(&converted.notes.iter().map(label).collect::<Vec<_>>());
+        out.push(said(args, adapter, &args.out.join(&name), &converted));
+    }
+    pending.map_or(Ok(()), Pending::commit)?;
+    Ok(out)
+}
+
+fn keyed(adapter: &Path, key: &str) -> String {
+    let adapter = adapter.display();
+    if key.is_empty() { adapter.to_string() } else { format!("{adapter}: {key}") }
+}
+
+/// What each result is called: the last component of the adapter's path, of a file without its ending.
+fn entry_names(adapters: &[PathBuf]) -> Result<Vec<OsString>> {
+    let mut seen: BTreeMap<OsString, &Path> = BTreeMap::new();
+    let mut out = Vec::with_capacity(adapters.len());
+    for adapter in adapters {
+        let stem = adapter.file_stem().filter(|_| adapter.is_file());
+        let name = stem.map_or_else(|| last_name(adapter).into(), OsString::from);
+        if let Some(other) = seen.insert(name.clone(), adapter) {
+            let what = format!("would be called `{}`, and so would {}", name.to_string_lossy(), other.display());
+            return Err(Error::new(Kind::Usage, what).in_file(adapter).hint("convert them one by one"));
+        }
+        out.push(name);
+    }
+    Ok(out)
+}
+
+fn form(draft: &Draft) -> Form {
+    if draft.texts.is_empty() { Form::File } else { Form::Folder }
+}
+
+fn convert(
+    args: &Args,
+    path: &Path,
+    layout: &dyn Layout,
+    base: Option<&BaseModel>,
+    signals: Signals,
+) -> Result<Converted> {
+    let mut opened = layout::open(path, args.from.as_deref())?;
+    if !args.allow_nonfinite {
+        opened.source.require_finite()?;
+    }
+    let mut notes = std::mem::take(&mut opened.notes);
+    let (mut folded, mut rounded) = (0, Rounded::default());
+    if args.normalise {
+        let done = normalised(args, &mut opened, base, signals, &mut notes).in_file(path)?;
+        (opened.adapter, folded, rounded) = (done.adapter, done.folded, done.cast);
+        notes.extend(done.notes);
+    }
+    if let Some(to) = args.dtype.get() {
+        rounded.add(cast::adapter(&mut opened.adapter, to).in_file(path)?);
+    }
+    let (mut draft, written) = layout.write(&opened.adapter).in_file(path)?;
+    notes.extend(written);
+    if let Some(to) = args.dtype.get() {
+        rounded.add(cast::tensors(&mut draft.tensors, to).in_file(path)?);
+        if rounded.changed > 0 {
+            let (changed, values) = (thousands(rounded.changed), thousands(rounded.values));
+            notes.push(Note::info("", format!("{changed} of {values} values were rounded to {to}")));
+        }
+    }
+    if args.common.strict {
+        output::require_lossless(&notes).in_file(path)?;
+    }
+    let mut kinds = BTreeMap::new();
+    opened.adapter.targets.values().for_each(|target| *kinds.entry(target.kind()).or_default() += 1);
+    let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
+    let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
+    Ok(Converted { from, because, draft, modules, kinds, folded, notes, inputs })
+}
+
+fn normalised(
+    args: &Args,
+    opened: &mut Opened,
+    base: Option<&BaseModel>,
+    signals: Signals,
+    notes: &mut Vec<Note>,
+) -> Result<Normalised> {
+    let shape_of = |path: &ModulePath| base?.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
+    if let Some(base) = base {
+        notes.extend(opened.adapter.place(&base.weights())?);
+        opened.adapter.complete(&shape_of)?;
+    }
+    let shapes: Option<Shapes> = if base.is_some() { Some(&shape_of) } else { None };
+    let bar = Bar::new(opened.source.tensor_bytes(), signals);
+    let threads = args.common.limits().threads;
+    let done = normalise::normalise(&opened.adapter, shapes, args.dtype.get(), threads, &bar);
+    bar.finish();
+    done
+}
+
+fn inputs(adapter: &Path, opened: &Opened) -> Vec<PathBuf> {
+    let config = opened.source.config.as_ref().map(|(path, _)| path.clone());
+    [Some(adapter.to_path_buf()), Some(opened.source.tensor_file.clone()), config].into_iter().flatten().collect()
+}
+
+fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said {
+    let Converted { from, because, draft, modules, kinds, folded, notes, .. } = converted;
+    let bytes: u64 = draft.tensors.values().map(|t| t.bytes.len() as u64).sum();
+    let parameters: u64 = draft.tensors.values().map(|t| t.elements() as u64).sum();
+    let mut dtypes: BTreeMap<String, usize> = BTreeMap::new();
+    draft.tensors.values().for_each(|t| *dtypes.entry(t.dtype.to_string()).or_default() += 1);
+    let scales = match folded {
+        0 => String::new(),
+        1 => ", 1 scale folded into B".to_string(),
+        n => format!(", {n} scales folded into B"),
+    };
+    let plural = if *modules == 1 { "" } else { "s" };
+    let text = format!(
+        "{}{}: {from} to {}, {modules} module{plural}, {} tensors{scales} · {}",
+        if args.common.dry_run { "would write " } else { "" },
+        printable(&out.display().to_string()),
+        args.to,
+        draft.tensors.len(),
+        size::show(bytes),
+    );
+    let document = json!({
+        "adapter": adapter, "out": out, "from": from, "because": because, "modules": modules, "kinds": kinds,
+        "tensors": draft.tensors.len(), "dtypes": dtypes, "parameters": parameters, "bytes": bytes, "folded": folded,
+        "notes": notes_json(notes),
+    });
+    Said { text, document }
+}
+
+fn show(args: &Args, said: &[Said], seconds: f64) -> Result<()> {
+    if args.common.json {
+        let adapters: Vec<_> = said.iter().map(|s| &s.document).collect();
+        return output::document(&json!({
+            "out": args.out, "to": args.to, "normalise": args.normalise, "dry_run": args.common.dry_run,
+            "seconds": seconds, "adapters": adapters,
+        }));
+    }
+    let mut lines: Vec<String> = said.iter().map(|s| s.text.clone()).collect();
+    match lines.as_mut_slice() {
+        [only] => *only += &format!(" in {seconds:.1} s"),
+        several => {
+            let count = several.len();
+            lines.push(format!("{count} adapters in {seconds:.1} s"));
+        }
+    }
+    output::answer(&lines.join("\n"))
+}
