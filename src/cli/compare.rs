@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::args::adapter_and_strength;
 use super::inspect::is_adapter;
+use super::loaded::open_finite;
 use super::progress::Bar;
 use super::signals::Signals;
 use super::{output, size};
@@ -13,7 +14,7 @@ use crate::adapter::Note;
 use crate::container;
 use crate::error::{Error, Kind, Result, printable};
 use crate::kernels;
-use crate::layout::{self, Opened};
+use crate::layout::Opened;
 use crate::model::BaseModel;
 use crate::ops::compare::elements::CLASSES;
 use crate::ops::compare::{self, Adapters, Apart, Beyond, Differing, Form, Models, Module, Tolerance, Unlike, models};
@@ -164,7 +165,8 @@ fn of_adapters(args: &Args, first: &Given, second: &Given) -> Result<()> {
         return Err(Error::new(Kind::Usage, what));
     }
     let signals = Signals::listen()?;
-    let (one, two) = (open(first, args.from.as_deref())?, open(second, args.from_b.as_deref())?);
+    let (one, two) =
+        (open_finite(&first.path, args.from.as_deref())?, open_finite(&second.path, args.from_b.as_deref())?);
     let base = args.base.as_deref().map(BaseModel::open).transpose()?;
     let options = Options { allow_unmatched: args.allow_unmatched, ..Options::default() };
     let kernels = kernels::choose();
@@ -190,19 +192,6 @@ fn of_adapters(args: &Args, first: &Given, second: &Given) -> Result<()> {
         output::answer(&adapters_text((first, &one), (second, &two), &found))?;
     }
     judge(beyond, first, second, args.tolerance)
-}
-
-fn open(given: &Given, from: Option<&str>) -> Result<Opened> {
-    let opened = layout::open(&given.path, from)?;
-    opened.source.require_finite().map_err(|e| {
-        // Without the hint for a merge, which can let them through.
-        let error = Error::new(e.kind(), e.what()).in_file(e.file().unwrap_or(&given.path));
-        match e.key() {
-            Some(key) => error.at_key(key),
-            None => error,
-        }
-    })?;
-    Ok(opened)
 }
 
 fn applied<'a>(given: &Given, opened: &'a Opened) -> Applied<'a> {

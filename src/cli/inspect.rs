@@ -12,7 +12,8 @@ use crate::kernels;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
 use crate::model::{BaseModel, Provenance};
-use crate::ops::inspect::{AdapterSummary, BaseSummary, Share, TargetSummary, adapter, base};
+use crate::ops::inspect::adapter::{self, rank_for};
+use crate::ops::inspect::{AdapterSummary, BaseSummary, Share, TargetSummary, base};
 use crate::tensor::Tensor;
 
 /// Targets shown without `-v`.
@@ -20,8 +21,13 @@ const TARGETS_SHOWN: usize = 24;
 /// Merged adapters shown without `-v`, and hexadecimal digits of the hash of each.
 const MERGED_SHOWN: usize = 24;
 const SHORT_HASH: usize = 12;
-/// Singular values shown a target.
-const VALUES_SHOWN: usize = 8;
+/// Singular values shown a target: the first, and as bars all of them or so many in even steps.
+const VALUES_SHOWN: usize = 4;
+const BARS_SHOWN: usize = 16;
+/// Orders of magnitude that the bars span.
+const BARS_SPAN: f64 = 3.0;
+/// Shares of the energy for which the number of singular values is told.
+const SHARES: [(f64, &str); 2] = [(0.9, "90 %"), (0.99, "99 %")];
 
 /// Show what is in adapters and base models
 ///
@@ -40,7 +46,7 @@ pub struct Args {
     /// List every tensor as it stands in the file
     #[arg(long)]
     keys: bool,
-    /// Show the largest singular values of every change
+    /// Show the singular values of every change: how many hold 90 % and 99 % of its energy, their profile, the largest
     #[arg(long)]
     spectrum: bool,
     /// Layout of the adapters, instead of recognising it
@@ -187,29 +193,49 @@ fn targets_table(summary: &AdapterSummary, args: &Args) -> String {
                 t.stable_rank().map_or_else(dash, |r| format!("{r:.2}")),
             ];
             if args.spectrum {
-                row.push(spectrum(t));
+                row.extend(spectrum(t));
             }
             row
         })
         .collect();
     let mut head = vec!["module", "kind", "shape", "rank", "scale", "dtype", "norm", "stable rank"];
+    let mut right = vec![3, 4, 6, 7];
     if args.spectrum {
-        head.push("singular values");
+        right.extend(head.len()..head.len() + SHARES.len());
+        head.extend(SHARES.map(|(_, word)| word));
+        head.extend(["profile", "largest"]);
     }
-    let mut text = output::table(&head, &[3, 4, 6, 7], rows);
+    let mut text = output::table(&head, &right, rows);
     if summary.targets.len() > shown {
         text += &format!("\n… {} more; -v shows them", summary.targets.len() - shown);
     }
     text
 }
 
-fn spectrum(target: &TargetSummary) -> String {
+/// How many singular values hold so much of the energy, all of them as bars, and the largest.
+fn spectrum(target: &TargetSummary) -> Vec<String> {
     let values = target.singular_values.as_deref().unwrap_or(&[]);
+    let count = |(share, _)| if values.is_empty() { "–".to_string() } else { rank_for(values, share).to_string() };
     let mut words: Vec<_> = values.iter().take(VALUES_SHOWN).map(|s| format!("{s:.3e}")).collect();
     if values.len() > VALUES_SHOWN {
         words.push("…".to_string());
     }
-    words.join(" ")
+    let mut row: Vec<_> = SHARES.into_iter().map(count).collect();
+    row.extend([profile(values), words.join(" ")]);
+    row
+}
+
+/// Singular values as bars of eight heights over three orders of magnitude, the largest full.
+fn profile(values: &[f32]) -> String {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let Some(&largest) = values.first() else { return String::new() };
+    let shown = values.len().min(BARS_SHOWN);
+    let bar = |k: usize| {
+        let value = values[if shown > 1 { k * (values.len() - 1) / (shown - 1) } else { 0 }];
+        let height = 1.0 + (f64::from(value) / f64::from(largest)).log10() / BARS_SPAN;
+        BARS[(height * 7.0).round().clamp(0.0, 7.0) as usize]
+    };
+    (0..shown).map(bar).collect()
 }
 
 fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value {
@@ -223,6 +249,10 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
             });
             if args.spectrum {
                 value["singular_values"] = json!(t.singular_values);
+                let ranks = |values: &Vec<f32>| {
+                    SHARES.map(|(share, _)| (share.to_string(), json!(rank_for(values, share)))).into_iter().collect()
+                };
+                value["energy_ranks"] = t.singular_values.as_ref().map_or(Value::Null, |v| Value::Object(ranks(v)));
             }
             value
         })

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::adapter_and_strength;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layout::{self, Opened};
 use crate::ops::merge::{Applied, Identity};
 
@@ -42,6 +42,20 @@ impl Loaded {
             identity: Some(self.identity.clone()),
         }
     }
+}
+
+/// Opens an adapter whose values all have to be finite, for commands that cannot let others through.
+pub fn open_finite(path: &Path, from: Option<&str>) -> Result<Opened> {
+    let opened = layout::open(path, from)?;
+    opened.source.require_finite().map_err(|e| {
+        // Without the hint for a merge, which can.
+        let error = Error::new(e.kind(), e.what()).in_file(e.file().unwrap_or(path));
+        match e.key() {
+            Some(key) => error.at_key(key),
+            None => error,
+        }
+    })?;
+    Ok(opened)
 }
 
 /// The last component of a path, of `..` that of the folder it stands for.

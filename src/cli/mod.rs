@@ -1,24 +1,31 @@
 //! Words in, words out: the command line. Only this room prints, reads the environment, or decides how a run ends.
 
+mod approximation;
 mod args;
+mod batch;
 mod compare;
+mod convert;
 mod exit;
+mod extract;
 mod inspect;
 mod loaded;
 mod merge;
 mod output;
 mod progress;
+mod ranks;
 mod registry;
+mod resize;
 mod shell;
 mod signals;
-mod size;
 mod undo;
 mod undo_record;
 mod unmerge;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::error::{Error, Result};
+use crate::tensor::size;
 use args::Verbosity;
 
 /// Reads, checks, applies, removes, makes, shrinks, converts and compares adapters (LoRA and its kin).
@@ -41,11 +48,19 @@ enum Command {
     UndoRecord(undo_record::Args),
     /// Say what is in a merged model, and at what strength
     Verify(verify::Args),
+    /// Make an adapter from a base model and a model tuned from it
+    Extract(extract::Args),
+    /// Give an adapter other ranks
+    Resize(resize::Args),
+    /// Write adapters in another layout
+    Convert(convert::Args),
+    /// Run the jobs of a file
+    Batch(batch::Args),
     /// Show what is in adapters and base models
     Inspect(inspect::Args),
     /// Show how far two adapters, or two models, are apart
     Compare(compare::Args),
-    /// List the adapter layouts this build reads
+    /// List the adapter layouts this build reads and writes
     Layouts(registry::LayoutsArgs),
     /// List the compute backends of this machine
     Kernels(registry::KernelsArgs),
@@ -67,36 +82,66 @@ fn run() -> u8 {
         Err(e) => return exit::usage(&e),
     };
     output::set_up(&cli.verbosity);
-    let json = match &cli.command {
-        Command::Merge(args) => args.common.json,
-        Command::Unmerge(args) => args.common.json,
-        Command::UndoRecord(args) => args.common.json,
-        Command::Verify(args) => args.json,
-        Command::Inspect(args) => args.json,
-        Command::Compare(args) => args.json,
-        Command::Layouts(args) => args.json,
-        Command::Kernels(args) => args.json,
-        Command::Completions(_) | Command::Man(_) => false,
-    };
+    let json = cli.command.answers_in_json();
     signals::prepare(json);
-    let result = match &cli.command {
+    match perform(&cli.command) {
+        Ok(None) => exit::DONE,
+        Ok(Some(after)) => exit::failed(&after, false), // the answer is on stdout already
+        Err(e) => exit::failed(&e, json),
+    }
+}
+
+impl Command {
+    fn answers_in_json(&self) -> bool {
+        match self {
+            Command::Merge(args) => args.common.json,
+            Command::Unmerge(args) => args.common.json,
+            Command::UndoRecord(args) => args.common.json,
+            Command::Verify(args) => args.json,
+            Command::Extract(args) => args.common.json,
+            Command::Resize(args) => args.common.json,
+            Command::Convert(args) => args.common.json,
+            Command::Batch(args) => args.json,
+            Command::Inspect(args) => args.json,
+            Command::Compare(args) => args.json,
+            Command::Layouts(args) => args.json,
+            Command::Kernels(args) => args.json,
+            Command::Completions(_) | Command::Man(_) => false,
+        }
+    }
+}
+
+/// Runs one command. An error inside comes after the answer, and is no part of it.
+fn perform(command: &Command) -> Result<Option<Error>> {
+    match command {
         Command::Merge(args) => merge::run(args),
         Command::Unmerge(args) => unmerge::run(args),
         Command::UndoRecord(args) => undo_record::run(args),
-        Command::Verify(args) => match verify::run(args) {
-            Ok(None) => Ok(()),
-            Ok(Some(refuted)) => return exit::failed(&refuted, false), // the answer is on stdout already
-            Err(e) => Err(e),
-        },
+        Command::Verify(args) => return verify::run(args),
+        Command::Extract(args) => extract::run(args),
+        Command::Resize(args) => resize::run(args),
+        Command::Convert(args) => convert::run(args),
+        Command::Batch(args) => batch::run(args, Cli::command(), &Jobs),
         Command::Inspect(args) => inspect::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Layouts(args) => registry::layouts(args),
         Command::Kernels(args) => registry::kernels(args),
         Command::Completions(args) => shell::completions(args),
         Command::Man(args) => shell::man(args),
-    };
-    match result {
-        Ok(()) => exit::DONE,
-        Err(e) => exit::failed(&e, json),
+    }
+    .map(|()| None)
+}
+
+/// The jobs of a batch: command lines like any other.
+struct Jobs;
+
+impl batch::Commands for Jobs {
+    fn check(&self, line: &[String]) -> std::result::Result<(), clap::Error> {
+        Cli::try_parse_from(line).map(drop)
+    }
+
+    fn run(&self, line: &[String]) -> Result<Option<Error>> {
+        let cli = Cli::try_parse_from(line).map_err(|e| Error::new(crate::error::Kind::Usage, e.to_string()))?;
+        perform(&cli.command)
     }
 }

@@ -1,5 +1,6 @@
 //! What is said, and where: the answer on stdout, everything else on stderr, quiet on a closed pipe.
 
+use std::cell::RefCell;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -16,6 +17,47 @@ static MANNER: AtomicU8 = AtomicU8::new(1);
 const COLOUR: u8 = 4;
 /// Notes of one severity shown without `-v`.
 const NOTES_SHOWN: usize = 12;
+
+/// What a command said while nobody was to hear it.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// The answer.
+    pub answer: String,
+    /// Lines of notes and warnings.
+    pub said: Vec<String>,
+}
+
+thread_local! {
+    /// Where what this thread says goes instead, while [`listen_to`] runs.
+    static HEARD: RefCell<Option<Heard>> = const { RefCell::new(None) };
+}
+
+/// Does `work` and keeps what it says, on this thread, to itself.
+pub fn listen_to<T>(work: impl FnOnce() -> T) -> (T, Heard) {
+    HEARD.set(Some(Heard::default()));
+    let out = work();
+    (out, HEARD.take().unwrap_or_default())
+}
+
+/// Whether what this thread says is kept.
+pub fn is_heard() -> bool {
+    HEARD.with_borrow(Option::is_some)
+}
+
+/// Keeps what is said; false where it is to be printed.
+fn keep(with: impl FnOnce(&mut Heard)) -> bool {
+    HEARD.with_borrow_mut(|heard| heard.as_mut().map(with).is_some())
+}
+
+/// Prints a line on stderr, or keeps it.
+fn say(line: String) {
+    let mut line = Some(line);
+    if !keep(|heard| heard.said.extend(line.take()))
+        && let Some(line) = line
+    {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
 
 /// Takes the flags; called once.
 pub fn set_up(flags: &Verbosity) {
@@ -48,6 +90,11 @@ fn in_colour(word: &str, code: &str) -> String {
 
 /// Prints text on stdout.
 pub fn answer(text: &str) -> Result<()> {
+    if keep(|heard| {
+        heard.answer = if heard.answer.is_empty() { text.into() } else { format!("{}\n{text}", heard.answer) }
+    }) {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     let done = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
     done.map_err(|e| {
@@ -86,10 +133,10 @@ pub fn notes(notes: &[Note]) {
         let all: Vec<_> = notes.iter().filter(|n| n.severity == severity).collect();
         let shown = if is_verbose() { all.len() } else { NOTES_SHOWN };
         for note in all.iter().take(shown) {
-            let _ = writeln!(std::io::stderr(), "{}: {note}", in_colour(word, code));
+            say(format!("{}: {note}", in_colour(word, code)));
         }
         if all.len() > shown {
-            let _ = writeln!(std::io::stderr(), "{}: {} more; -v shows them", in_colour(word, code), all.len() - shown);
+            say(format!("{}: {} more; -v shows them", in_colour(word, code), all.len() - shown));
         }
     }
 }
@@ -97,7 +144,7 @@ pub fn notes(notes: &[Note]) {
 /// Prints a warning on stderr.
 pub fn warn(text: &str) {
     if !is_quiet() {
-        let _ = writeln!(std::io::stderr(), "{}: {text}", in_colour("warning", "33"));
+        say(format!("{}: {text}", in_colour("warning", "33")));
     }
 }
 

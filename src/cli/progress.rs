@@ -17,7 +17,7 @@ pub struct Bar {
 impl Bar {
     /// A bar over `bytes`, hidden where nobody watches.
     pub fn new(bytes: u64, signals: Signals) -> Bar {
-        let bar = if std::io::stderr().is_terminal() && !output::is_quiet() {
+        let bar = if std::io::stderr().is_terminal() && !output::is_quiet() && !output::is_heard() {
             ProgressBar::new(bytes)
         } else {
             ProgressBar::hidden()

@@ -7,9 +7,9 @@ use serde_json::json;
 use super::output;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Kernels};
-use crate::layout::LAYOUTS;
+use crate::layout::{LAYOUTS, Layout};
 
-/// List the adapter layouts this build reads.
+/// List the adapter layouts this build reads and writes.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:\n  lora-tool layouts --json")]
 pub struct LayoutsArgs {
@@ -33,11 +33,14 @@ pub struct KernelsArgs {
 /// Runs `layouts`.
 pub fn layouts(args: &LayoutsArgs) -> Result<()> {
     if args.json {
-        let all: Vec<_> = LAYOUTS.iter().map(|l| json!({ "name": l.name(), "about": l.about() })).collect();
+        let line = |l: &&dyn Layout| json!({ "name": l.name(), "about": l.about(), "write": l.can_write() });
+        let all: Vec<_> = LAYOUTS.iter().map(line).collect();
         return output::document(&json!({ "layouts": all }));
     }
-    let rows = LAYOUTS.iter().map(|l| vec![l.name().to_string(), l.about().to_string()]).collect();
-    output::answer(&output::table(&["layout", "what it is"], &[], rows))
+    let can = |l: &dyn Layout| if l.can_write() { "read, write" } else { "read" };
+    let line = |l: &&dyn Layout| [l.name(), can(*l), l.about()].map(str::to_string).to_vec();
+    let rows = LAYOUTS.iter().map(line).collect();
+    output::answer(&output::table(&["layout", "", "what it is"], &[], rows))
 }
 
 /// Runs `kernels`.

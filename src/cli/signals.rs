@@ -1,7 +1,7 @@
 //! Ctrl-C and its kin: the first asks the run to end, the second ends it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
 
@@ -13,13 +13,26 @@ use crate::tensor::lost;
 /// What asks a run to end.
 const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
+/// The one that listens, for all commands of a run.
+static LISTENING: Mutex<Option<Signals>> = Mutex::new(None);
+
 /// The number of the signal that arrived, or zero.
 #[derive(Clone, Debug, Default)]
 pub struct Signals(Arc<AtomicUsize>);
 
 impl Signals {
-    /// Begins to listen.
+    /// Begins to listen, once a process.
     pub fn listen() -> Result<Signals> {
+        let mut listening = LISTENING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signals) = &*listening {
+            return Ok(signals.clone());
+        }
+        let signals = Signals::register()?;
+        *listening = Some(signals.clone());
+        Ok(signals)
+    }
+
+    fn register() -> Result<Signals> {
         let fail = |e: std::io::Error| Error::io("cannot listen for signals", e);
         let seen = Arc::new(AtomicUsize::new(0));
         for signal in ENDING {

@@ -1,8 +1,13 @@
 //! What the tool can do: functions from opened inputs to plans and answers. No files, no flags.
 
+pub mod approximate;
+pub mod cast;
 pub mod compare;
+pub mod extract;
 pub mod inspect;
 pub mod merge;
+pub mod normalise;
+pub mod resize;
 pub mod undo;
 pub mod unmerge;
 pub mod verify;

@@ -9,23 +9,32 @@
     reason = "a test stops at the first thing that is not as expected, and may say what it found"
 )]
 
+mod batch;
 mod cli;
 mod compare;
 mod containers;
+mod convert;
+mod extract;
 mod faults;
 mod fixtures;
+mod gguf;
+mod guess;
 mod hostile;
 mod kernels;
 mod laws;
+mod mlx;
 mod models;
 mod parity;
 mod program;
 mod provenance;
+mod resize;
 mod signals;
 mod sources;
 mod sums;
+mod svd;
 mod transcripts;
 mod tuners;
 mod undo;
 mod unmerge;
 mod verify;
+mod write;

@@ -56,10 +56,26 @@ pub fn widen(dtype: Dtype, data: &[u8]) -> Vec<f64> {
 pub fn rounded(dtype: Dtype, value: f64) -> f64 {
     match dtype {
         Dtype::F32 => f64::from(value as f32),
-        Dtype::F16 => f16::from_f64(value).to_f64(),
-        Dtype::BF16 => bf16::from_f64(value).to_f64(),
+        Dtype::F16 => {
+            nearest(value, f16::from_f64(value).to_bits(), |bits| f16::from_bits(bits).to_f64(), f16::MAX.to_bits())
+        }
+        Dtype::BF16 => {
+            nearest(value, bf16::from_f64(value).to_bits(), |bits| bf16::from_bits(bits).to_f64(), bf16::MAX.to_bits())
+        }
         _ => value,
     }
+}
+
+/// The nearest to `value` of the number with these bits and its neighbours, of two the even one: `half` looks at the upper
+/// bits of an f64 only.
+fn nearest(value: f64, bits: u16, number: impl Fn(u16) -> f64, largest: u16) -> f64 {
+    if (bits & 0x7fff) >= largest || bits & 0x7fff == 0 {
+        return number(bits);
+    }
+    let apart = |bits: u16| ((number(bits) - value).abs(), bits & 1);
+    let best =
+        [bits - 1, bits, bits + 1].into_iter().min_by(|&x, &y| apart(x).partial_cmp(&apart(y)).expect("numbers"));
+    number(best.expect("three"))
 }
 
 /// Writes a file.

@@ -19,12 +19,19 @@ use crate::fixtures::{Case, Scratch, cases};
 /// Relative error of a tensor's change, in f32. Factors and sums are f32 on both sides, in different orders.
 const F32_TOLERANCE: f64 = 1e-4;
 
+/// The layouts whose fixtures are merged.
+const LAYOUTS: &[&str] = &["peft", "gguf"];
+
 type Tensors = BTreeMap<String, Tensor>;
 
 /// Merges one adapter with the defaults.
 pub fn merge_case(case: &Case, out: &Path) -> Result<()> {
+    merge_adapter(case, &case.adapter(), out)
+}
+
+fn merge_adapter(case: &Case, adapter: &Path, out: &Path) -> Result<()> {
     let base = BaseModel::open(&case.base())?;
-    let opened = layout::open(&case.adapter(), None)?;
+    let opened = layout::open(adapter, None)?;
     opened.source.require_finite()?;
     let applied = [Applied { label: case.name.clone(), strength: 1.0, adapter: &opened.adapter, identity: None }];
     let merge = merge::merge(&base, &applied, &Options::default())?;
@@ -81,10 +88,10 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 }
 
 /// Runs every case that `choose` takes and collects what went wrong.
-fn run(choose: impl Fn(&Case) -> bool, check: impl Fn(&Case) -> Vec<String>) {
+fn run(layouts: &[&str], choose: impl Fn(&Case) -> bool, check: impl Fn(&Case) -> Vec<String>) {
     let mut failed = Vec::new();
     let mut count = 0;
-    for case in cases("peft").into_iter().filter(|c| choose(c)) {
+    for case in layouts.iter().flat_map(|layout| cases(layout)).filter(|c| choose(c)) {
         count += 1;
         failed.extend(check(&case).into_iter().map(|what| format!("{}: {what}", case.name)));
     }
@@ -97,23 +104,26 @@ fn said(e: &lora_tool::Error) -> String {
     format!("{}: {}", e.key().unwrap_or_default(), e.what()).to_lowercase()
 }
 
+/// Where merging `adapter` into the base of a case gives something else than PEFT made of the case's own adapter.
+pub fn differences_of(case: &Case, adapter: &Path) -> Vec<String> {
+    let scratch = Scratch::new();
+    let out = scratch.join("out");
+    match merge_adapter(case, adapter, &out) {
+        Err(e) => vec![format!("{e}")],
+        Ok(()) => {
+            let expected = SafetensorsFile::open(&case.path.join("expected.safetensors")).expect("expected values");
+            differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect())
+        }
+    }
+}
+
 #[test]
 fn merged_weights_are_those_of_peft() {
     // Where PEFT contradicts its own forward pass, `differs` says how; the formula is tested elsewhere.
     run(
+        LAYOUTS,
         |case| case.expects_merge() && case.text("differs").is_none(),
-        |case| {
-            let scratch = Scratch::new();
-            let out = scratch.join("out");
-            match merge_case(case, &out) {
-                Err(e) => vec![format!("{e}")],
-                Ok(()) => {
-                    let path = case.path.join("expected.safetensors");
-                    let expected = SafetensorsFile::open(&path).expect("expected values");
-                    differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect())
-                }
-            }
-        },
+        |case| differences_of(case, &case.adapter()),
     );
 }
 
@@ -136,6 +146,7 @@ fn where_peft_contradicts_itself_the_adapted_model_is_kept() {
 #[test]
 fn what_cannot_be_merged_is_refused_with_the_reason() {
     run(
+        LAYOUTS,
         |case| !case.expects_merge(),
         |case| {
             let scratch = Scratch::new();

@@ -63,6 +63,6 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn tensors(count: usize) -> String {
+pub(super) fn tensors(count: usize) -> String {
     format!("{count} tensor{}", if count == 1 { "" } else { "s" })
 }

@@ -69,6 +69,18 @@ impl TargetSummary {
     }
 }
 
+/// The least number of singular values, the largest first, that hold this share of their energy.
+pub fn rank_for(singular_values: &[f32], share: f64) -> usize {
+    let squares = || singular_values.iter().map(|&s| f64::from(s).powi(2));
+    let wanted = share * squares().sum::<f64>() * (1.0 - 1e-12);
+    let mut sum = 0.0;
+    let enough = squares().position(|square| {
+        sum += square;
+        sum >= wanted
+    });
+    enough.map_or(0, |last| if sum > 0.0 { last + 1 } else { 0 })
+}
+
 /// Looks at every target. Norms come from the factors; no change is formed.
 pub fn summarise(adapter: &Adapter, kernels: &dyn Kernels) -> Result<AdapterSummary> {
     let mut out = AdapterSummary {
@@ -152,5 +164,18 @@ fn look_at_scale(path: &str, scale: f64, values: &[f32], problems: &mut Vec<(Str
         problems.push((path.to_string(), "changes nothing: a factor is all zeros".to_string()));
     } else if !USUAL_SCALE.contains(&scale.abs()) {
         problems.push((path.to_string(), format!("unusual scale {scale}")));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rank_for;
+
+    #[test]
+    fn energy_is_counted_from_the_largest() {
+        // Squares 16, 4, 4, 1 of 25.
+        let s = [4.0, 2.0, 2.0, 1.0];
+        assert_eq!([0.5, 0.64, 0.8, 0.9, 0.99, 1.0].map(|share| rank_for(&s, share)), [1, 1, 2, 3, 4, 4]);
+        assert_eq!((rank_for(&[], 0.9), rank_for(&[0.0, 0.0], 0.9)), (0, 0));
     }
 }

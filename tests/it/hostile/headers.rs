@@ -289,7 +289,7 @@ fn very_many_tensors_take_seconds() {
     let path = folder.put(NAME, many(300_000));
     let start = Instant::now();
     assert_eq!(SafetensorsFile::open(&path).unwrap().tensors.len(), 300_000);
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
 #[test]

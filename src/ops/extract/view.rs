@@ -1,0 +1,262 @@
+//! A matrix of the model in memory, read from wherever its parts lie on disk.
+
+use std::ops::Range;
+
+use ndarray::ArrayViewMut2;
+
+use crate::error::{Error, Result};
+use crate::kernels::RowSource;
+use crate::model::BaseModel;
+use crate::names::{Found, Piece};
+use crate::tensor::{Dtype, Shape, Tensor, cast};
+
+/// Elements that are widened at a time beside others, small enough to stay in the first cache.
+const CHUNK: usize = 1 << 12;
+/// Tensors above this size are let go block by block, others when all is done: reading pages again takes time.
+const LARGE_BYTES: usize = 64 << 20;
+
+/// One matrix: a tensor by itself, or one of a stack.
+#[derive(Clone, Debug)]
+pub struct View {
+    rows: usize,
+    cols: usize,
+    parts: Vec<Part>,
+}
+
+/// What is shown of a run: where its first element goes, how far apart they go, their type and their bytes.
+type Show<'a> = dyn FnMut(usize, usize, Dtype, &[u8]) -> Result<()> + 'a;
+
+/// A rectangle of the matrix and where it lies.
+#[derive(Clone, Debug)]
+struct Part {
+    tensor: Tensor,
+    /// Rows and columns of the matrix.
+    rows: Range<usize>,
+    cols: Range<usize>,
+    /// The element of the tensor that is its upper left corner, and the distance between rows there.
+    start: usize,
+    stride: usize,
+    /// Whether the tensor has it the other way round.
+    transposed: bool,
+    /// Columns of the whole matrix.
+    width: usize,
+}
+
+impl View {
+    /// The tensor that was found, as a matrix; of a stack the matrix number `expert`.
+    pub fn new(model: &BaseModel, found: &Found, expert: Option<usize>) -> Result<View> {
+        let (rows, cols) = match (expert, found.memory_shape.as_slice()) {
+            (Some(_), &[_, rows, cols]) => (rows, cols),
+            (None, dims) => Shape::from(dims).matrix(),
+            (Some(_), dims) => return Err(Error::mismatch(format!("{dims:?} is no stack of matrices"))),
+        };
+        let here = |p: &&Piece| p.memory.expert.is_none() || p.memory.expert == expert;
+        let part = |p: &Piece| Part::new(model, p, expert, (rows, cols));
+        let parts = found.pieces.iter().filter(here).map(part).collect::<Result<Vec<_>>>()?;
+        let covered: usize = parts.iter().map(|p| p.rows.len() * p.cols.len()).sum();
+        if covered != rows * cols {
+            return Err(Error::mismatch(format!("its parts make up {covered} of {rows} × {cols} elements")));
+        }
+        Ok(View { rows, cols, parts })
+    }
+
+    /// Rows and columns.
+    pub fn dim(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|p| (p.rows.len() * p.cols.len() * p.size()) as u64).sum()
+    }
+
+    /// The stored elements where they lie one after the other, and their type.
+    pub fn contiguous(&self) -> Option<(Dtype, &[u8])> {
+        let [part] = self.parts.as_slice() else { return None };
+        let all = self.rows * self.cols * part.size();
+        let start = part.start * part.size();
+        let whole = !part.transposed && part.stride == self.cols;
+        whole.then(|| part.tensor.bytes.as_slice().get(start..start + all)).flatten().map(|b| (part.tensor.dtype, b))
+    }
+
+    /// Whether differences have to be taken in f64.
+    fn is_double(&self) -> bool {
+        self.parts.iter().any(|p| p.tensor.dtype == Dtype::F64)
+    }
+
+    /// The rows `rows` as f32, one after the other.
+    pub fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let mut buffer = Vec::new();
+        self.parts.iter().try_for_each(|part| {
+            part.each_run(&rows, &mut |at, step, dtype, bytes| {
+                if step == 1 {
+                    let count = bytes.len() * 8 / dtype.bitsize();
+                    return cast::widen(dtype, bytes, &mut out[at..at + count]);
+                }
+                buffer.resize(bytes.len() * 8 / dtype.bitsize(), 0.0);
+                cast::widen(dtype, bytes, &mut buffer)?;
+                buffer.iter().enumerate().for_each(|(i, &v)| out[at + i * step] = v);
+                Ok(())
+            })
+        })
+    }
+
+    /// The rows `rows` as f64.
+    fn read_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
+        self.parts.iter().try_for_each(|part| {
+            part.each_run(&rows, &mut |at, step, dtype, bytes| {
+                let values = cast::widen_f64(dtype, bytes)?;
+                values.iter().enumerate().for_each(|(i, &v)| out[at + i * step] = v);
+                Ok(())
+            })
+        })
+    }
+
+    /// Says that all of it is read next.
+    pub fn fetch(&self) {
+        self.parts.iter().for_each(|p| p.tensor.bytes.fetch(p.range(&(0..self.rows))));
+    }
+
+    /// Lets its pages go.
+    pub fn release(&self) {
+        self.parts.iter().for_each(|p| p.tensor.bytes.release(p.range(&(0..self.rows))));
+    }
+
+    /// Lets the pages of some rows go, where they are many in all.
+    pub fn release_rows(&self, rows: &Range<usize>) {
+        let large = self.parts.iter().filter(|p| p.tensor.bytes.len() > LARGE_BYTES && !p.transposed);
+        large.for_each(|p| p.tensor.bytes.release(p.range(rows)));
+    }
+}
+
+impl Part {
+    fn new(model: &BaseModel, piece: &Piece, expert: Option<usize>, (rows, cols): (usize, usize)) -> Result<Part> {
+        let missing = || Error::missing("no tensor of this name").at_key(&piece.key);
+        let tensor = model.tensor(&piece.key).ok_or_else(missing)?.1.clone();
+        if tensor.dtype.bitsize() < 8 {
+            return Err(Error::unsupported(format!("{} elements of less than a byte", tensor.dtype)).at_key(&piece.key));
+        }
+        // All of a stack lies in all of a tensor: then its matrices have the same numbers in both.
+        let number = piece.disk.expert.or(expert.filter(|_| piece.memory.expert.is_none()));
+        let (height, width) = match (number, tensor.shape.dims()) {
+            (Some(_), &[_, height, width]) => (height, width),
+            (None, _) => tensor.shape.matrix(),
+            (Some(_), dims) => return Err(Error::mismatch(format!("{dims:?} is no stack")).at_key(&piece.key)),
+        };
+        let from = (piece.disk.rows.clone().unwrap_or(0..height), piece.disk.cols.clone().unwrap_or(0..width));
+        let to = (piece.memory.rows.clone().unwrap_or(0..rows), piece.memory.cols.clone().unwrap_or(0..cols));
+        let lies = if piece.transposed { (from.1.len(), from.0.len()) } else { (from.0.len(), from.1.len()) };
+        let first = number.unwrap_or(0) * height * width + from.0.start * width + from.1.start;
+        let last = (number.unwrap_or(0) * height + from.0.end.max(1) - 1) * width + from.1.end;
+        if lies != (to.0.len(), to.1.len()) || last > tensor.elements() || to.0.end > rows || to.1.end > cols {
+            return Err(Error::mismatch(format!("{} does not fit its place", tensor.shape)).at_key(&piece.key));
+        }
+        Ok(Part {
+            tensor,
+            rows: to.0,
+            cols: to.1,
+            start: first,
+            stride: width,
+            transposed: piece.transposed,
+            width: cols,
+        })
+    }
+
+    /// Bytes of an element.
+    fn size(&self) -> usize {
+        self.tensor.dtype.bitsize() / 8
+    }
+
+    /// The bytes between the first and the last element of some rows.
+    fn range(&self, rows: &Range<usize>) -> Range<usize> {
+        let size = self.size();
+        let rows = rows.start.max(self.rows.start)..rows.end.min(self.rows.end);
+        if rows.is_empty() || self.cols.is_empty() {
+            return 0..0;
+        }
+        let (from, to) = (rows.start - self.rows.start, rows.end - self.rows.start);
+        let (first, last) = if self.transposed {
+            (self.start, self.start + (self.cols.len() - 1) * self.stride + to)
+        } else {
+            (self.start + from * self.stride, self.start + (to - 1) * self.stride + self.cols.len())
+        };
+        first * size..last * size
+    }
+
+    /// Shows every run of elements that lie in a row on disk and belong to `rows`: where the first goes in these rows of
+    /// the matrix, how far the next is from it there, and the bytes.
+    fn each_run(&self, rows: &Range<usize>, show: &mut Show) -> Result<()> {
+        let (size, dtype, bytes) = (self.size(), self.tensor.dtype, self.tensor.bytes.as_slice());
+        let here = rows.start.max(self.rows.start)..rows.end.min(self.rows.end);
+        if here.is_empty() {
+            return Ok(());
+        }
+        let width = self.width;
+        let place = |row: usize, col: usize| (row - rows.start) * width + col;
+        let mut run = |start: usize, count: usize, at: usize, step: usize| {
+            show(at, step, dtype, &bytes[start * size..(start + count) * size])
+        };
+        let first = here.start - self.rows.start;
+        if self.transposed {
+            return self.cols.clone().enumerate().try_for_each(|(i, col)| {
+                run(self.start + i * self.stride + first, here.len(), place(here.start, col), width)
+            });
+        }
+        if self.stride == width && self.cols.len() == width {
+            return run(self.start + first * width, here.len() * width, place(here.start, 0), 1);
+        }
+        here.clone().enumerate().try_for_each(|(i, row)| {
+            run(self.start + (first + i) * self.stride, self.cols.len(), place(row, self.cols.start), 1)
+        })
+    }
+}
+
+/// What was added to a matrix: one view less another.
+pub struct Difference {
+    /// The matrix before.
+    pub before: View,
+    /// The matrix after.
+    pub after: View,
+}
+
+impl Difference {
+    fn subtract(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let cols = self.after.cols;
+        let step = (CHUNK / cols.max(1)).max(1);
+        if self.before.is_double() || self.after.is_double() {
+            for start in rows.clone().step_by(step) {
+                let part = start..(start + step).min(rows.end);
+                let (mut after, mut before) = (vec![0f64; part.len() * cols], vec![0f64; part.len() * cols]);
+                self.after.read_f64(part.clone(), &mut after)?;
+                self.before.read_f64(part.clone(), &mut before)?;
+                let out = &mut out[(part.start - rows.start) * cols..(part.end - rows.start) * cols];
+                out.iter_mut().zip(after.iter().zip(&before)).for_each(|(out, (a, b))| *out = (a - b) as f32);
+            }
+            return Ok(());
+        }
+        let mut scratch = vec![0f32; step.min(rows.len()) * cols];
+        for start in rows.clone().step_by(step) {
+            let part = start..(start + step).min(rows.end);
+            let out = &mut out[(part.start - rows.start) * cols..(part.end - rows.start) * cols];
+            let scratch = &mut scratch[..out.len()];
+            self.after.read(part.clone(), out)?;
+            self.before.read(part, scratch)?;
+            out.iter_mut().zip(scratch).for_each(|(out, before)| *out -= *before);
+        }
+        Ok(())
+    }
+}
+
+impl RowSource for Difference {
+    fn dim(&self) -> (usize, usize) {
+        self.after.dim()
+    }
+
+    fn read(&self, rows: Range<usize>, mut out: ArrayViewMut2<f32>) -> Result<()> {
+        let values = out.as_slice_mut().ok_or_else(|| Error::mismatch("rows that are not contiguous"))?;
+        self.subtract(rows.clone(), values)?;
+        self.before.release_rows(&rows);
+        self.after.release_rows(&rows);
+        Ok(())
+    }
+}
