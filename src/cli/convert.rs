@@ -17,7 +17,7 @@ use super::signals::Signals;
 use crate::adapter::Note;
 use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
-use crate::layout::{self, Draft, Layout, Opened};
+use crate::layout::{self, Draft, Layout, Opened, Source};
 use crate::model::BaseModel;
 use crate::names::ModulePath;
 use crate::ops::cast::{self, Rounded};
@@ -52,8 +52,8 @@ pub struct Args {
     /// Make every change a plain LoRA whose scale is 1: alpha is the rank, and the old scale goes into B
     #[arg(long)]
     normalise: bool,
-    /// The base, for changes whose factors only it tells: VeRA, RandLoRA, UniLoRA
-    #[arg(long, value_name = "BASE", requires = "normalise")]
+    /// The base, for what only it tells: heads and architecture for GGUF, and the factors of VeRA, RandLoRA, UniLoRA
+    #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
     /// Type of the tensors
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
@@ -190,7 +190,15 @@ fn convert(
     base: Option<&BaseModel>,
     signals: Signals,
 ) -> Result<Converted> {
-    let mut opened = layout::open(path, args.from.as_deref())?;
+    let mut source = Source::open(path)?;
+    let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
+    if source.gguf.is_some() && source.config.is_none() {
+        source.config.clone_from(&config); // it tells how many heads there are
+    }
+    let mut opened = layout::open_source(source, args.from.as_deref()).in_file(path)?;
+    if let Some((_, config)) = config.filter(|_| layout.name() == "gguf") {
+        layout::gguf::base::tell(&mut opened.adapter, &config);
+    }
     if !args.allow_nonfinite {
         opened.source.require_finite()?;
     }

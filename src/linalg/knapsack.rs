@@ -8,7 +8,7 @@
 //! ones dropped (Nemhauser and Ullmann, Management Science 15 (1969) 494), at first for a small loss, then for larger
 //! ones, until a solution is there or the greedy one is proved best.
 //!
-//! Above [`MAX_STATES`] partial solutions or [`MAX_WORK`] steps the answer is the greedy solution improved by exchanges
+//! Above `MAX_STATES` partial solutions or `MAX_WORK` steps the answer is the greedy solution improved by exchanges
 //! between two classes; it misses the best by less than the gain of one thing.
 
 /// Things of one cost.

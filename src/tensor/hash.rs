@@ -33,7 +33,7 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// The XXH3 checksum of some bytes: for what is calculated again from parts whose [`Hash`]es agree, several times as fast.
+/// The XXH3 checksum of some bytes: for what is calculated again from parts whose hashes agree, several times as fast.
 /// It finds mistakes, not forgeries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checksum(pub [u8; 16]);

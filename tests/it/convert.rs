@@ -88,8 +88,6 @@ fn with_the_base_shared_factors_become_plain_lora() {
     let scratch = Scratch::new();
     let e = convert(&adapter("vera"), &scratch.join("a"), &["--normalise"]).expect(1).err;
     assert!(e.contains("--base"), "{e}");
-    let lone = ["--base", &text(&base("llama"))];
-    convert(&adapter("vera"), &scratch.join("b"), &lone).expect(2);
 }
 
 // Against the definitions
@@ -276,4 +274,23 @@ fn values_that_are_not_finite_go_through_only_when_they_may() {
         convert(&adapter("nan"), &out, more).expect(0);
         assert!(read(&out).values().any(|t| t.values.iter().any(|v| v.is_nan())));
     }
+}
+
+#[test]
+fn the_base_tells_what_gguf_has_to_know() {
+    let scratch = Scratch::new();
+    let (base, lora) = (base("llama"), adapter("lora"));
+    let args = |from: &Path, to: &str, out: &str| {
+        let out = scratch.join(out);
+        ["convert", &text(from), "--to", to, "-o", &text(&out), "--no-sync"].map(String::from).to_vec()
+    };
+    let with_base = |args: Vec<String>| [args, vec!["--base".to_string(), text(&base)]].concat();
+    let ran = run(args(&lora, "gguf", "none.gguf")).expect(1);
+    assert!(ran.err.contains("config.json"), "{}", ran.err);
+    run(with_base(args(&lora, "gguf", "lora.gguf"))).expect(0);
+    run(with_base(args(&scratch.join("lora.gguf"), "peft", "back"))).expect(0);
+    assert_eq!(read(&lora.join("adapter_model.safetensors")), read(&scratch.join("back")));
+    run(args(&scratch.join("lora.gguf"), "mlx", "mlx")).expect(0);
+    run(args(&scratch.join("mlx"), "peft", "again")).expect(0);
+    assert_eq!(read(&scratch.join("back")), read(&scratch.join("again")));
 }

@@ -1,7 +1,7 @@
 //! GGUF files, versions 2 and 3, little-endian: typed metadata and tensors, read from a mapped file and written.
 //!
-//! Format: ggml-org/ggml, `docs/gguf.md`; ggml-org/llama.cpp, `ggml/src/gguf.cpp`. Counts and lengths are checked against
-//! what is left of the file before anything is set aside for them. Extents stand innermost first in the file and
+//! Format: ggml-org/ggml, `docs/gguf.md`; ggml-org/llama.cpp, `ggml/src/gguf.cpp`. Counts and lengths are checked
+//! against what is left of the file before anything is set aside for them. Extents stand innermost first in the file and
 //! outermost first here. Quantised tensors are listed and not read.
 
 mod cursor;

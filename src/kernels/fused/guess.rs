@@ -1,6 +1,6 @@
-//! What a merge leaves of the weights, found while it is made: [`inverse`](super::inverse) for bf16 and one product,
+//! What a merge leaves of the weights, found while it is made: [`inverse`] for bf16 and one product,
 //! without a second forming of the product and without a tile of it in memory. All variants find the same, which is
-//! also what [`inverse::invert`](super::inverse::invert) finds.
+//! also what [`inverse::invert`] finds.
 
 use super::inverse::{self, Addend, Factor, Pointwise};
 use super::{Element, Moved, Step, Term, Variant, Weights};

@@ -1,7 +1,7 @@
 //! What llama.cpp calls the modules of a model, architecture by architecture, there and back.
 //!
-//! Source: ggml-org/llama.cpp, `gguf-py/gguf/tensor_mapping.py` for the names, `conversion/*.py` for which architectures
-//! have the rows of query and key in another order. Architectures whose conversion cuts or mixes weights in other ways
+//! Source: ggml-org/llama.cpp, `gguf-py/gguf/tensor_mapping.py` for the names, `conversion/*.py` for which
+//! architectures have the rows of query and key in another order. Architectures whose conversion cuts or mixes weights in other ways
 //! (Bloom, GPT-NeoX, Falcon, DeepSeek, Llama 4, gpt-oss …) are not here.
 
 /// Stands for the number of a block.

@@ -28,6 +28,9 @@ impl Layout for Mlx {
     }
 
     fn detect(&self, source: &Source) -> Verdict {
+        if source.gguf.is_some() {
+            return Verdict::No;
+        }
         let all = source.tensors.len();
         let ours = source.tensors.keys().filter(|k| keys::is_lora_key(k)).count();
         if let Some((_, config)) = &source.config {
