@@ -97,6 +97,9 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish();
     let mut made = made?;
     require_something(args, &made)?;
+    if let Some(config) = base.config.as_ref().filter(|_| layout.name() == "gguf") {
+        layout::gguf::base::tell(&mut made.adapter, config); // architecture and heads
+    }
     let draft = write(layout, &mut made)?;
     if args.common.strict {
         output::require_lossless(&made.notes)?;

@@ -464,3 +464,23 @@ fn a_quantised_model_is_refused_by_name() {
     let ran = extract(&base, &tuned, &scratch.join("adapter"), &[]).expect(1);
     assert!(ran.err.contains(Q) && ran.err.contains("quantised (fp8)"), "{}", ran.err);
 }
+
+#[test]
+fn every_layout_that_can_be_written_is() {
+    let scratch = Scratch::new();
+    let config = json!({ "model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": false,
+                         "num_attention_heads": 4, "num_key_value_heads": 2 });
+    let base = folder(&scratch, "base", &llama(), &config);
+    let after = added(&llama(), &[Change { key: Q, s: vec![1.0, 0.5], seed: 1 }], Dtype::F32);
+    let tuned = folder(&scratch, "tuned", &after, &config);
+    // The config of the base beside a GGUF file says how many heads there are.
+    fs::create_dir_all(scratch.join("gguf")).unwrap();
+    fs::write(scratch.join("gguf").join("config.json"), config.to_string()).unwrap();
+    for (layout, name) in [("peft", "peft"), ("mlx", "mlx"), ("gguf", "gguf/adapter.gguf")] {
+        let out = scratch.join(name);
+        extract(&base, &tuned, &out, &["--rank", "2", "--to", layout]).expect(0);
+        let merged = scratch.join(&format!("{layout}-merged"));
+        merge(&base, &out, &merged, &["--allow-other-base"]).expect(0);
+        assert!(error(&llama()[Q], &after[Q], &read(&merged)[Q]) < 1e-5, "{layout}");
+    }
+}
