@@ -1,7 +1,6 @@
 //! `batch`: jobs are commands, and what came of each is said.
 
 use std::path::Path;
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -207,25 +206,4 @@ fn notes_carry_the_number_of_their_job() {
     );
     let ran = batch(&scratch, &jobs, &[]).expect(0);
     assert_eq!(ran.err, "1/1: note: 2 tensors hold B times the scale rounded once\n");
-}
-
-/// `cargo test --release --test it -- --ignored a_thousand --nocapture` measures.
-#[test]
-#[ignore = "a measurement"]
-fn a_thousand_small_adapters() {
-    let scratch = Scratch::new();
-    let all: Vec<String> = (0..1000).map(|i| format!("a{i:04}")).collect();
-    loras(&scratch.join("in"), &all.iter().map(String::as_str).collect::<Vec<_>>());
-    let jobs = "[[job]]\ncommand = \"convert\"\nadapter = \"in/*\"\nout = \"out-{stem}\"\nto = \"peft\"\n\
-                normalise = true\nno-sync = true\n";
-    for more in [&["--jobs", "1"][..], &["--jobs", "2"], &["--jobs", "2", "--resume"]] {
-        let began = Instant::now();
-        let answer = batch(&scratch, jobs, &[more, &["--json"]].concat()).expect(0).json();
-        println!("{more:?}: {:.0} a second, {}", 1000.0 / began.elapsed().as_secs_f64(), answer["counts"]);
-        if !more.contains(&"--resume") && more.contains(&"1") {
-            for name in &all {
-                std::fs::remove_dir_all(scratch.join(&format!("out-{name}"))).expect("an output");
-            }
-        }
-    }
 }
