@@ -17,7 +17,7 @@ use crate::kernels::Truncated;
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 use crate::ops::approximate::{self, ModuleReport};
-use crate::tensor::{Dtype, Shape, Tensor, dtype};
+use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
 
 /// Puts everything together.
 pub fn assemble(
@@ -254,13 +254,15 @@ fn whole_tensor(model: &BaseModel, found: &Found) -> Result<Tensor> {
     for number in numbers {
         let view = View::new(model, found, number)?;
         let (rows, cols) = view.dim();
-        let mut part = vec![0f32; rows * cols];
-        view.read(0..rows, &mut part)?;
+        let mut part = vec![0f64; rows * cols];
+        view.read_f64(0..rows, &mut part)?;
         values.extend(part);
     }
     let own = found.pieces.first().and_then(|p| model.tensor(&p.key)).map(|(_, t)| t.dtype);
     let dtype = own.filter(|&d| dtype::is_plain_float(d)).unwrap_or(Dtype::F32);
-    Tensor::from_f32(dtype, found.memory_shape.clone(), &values)
+    let mut bytes = vec![0; dtype::byte_len(dtype, values.len())?];
+    cast::narrow_f64(dtype, &values, &mut bytes)?;
+    Tensor::new(dtype, Shape::new(found.memory_shape.clone()), bytes.into())
 }
 
 fn token_rows(tensor: &Tensor, ids: &[usize]) -> Result<Delta> {

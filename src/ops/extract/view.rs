@@ -101,8 +101,8 @@ impl View {
         })
     }
 
-    /// The rows `rows` as f64.
-    fn read_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
+    /// The rows `rows` as f64, one after the other; exact.
+    pub fn read_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
         self.parts.iter().try_for_each(|part| {
             part.each_run(&rows, &mut |at, step, dtype, bytes| {
                 let values = cast::widen_f64(dtype, bytes)?;
