@@ -4,6 +4,9 @@
 //! its headers.
 
 pub mod delta;
+pub mod facts;
+pub mod fold;
+pub mod fused;
 pub mod note;
 pub mod order;
 mod prepare;
@@ -13,6 +16,7 @@ pub mod selection;
 use std::collections::BTreeMap;
 
 pub use delta::{Act, Action, Before, Delta, Inverse, Reversal, Site};
+pub use facts::Facts;
 pub use note::{Note, Severity};
 pub use scale::{Scale, ScaleRule};
 
@@ -33,6 +37,8 @@ pub struct Adapter {
     pub declared: String,
     /// Base model, task, training notes: carried, never interpreted.
     pub about: BTreeMap<String, String>,
+    /// What is known of the base beside that.
+    pub base: Facts,
     /// Where the adapter needs another base than the one it names: the method that changed the base before training.
     pub residual_base: Option<String>,
     /// Whether the adapter says that the two uses of a tied embedding are adapted together.

@@ -9,6 +9,8 @@ use clap::{Args, ColorChoice, ValueEnum};
 use super::size;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::{self, Kernels};
+use crate::layout::{self, Given, Opened};
+use crate::model::BaseModel;
 use crate::stream::Limits;
 use crate::tensor::{Dtype, dtype};
 
@@ -53,6 +55,34 @@ pub struct Common {
     pub no_sync: bool,
     #[command(flatten)]
     pub machine: Machine,
+}
+
+/// How adapters are read.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ReadAs {
+    /// Layout of the adapters, instead of recognising it
+    #[arg(long, value_name = "LAYOUT")]
+    pub from: Option<String>,
+    /// Alpha of adapters whose files do not have it
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
+    pub assume_alpha: Option<f64>,
+}
+
+impl ReadAs {
+    /// Opens an adapter, for this base where there is one.
+    pub fn open(&self, path: &Path, base: Option<&BaseModel>) -> Result<Opened> {
+        let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
+        layout::open_with(path, self.from.as_deref(), Given { base: config, alpha: self.assume_alpha })
+    }
+
+    /// The same, where values that are not finite are an error unless they are allowed.
+    pub fn open_finite(&self, path: &Path, base: Option<&BaseModel>, allow_nonfinite: bool) -> Result<Opened> {
+        let opened = self.open(path, base)?;
+        if !allow_nonfinite {
+            opened.source.require_finite()?;
+        }
+        Ok(opened)
+    }
 }
 
 /// What a command may use of the machine.

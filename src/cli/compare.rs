@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::args::adapter_and_strength;
+use super::args::{ReadAs, adapter_and_strength};
 use super::inspect::is_adapter;
 use super::loaded::open_finite;
 use super::progress::Bar;
@@ -54,10 +54,9 @@ pub struct Args {
     /// With --base: leave out modules that match nothing in it
     #[arg(long, requires = "base")]
     allow_unmatched: bool,
-    /// Layout of the first adapter, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
-    /// Layout of the second one
+    #[command(flatten)]
+    read: ReadAs,
+    /// Layout of the second adapter
     #[arg(long, value_name = "LAYOUT")]
     from_b: Option<String>,
     /// Print the answer as one JSON document
@@ -98,7 +97,7 @@ struct Given {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let first = given(&args.first, args.from.as_deref())?;
+    let first = given(&args.first, args.read.from.as_deref())?;
     let second = given(&args.second, args.from_b.as_deref())?;
     match (first.is_adapter, second.is_adapter) {
         (true, true) => of_adapters(args, &first, &second),
@@ -165,9 +164,10 @@ fn of_adapters(args: &Args, first: &Given, second: &Given) -> Result<()> {
         return Err(Error::new(Kind::Usage, what));
     }
     let signals = Signals::listen()?;
-    let (one, two) =
-        (open_finite(&first.path, args.from.as_deref())?, open_finite(&second.path, args.from_b.as_deref())?);
     let base = args.base.as_deref().map(BaseModel::open).transpose()?;
+    let read_second = ReadAs { from: args.from_b.clone(), ..args.read };
+    let one = open_finite(&first.path, &args.read, base.as_ref())?;
+    let two = open_finite(&second.path, &read_second, base.as_ref())?;
     let options = Options { allow_unmatched: args.allow_unmatched, ..Options::default() };
     let kernels = kernels::choose();
     let mut found = compare::adapters::compare(

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::args::{Common, OutputDtype};
+use super::args::{Common, OutputDtype, ReadAs};
 use super::inspect::thousands;
 use super::loaded::last_name;
 use super::merge::notes_json;
@@ -17,7 +17,7 @@ use super::signals::Signals;
 use crate::adapter::Note;
 use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
-use crate::layout::{self, Draft, Layout, Opened, Source};
+use crate::layout::{self, Draft, Layout, Opened};
 use crate::model::BaseModel;
 use crate::names::ModulePath;
 use crate::ops::cast::{self, Rounded};
@@ -46,9 +46,8 @@ pub struct Args {
     /// Layout of the result
     #[arg(long, value_name = "LAYOUT")]
     to: String,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Make every change a plain LoRA whose scale is 1: alpha is the rank, and the old scale goes into B
     #[arg(long)]
     normalise: bool,
@@ -190,12 +189,8 @@ fn convert(
     base: Option<&BaseModel>,
     signals: Signals,
 ) -> Result<Converted> {
-    let mut source = Source::open(path)?;
     let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
-    if source.gguf.is_some() && source.config.is_none() {
-        source.config.clone_from(&config); // it tells how many heads there are
-    }
-    let mut opened = layout::open_source(source, args.from.as_deref()).in_file(path)?;
+    let mut opened = args.read.open(path, base)?;
     if let Some((_, config)) = config.filter(|_| layout.name() == "gguf") {
         layout::gguf::base::tell(&mut opened.adapter, &config);
     }

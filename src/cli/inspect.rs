@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::args::ReadAs;
 use super::{output, size};
 use crate::adapter::Note;
 use crate::container::{SafetensorsFile, Sharded};
@@ -49,9 +50,8 @@ pub struct Args {
     /// Show the singular values of every change: how many hold 90 % and 99 % of its energy, their profile, the largest
     #[arg(long)]
     spectrum: bool,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Print the answer as one JSON document
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -79,8 +79,8 @@ fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
     if args.keys {
         return keys(path);
     }
-    if args.from.is_some() || is_adapter(path)? {
-        let opened = match layout::open(path, args.from.as_deref()) {
+    if args.read.from.is_some() || is_adapter(path)? {
+        let opened = match args.read.open(path, None) {
             Ok(opened) => opened,
             Err(e) => {
                 // What cannot be understood can still be listed; the error follows.

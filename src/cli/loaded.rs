@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::args::adapter_and_strength;
+use super::args::{ReadAs, adapter_and_strength};
 use crate::error::{Error, Result};
-use crate::layout::{self, Opened};
+use crate::layout::Opened;
+use crate::model::BaseModel;
 use crate::ops::merge::{Applied, Identity};
 
 /// An adapter, opened.
@@ -22,13 +23,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens an adapter given as `PATH[@STRENGTH]`.
-    pub fn open(argument: &Path, strength: f64, from: Option<&str>, allow_nonfinite: bool) -> Result<Loaded> {
+    /// Opens an adapter given as `PATH[@STRENGTH]`, for this base where there is one.
+    pub fn open(
+        (argument, strength): (&Path, f64),
+        read: &ReadAs,
+        base: Option<&BaseModel>,
+        allow_nonfinite: bool,
+    ) -> Result<Loaded> {
         let (path, strength) = adapter_and_strength(argument, strength)?;
-        let opened = layout::open(&path, from)?;
-        if !allow_nonfinite {
-            opened.source.require_finite()?;
-        }
+        let opened = read.open_finite(&path, base, allow_nonfinite)?;
         let identity = Identity { name: last_name(&path), hash: opened.hash(), base: opened.base_fingerprint };
         Ok(Loaded { label: path.display().to_string(), strength, path, opened, identity })
     }
@@ -45,8 +48,8 @@ impl Loaded {
 }
 
 /// Opens an adapter whose values all have to be finite, for commands that cannot let others through.
-pub fn open_finite(path: &Path, from: Option<&str>) -> Result<Opened> {
-    let opened = layout::open(path, from)?;
+pub fn open_finite(path: &Path, read: &ReadAs, base: Option<&BaseModel>) -> Result<Opened> {
+    let opened = read.open(path, base)?;
     opened.source.require_finite().map_err(|e| {
         // Without the hint for a merge, which can.
         let error = Error::new(e.kind(), e.what()).in_file(e.file().unwrap_or(path));

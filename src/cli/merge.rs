@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::args::{Common, OutputDtype};
+use super::args::{Common, OutputDtype, ReadAs};
 use super::loaded::Loaded;
 use super::progress::Bar;
 use super::signals::Signals;
@@ -57,9 +57,8 @@ pub struct Args {
     /// Put the adapters into the undo record: when they are small, always or never
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", requires = "undo")]
     undo_embed: Embed,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Leave out modules of the adapter that match nothing in the base
     #[arg(long)]
     allow_unmatched: bool,
@@ -90,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let base = BaseModel::open(&args.base)?;
-    let open = |a: &PathBuf| Loaded::open(a, args.strength, args.from.as_deref(), args.allow_nonfinite);
+    let open = |a: &PathBuf| Loaded::open((a, args.strength), &args.read, Some(&base), args.allow_nonfinite);
     let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let mut merge = merge::merge(&base, &applied, &options(args))?;

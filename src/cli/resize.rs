@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::args::{Common, OutputDtype};
+use super::args::{Common, OutputDtype, ReadAs};
 use super::inspect::thousands;
 use super::loaded::open_finite;
 use super::merge::notes_json;
@@ -55,9 +55,8 @@ pub struct Args {
     base: Option<PathBuf>,
     #[command(flatten)]
     ranks: Ranks,
-    /// Layout of the adapter, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Layout of the result [default: that of the adapter]
     #[arg(long, value_name = "LAYOUT")]
     to: Option<String>,
@@ -79,8 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let bounds = args.ranks.bounds()?;
-    let mut opened = open_finite(&args.adapter, args.from.as_deref())?;
     let base = args.base.as_deref().map(BaseModel::open).transpose()?;
+    let mut opened = open_finite(&args.adapter, &args.read, base.as_ref())?;
     let layout = layout::named(args.to.as_deref().unwrap_or(opened.layout))?;
     let options = Options {
         rule: args.rank,

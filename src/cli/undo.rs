@@ -11,7 +11,7 @@ use crate::adapter::Adapter;
 use crate::container::atomic::{self, Form, Pending, commit_all};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::Kernels;
-use crate::layout::{self, Opened, Source};
+use crate::layout::{self, Given, Opened, Source};
 use crate::model::BaseModel;
 use crate::ops::merge::{Identity, Merge};
 use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
@@ -90,6 +90,7 @@ impl Recording {
                 settings: if embed { None } else { settings(source) },
                 layout: l.opened.layout.to_string(),
                 config: source.config.as_ref().filter(|_| embed).map(|(_, config)| config.clone()),
+                aside: l.opened.aside(),
             });
         }
         if let Some(config) = base.config_path().filter(|_| !base.is_folder) {
@@ -303,7 +304,7 @@ pub fn find_adapters(
             opened.hash().to_string() == note.hash && (!stays(number) || settings(&opened.source) == note.settings)
         };
         let Some(path) = &note.path else {
-            let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
+            let source = Source::within(record, &restore.embedded(number)?, note.config.clone(), note.aside.as_ref())?;
             let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
             return Ok(Some(loaded(opened, record.to_path_buf())));
         };
@@ -316,7 +317,8 @@ pub fn find_adapters(
             if !candidate.exists() {
                 continue;
             }
-            match layout::open(&candidate, Some(&note.layout)) {
+            let given = note.aside.as_ref().map(|aside| Given::of_aside(aside, record)).unwrap_or_default();
+            match layout::open_with(&candidate, Some(&note.layout), given) {
                 Ok(opened) if is_it(&opened) => return Ok(Some(loaded(opened, candidate))),
                 _ => tried.push(candidate.display().to_string()),
             }

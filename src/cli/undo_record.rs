@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::Common;
+use super::args::{Common, ReadAs};
 use super::loaded::Loaded;
 use super::output;
 use super::progress::Bar;
@@ -36,9 +36,8 @@ pub struct Args {
     /// An adapter that was merged, with its strength behind an @
     #[arg(long, value_name = "ADAPTER[@STRENGTH]")]
     adapter: Vec<PathBuf>,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Put the adapters into the record: when they are small, always or never
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
     undo_embed: Embed,
@@ -52,7 +51,7 @@ pub fn run(args: &Args) -> Result<()> {
     let kernels = args.common.kernels()?;
     let base = BaseModel::open(&args.base)?;
     let merged = BaseModel::open(&args.merged)?;
-    let open = |a: &PathBuf| Loaded::open(a, 1.0, args.from.as_deref(), true);
+    let open = |a: &PathBuf| Loaded::open((a, 1.0), &args.read, Some(&base), true);
     let loaded = args.adapter.iter().map(open).collect::<Result<Vec<_>>>()?;
     let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let plan = if applied.is_empty() {

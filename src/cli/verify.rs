@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::args::Machine;
+use super::args::{Machine, ReadAs};
 use super::loaded::Loaded;
 use super::output;
 use super::progress::Bar;
@@ -39,9 +39,8 @@ pub struct Args {
     /// Adapter that is said to be in it, with the strength claimed behind an @ [default: 1]; once for each
     #[arg(long = "adapter", required = true, value_name = "ADAPTER[@STRENGTH]")]
     adapters: Vec<PathBuf>,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Leave out modules of the adapter that match nothing in the base
     #[arg(long)]
     allow_unmatched: bool,
@@ -58,7 +57,7 @@ pub fn run(args: &Args) -> Result<Option<Error>> {
     let kernels = args.machine.kernels()?;
     let base = BaseModel::open(&args.base)?;
     let merged = BaseModel::open(&args.merged)?;
-    let open = |a: &PathBuf| Loaded::open(a, 1.0, args.from.as_deref(), true);
+    let open = |a: &PathBuf| Loaded::open((a, 1.0), &args.read, Some(&base), true);
     let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     // Without an identity: what the base itself was made of is not asked here.
     let applied: Vec<_> = loaded.iter().map(|l| Applied { identity: None, ..l.applied() }).collect();

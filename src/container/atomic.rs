@@ -5,7 +5,7 @@
 //! apart and remove it.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -279,6 +279,18 @@ pub fn write_whole(path: &Path, bytes: &[u8], sync: bool) -> Result<()> {
         if sync { file.sync_all() } else { Ok(()) }
     };
     write().map_err(|e| Error::io("cannot write", e)).in_file(path)
+}
+
+/// Creates a file inside an output that is being built, lets `write` fill it, and brings it to disk.
+pub fn write_with(path: &Path, sync: bool, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    let file = File::options().write(true).create_new(true).open(path);
+    let mut out = BufWriter::new(file.map_err(|e| Error::io("cannot create", e).in_file(path))?);
+    write(&mut out).in_file(path)?;
+    let file = out.into_inner().map_err(|e| Error::io("cannot write", e.into_error()).in_file(path))?;
+    if sync {
+        file.sync_all().map_err(|e| Error::io("cannot bring to disk", e).in_file(path))?;
+    }
+    Ok(())
 }
 
 /// Copies a side file into an output that is being built.

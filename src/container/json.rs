@@ -49,11 +49,12 @@ pub fn type_name(value: &Value) -> &'static str {
     }
 }
 
-fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
+/// The text of a side file: regular, at most this long, UTF-8 without a mark.
+pub(super) fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
     let fail = |e: std::io::Error| Error::io("cannot read", e).in_file(path);
     let about = std::fs::metadata(path).map_err(fail)?;
     if !about.is_file() {
-        return Err(Error::unsupported("not a regular file, expected JSON").in_file(path));
+        return Err(Error::unsupported("not a regular file").in_file(path));
     }
     if about.len() > max_bytes {
         let what = format!("{} bytes, at most {max_bytes}", about.len());

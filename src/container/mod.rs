@@ -12,6 +12,7 @@ pub mod sharded;
 mod system;
 pub mod torch;
 pub mod undo;
+pub mod yaml;
 
 pub use gguf::GgufFile;
 pub use given::{cannot_open, refuse_config};

@@ -2,6 +2,7 @@
 //!
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
+pub mod facts;
 pub mod gguf;
 pub mod mlx;
 pub mod peft;
@@ -11,7 +12,7 @@ pub mod source;
 use std::path::Path;
 
 pub use save::{check, save};
-pub use source::Source;
+pub use source::{Given, Source};
 
 use crate::adapter::{Adapter, Note};
 use crate::container::gguf::Metadata;
@@ -42,6 +43,11 @@ pub trait Layout: Sync {
     fn detect(&self, source: &Source) -> Verdict;
     /// Reads the adapter. Every tensor is used or named in a note or an error.
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)>;
+    /// Whether its reader looks at more than the tensors and the adapter's config: settings of the training, the base's
+    /// config.
+    fn looks_aside(&self) -> bool {
+        false
+    }
     /// Whether there is a way back; [`Layout::write`] is an error otherwise.
     fn can_write(&self) -> bool {
         true
@@ -57,12 +63,27 @@ pub struct Draft {
     pub tensor_file: String,
     /// The tensors, in the order of the file.
     pub tensors: StateDict,
-    /// Header metadata, in order.
+    /// Header metadata of a safetensors file, in order.
     pub metadata: Vec<(String, String)>,
-    /// Set where the file is GGUF and not safetensors: its metadata, in the place of the header's.
-    pub gguf: Option<Metadata>,
+    /// What kind of file it is.
+    pub format: Format,
     /// Other files of the folder: name and text. A layout that is one file has none.
     pub texts: Vec<(String, Vec<u8>)>,
+}
+
+/// The kind of file that tensors are written to.
+#[derive(Clone, Debug, Default)]
+pub enum Format {
+    /// safetensors.
+    #[default]
+    Safetensors,
+    /// GGUF, with its metadata.
+    Gguf(Metadata),
+    /// PyTorch's, for programs that read no other.
+    Torch {
+        /// The key whose value the tensors' dict is; none where it is the outermost.
+        under: Option<&'static str>,
+    },
 }
 
 /// All layouts.
@@ -86,6 +107,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// What its layout has to know to read it again, besides tensors and config; none where that is all.
+    pub fn aside(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        self.source.aside(named(self.layout).is_ok_and(Layout::looks_aside))
+    }
+
     /// The hash of its tensors, the same whatever file or config they are stored with.
     pub fn hash(&self) -> Hash {
         hash::of_tensors(&self.source.tensors)
@@ -94,7 +120,12 @@ impl Opened {
 
 /// Opens an adapter file or folder. `from` names the layout; without it the content decides.
 pub fn open(path: &Path, from: Option<&str>) -> Result<Opened> {
-    let source = Source::open(path)?;
+    open_with(path, from, Given::default())
+}
+
+/// The same, where more is known than the files say.
+pub fn open_with(path: &Path, from: Option<&str>, given: Given) -> Result<Opened> {
+    let source = Source::open_with(path, given)?;
     open_source(source, from).in_file(path)
 }
 
@@ -104,7 +135,8 @@ pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
         Some(name) => (named(name)?, "named on the command line".to_string()),
         None => detect(&source)?,
     };
-    let (adapter, notes) = layout.read(&source)?;
+    let (mut adapter, notes) = layout.read(&source)?;
+    adapter.base = std::mem::take(&mut adapter.base).or(source.facts());
     // Kinds that are refused may keep their tensors elsewhere: then the reason is better than this.
     if source.tensors.is_empty() && adapter.targets.is_empty() {
         return Err(Error::missing("no tensors in this adapter").in_file(&source.tensor_file));

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::Draft;
+use super::{Draft, Format};
 use crate::container::atomic::{self, Form, Pending};
-use crate::container::{Entry, Manifest, SafetensorsWriter, gguf};
+use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, torch};
 use crate::error::Result;
 
 /// Refuses a place that is an input or taken, before the work. Most layouts are folders, and what a file is refused for
@@ -24,11 +24,16 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
     atomic::refuse_input(destination, &paths)?;
     atomic::refuse_existing(destination, form, replace)?;
     let data: u64 = draft.tensors.values().map(|t| t.bytes.len() as u64).sum();
-    let head = match &draft.gguf {
-        Some(metadata) => gguf::head(metadata, &draft.tensors)?,
-        None => manifest(draft).head()?,
+    let head = match &draft.format {
+        Format::Gguf(metadata) => gguf::head(metadata, &draft.tensors)?,
+        Format::Safetensors => manifest(draft).head()?,
+        Format::Torch { .. } => Vec::new(),
     };
-    atomic::require_room(destination, head.len() as u64 + data)?;
+    let size = match &draft.format {
+        Format::Torch { under } => torch::size(&draft.tensors, *under)?,
+        _ => head.len() as u64 + data,
+    };
+    atomic::require_room(destination, size)?;
 
     let pending = Pending::new(destination, form, replace, sync)?;
     for (name, text) in &draft.texts {
@@ -36,9 +41,10 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
     }
     let path =
         if form == Form::Folder { pending.path().join(&draft.tensor_file) } else { pending.path().to_path_buf() };
-    match &draft.gguf {
-        Some(_) => gguf::write(&path, &head, &draft.tensors, sync)?,
-        None => write_safetensors(draft, &path, &head, sync)?,
+    match &draft.format {
+        Format::Safetensors => write_safetensors(draft, &path, &head, sync)?,
+        Format::Gguf(_) => atomic::write_with(&path, sync, |out| gguf::write(out, &head, &draft.tensors))?,
+        Format::Torch { under } => atomic::write_with(&path, sync, |out| torch::write(out, &draft.tensors, *under))?,
     }
     for file in sources {
         file.unchanged()?;

@@ -1,22 +1,27 @@
 //! What a layout is shown: the tensors of an adapter file and the config beside it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, gguf, hub, json, npz, torch};
+use super::facts;
+use crate::adapter::Facts;
+use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, gguf, hub, json, npz, torch, yaml};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
 /// Names of the config file beside an adapter.
 const CONFIG_NAME: &str = "adapter_config.json";
-/// Name of a model's config: beside a GGUF adapter it is that of the base.
+/// Name of a model's config: beside an adapter it is that of the base.
 const BASE_CONFIG_NAME: &str = "config.json";
 /// Tensor files looked for in a folder, best first.
 const TENSOR_NAMES: [&str; 4] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", ARRAYS_NAME];
 /// A file of arrays, of adapters that had no config.
 const ARRAYS_NAME: &str = "adapters.npz";
+/// Settings of trainings, kept beside the tensors.
+const SETTINGS: [&str; 2] = ["hyperparameters.yaml", "model_config.yaml"];
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Key of the header metadata, or field of the config, that names the base an adapter was made for.
 pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
@@ -38,8 +43,35 @@ pub struct Source {
     pub other_values: Vec<String>,
     /// The file as GGUF, where it is that.
     pub gguf: Option<GgufFile>,
-    /// The config file and what it says. That of the base for a GGUF file, which needs none of its own.
-    pub config: Option<(PathBuf, Map<String, Value>)>,
+    /// The adapter's config file and what it says.
+    pub config: Option<SideFile>,
+    /// Other settings of the training, by the names of their files.
+    pub settings: BTreeMap<&'static str, SideFile>,
+    /// What is known beside the adapter's files. The config of the base is that beside the file, where none was given.
+    pub given: Given,
+}
+
+/// A side file and what it says.
+pub type SideFile = (PathBuf, Map<String, Value>);
+
+/// What the user says beside the adapter's files.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The base's `config.json`.
+    pub base: Option<SideFile>,
+    /// Alpha, for files that do not have it.
+    pub alpha: Option<f64>,
+}
+
+/// Words of what stands beside an adapter, where it is kept with it.
+const ASIDE: [&str; 3] = ["base", "settings", "alpha"];
+
+impl Given {
+    /// What was kept with an adapter; `place` stands for the files.
+    pub fn of_aside(aside: &Map<String, Value>, place: &Path) -> Given {
+        let base = aside.get(ASIDE[0]).and_then(Value::as_object).map(|map| (place.to_path_buf(), map.clone()));
+        Given { base, alpha: aside.get(ASIDE[2]).and_then(Value::as_f64) }
+    }
 }
 
 /// True for a folder that holds an adapter's config, or tensors that only adapters have, a file that has a config beside
@@ -54,6 +86,11 @@ pub fn looks_like_adapter(path: &Path) -> bool {
 impl Source {
     /// Opens a folder, or a tensor file with its config beside it.
     pub fn open(path: &Path) -> Result<Source> {
+        Source::open_with(path, Given::default())
+    }
+
+    /// The same, where more is known.
+    pub fn open_with(path: &Path, mut given: Given) -> Result<Source> {
         let about = std::fs::metadata(path).map_err(|e| container::cannot_open(path, e))?;
         container::refuse_config(path)?;
         let resolved = if about.is_dir() { hub::resolve(path)? } else { path.to_path_buf() };
@@ -67,17 +104,23 @@ impl Source {
         // A file that calls itself safetensors is read as nothing else.
         let by_content = tensor_file.extension().is_none_or(|e| e != "safetensors");
         let is_gguf = by_content && gguf::claims(file.as_slice());
-        let config_path = folder.join(if is_gguf { BASE_CONFIG_NAME } else { CONFIG_NAME });
-        let config = match config_path.symlink_metadata() {
-            Ok(_) => {
-                let config = json::read_object(&config_path, MAX_CONFIG_BYTES)?;
-                Some((config_path, config))
-            }
-            Err(_) => None,
-        };
+        if given.base.is_none() {
+            // A GGUF file may depend on it; beside any other it must not be in the way.
+            given.base = match side_file(&folder, BASE_CONFIG_NAME, json::read_object) {
+                Err(_) if !is_gguf => None,
+                found => found?,
+            };
+        }
         if is_gguf {
             let all = Bytes::mapped(&file, 0..file.as_slice().len())?;
-            return Source::of_gguf(path, &tensor_file, file, &all, config);
+            return Source::of_gguf(path, &tensor_file, file, &all, None, given);
+        }
+        let config = side_file(&folder, CONFIG_NAME, json::read_object)?;
+        let mut settings = BTreeMap::new();
+        for name in SETTINGS {
+            if let Some(found) = side_file(&folder, name, yaml::read_object)? {
+                settings.insert(name, found);
+            }
         }
         let (tensors, metadata, other_values) = if tensor_file.extension().is_some_and(|e| e == "npz") {
             (npz::read(&file)?, Vec::new(), Vec::new())
@@ -88,7 +131,8 @@ impl Source {
             let opened = SafetensorsFile::open(&tensor_file)?;
             (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
         };
-        Ok(Source { path: path.to_path_buf(), tensor_file, file, tensors, metadata, other_values, gguf: None, config })
+        let path = path.to_path_buf();
+        Ok(Source { path, tensor_file, file, tensors, metadata, other_values, gguf: None, config, settings, given })
     }
 
     fn of_gguf(
@@ -96,7 +140,8 @@ impl Source {
         tensor_file: &Path,
         file: Arc<MappedFile>,
         bytes: &Bytes,
-        config: Option<(PathBuf, Map<String, Value>)>,
+        config: Option<SideFile>,
+        given: Given,
     ) -> Result<Source> {
         let opened = GgufFile::parse(bytes).in_file(tensor_file)?;
         let texts = opened.metadata.iter().filter_map(|(key, value)| Some((key.clone(), value.text()?.to_string())));
@@ -109,16 +154,50 @@ impl Source {
             other_values: Vec::new(),
             gguf: Some(opened),
             config,
+            settings: BTreeMap::new(),
+            given,
         })
     }
 
-    /// An adapter whose tensor file lies in `bytes` of another file, and whose config is at hand.
-    pub fn within(path: &Path, bytes: &Bytes, config: Option<Map<String, Value>>) -> Result<Source> {
+    /// All that a reader may have looked at beside tensors and config, to be kept with them; with `files` also what
+    /// stands in other files. None where there is nothing.
+    pub fn aside(&self, files: bool) -> Option<Map<String, Value>> {
+        let mut out = Map::new();
+        if let Some((_, base)) = self.given.base.as_ref().filter(|_| files) {
+            out.insert(ASIDE[0].to_string(), Value::Object(base.clone()));
+        }
+        if files && !self.settings.is_empty() {
+            let all = self.settings.iter().map(|(name, (_, map))| (name.to_string(), Value::Object(map.clone())));
+            out.insert(ASIDE[1].to_string(), Value::Object(all.collect()));
+        }
+        if let Some(alpha) = self.given.alpha {
+            out.insert(ASIDE[2].to_string(), Value::from(alpha));
+        }
+        Some(out).filter(|out| !out.is_empty())
+    }
+
+    /// What is known of the base.
+    pub fn facts(&self) -> Facts {
+        self.given.base.as_ref().map(|(_, config)| facts::of_config(config)).unwrap_or_default()
+    }
+
+    /// An adapter whose tensor file lies in `bytes` of another file, and whose config is at hand, with what
+    /// [`Source::aside`] gave.
+    pub fn within(
+        path: &Path,
+        bytes: &Bytes,
+        config: Option<Map<String, Value>>,
+        aside: Option<&Map<String, Value>>,
+    ) -> Result<Source> {
+        let given = aside.map(|aside| Given::of_aside(aside, path)).unwrap_or_default();
+        let kept = aside.and_then(|aside| aside.get(ASIDE[1])?.as_object());
+        let of = |name: &'static str| Some((name, (path.to_path_buf(), kept?.get(name)?.as_object()?.clone())));
+        let settings = SETTINGS.into_iter().filter_map(of).collect();
         let (file, at) = bytes.origin().ok_or_else(|| Error::missing("an adapter that lies in no file"))?;
         let start = usize::try_from(at).map_err(|_| Error::unsupported("too large for this system"))?;
         let config = config.map(|config| (path.to_path_buf(), config));
         if gguf::claims(bytes.as_slice()) {
-            return Source::of_gguf(path, path, Arc::clone(file), bytes, config);
+            return Source::of_gguf(path, path, Arc::clone(file), bytes, None, given);
         }
         let opened = SafetensorsFile::within(Arc::clone(file), start..start + bytes.len())?;
         Ok(Source {
@@ -130,6 +209,8 @@ impl Source {
             other_values: Vec::new(),
             gguf: None,
             config,
+            settings,
+            given,
         })
     }
 
@@ -190,6 +271,20 @@ impl Source {
         }
         Ok(())
     }
+}
+
+/// A side file, where there is one of this name; one that cannot be read is an error.
+fn side_file(
+    folder: &Path,
+    name: &str,
+    read: impl Fn(&Path, u64) -> Result<Map<String, Value>>,
+) -> Result<Option<SideFile>> {
+    let path = folder.join(name);
+    if path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let config = read(&path, MAX_CONFIG_BYTES)?;
+    Ok(Some((path, config)))
 }
 
 fn tensor_file_in(folder: &Path) -> Result<PathBuf> {

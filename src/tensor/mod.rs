@@ -10,6 +10,7 @@ pub mod lost;
 pub mod numpy_random;
 pub mod ordinal;
 pub mod random;
+pub mod rearrange;
 pub mod shape;
 pub mod size;
 

@@ -9,7 +9,7 @@ use lora_tool::container::gguf::{GgufFile, Value};
 use lora_tool::container::json;
 use lora_tool::error::Kind;
 use lora_tool::layout::gguf::base;
-use lora_tool::layout::{self, Draft, Layout};
+use lora_tool::layout::{self, Draft, Format, Layout};
 use lora_tool::tensor::{Dtype, Tensor};
 
 use crate::fixtures::{self, Case, Scratch, cases};
@@ -141,7 +141,8 @@ fn scales_of_several_alphas_are_folded() {
     let scratch = Scratch::new();
     let (draft, notes) = gguf().write(&adapter("qwen2", all.clone())).expect("a draft");
     assert!(notes.iter().any(|n| n.key == "adapter.lora.alpha" && n.severity == Severity::Info));
-    assert_eq!(draft.gguf.as_ref().map(|m| &m["adapter.lora.alpha"]), Some(&Value::F32(0.0)));
+    let Format::Gguf(metadata) = &draft.format else { panic!("a GGUF file") };
+    assert_eq!(metadata["adapter.lora.alpha"], Value::F32(0.0));
     save(&draft, &scratch.join("a.gguf"));
     let back = layout::open(&scratch.join("a.gguf"), None).expect("an adapter").adapter;
     for (path, target) in &all {

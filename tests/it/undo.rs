@@ -172,7 +172,7 @@ fn undo(merged: &Path, record: &Path, out: &Path) -> Result<()> {
     let merged = BaseModel::open(merged)?;
     let mut adapters = Vec::new();
     for (number, note) in restore.adapters().iter().enumerate() {
-        let source = Source::within(record, &restore.embedded(number)?, note.config.clone())?;
+        let source = Source::within(record, &restore.embedded(number)?, note.config.clone(), note.aside.as_ref())?;
         adapters.push(layout::open_source(source, Some(&note.layout))?.adapter);
     }
     let undone = restore.plan(&merged, adapters)?;

@@ -25,7 +25,8 @@ pub fn run(args: &Args) -> Result<()> {
     let kernels = args.common.kernels()?;
     let merged = BaseModel::open(&args.merged)?;
     let base = args.base.as_deref().map(BaseModel::open).transpose()?;
-    let loaded = args.adapter.iter().map(|a| open(args, a)).collect::<Result<Vec<_>>>()?;
+    let loaded =
+        args.adapter.iter().map(|a| open(args, a, base.as_ref().unwrap_or(&merged))).collect::<Result<Vec<_>>>()?;
     let removals: Vec<Removal> = loaded.iter().map(|(l, strength)| removal(l, *strength)).collect();
     let options = Options { allow_unmatched: args.allow_unmatched, tool: TOOL.to_string() };
     let began = Instant::now();
@@ -63,9 +64,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The adapter, and its strength where one is given.
-fn open(args: &Args, argument: &Path) -> Result<(Loaded, Option<f64>)> {
+fn open(args: &Args, argument: &Path, model: &BaseModel) -> Result<(Loaded, Option<f64>)> {
     let (_, strength) = adapter_and_strength(argument, f64::NAN)?;
-    let loaded = Loaded::open(argument, 1.0, args.from.as_deref(), false)?;
+    let loaded = Loaded::open((argument, 1.0), &args.read, Some(model), false)?;
     Ok((loaded, Some(strength).filter(|s| !s.is_nan())))
 }
 

@@ -5,7 +5,7 @@ mod record;
 
 use std::path::PathBuf;
 
-use super::args::Common;
+use super::args::{Common, ReadAs};
 use crate::error::Result;
 
 /// Take adapters out of a merged model
@@ -45,9 +45,8 @@ pub struct Args {
     /// Where adapters are that the record names and that were moved
     #[arg(long, value_name = "PATH", requires = "undo")]
     look_in: Vec<PathBuf>,
-    /// Layout of the adapters, instead of recognising it
-    #[arg(long, value_name = "LAYOUT", conflicts_with = "undo")]
-    from: Option<String>,
+    #[command(flatten)]
+    read: ReadAs,
     /// Leave out modules of the adapter that match nothing in the model
     #[arg(long, conflicts_with = "undo")]
     allow_unmatched: bool,

@@ -1,32 +1,20 @@
 //! Writing GGUF: version 3, metadata in the order given, tensors one after the other at the default alignment.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::Write;
 
 use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, Metadata, Value};
 use crate::error::{Context, Error, Result};
 use crate::tensor::{Dtype, StateDict, Tensor};
 
-/// Creates the file of a [`head`] and the tensors it was made for. With `sync` it is on disk afterwards.
-pub fn write(path: &Path, head: &[u8], tensors: &StateDict, sync: bool) -> Result<()> {
-    let fail = |e: std::io::Error| Error::io("cannot write", e).in_file(path);
-    let file = File::options()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|e| Error::io("cannot create", e).in_file(path))?;
-    let mut out = BufWriter::new(file);
+/// Writes the file of a [`head`] and the tensors it was made for.
+pub fn write(out: &mut dyn Write, head: &[u8], tensors: &StateDict) -> Result<()> {
+    let fail = |e: std::io::Error| Error::io("cannot write", e);
     out.write_all(head).map_err(fail)?;
     for tensor in tensors.values() {
         let bytes = tensor.bytes.as_slice();
         out.write_all(bytes).map_err(fail)?;
         out.write_all(&[0; DEFAULT_ALIGNMENT][..padding(bytes.len())]).map_err(fail)?;
         tensor.bytes.release(0..bytes.len());
-    }
-    let file = out.into_inner().map_err(|e| fail(e.into_error()))?;
-    if sync {
-        file.sync_all().map_err(|e| Error::io("cannot bring to disk", e).in_file(path))?;
     }
     Ok(())
 }

@@ -62,6 +62,11 @@ const DTYPES: [(&str, Dtype); 19] = [
     ("complex64", Dtype::C64),
 ];
 
+/// The typed storage of elements of this type.
+pub fn storage(dtype: Dtype) -> Option<&'static str> {
+    STORAGES.iter().find(|(_, d)| *d == dtype).map(|(name, _)| *name)
+}
+
 /// The global of this name.
 pub fn find(module: &str, name: &str) -> Result<Global> {
     let listed = |list: &[(&str, Dtype)]| list.iter().find(|(n, _)| *n == name).map(|(_, dtype)| *dtype);

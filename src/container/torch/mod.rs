@@ -11,6 +11,7 @@ mod legacy;
 mod objects;
 mod pickle;
 mod view;
+mod write;
 pub(super) mod zip;
 
 use std::ops::Range;
@@ -24,6 +25,7 @@ use objects::Form;
 use objects::{Object, Objects, Value};
 use pickle::Pickle;
 use view::Maker;
+pub use write::{size, write};
 
 /// What to do about a pickle that is refused.
 const ADVICE: &str = "if you trust the file, load it in Python and save its tensors as safetensors";

@@ -165,3 +165,29 @@ fn damage_never_panics() {
     std::fs::remove_file(&path).unwrap();
     assert!(refused > 1000 && accepted > 100, "{refused} refused, {accepted} accepted");
 }
+
+#[test]
+fn what_is_written_is_read_again() {
+    let scratch = std::env::temp_dir().join(format!("lora-tool-torch-{}.pt", std::process::id()));
+    let of = |dtype, shape: &[usize]| {
+        let count = shape.iter().product::<usize>();
+        Tensor::from_f32(dtype, shape, &(0..count).map(|i| i as f32 - 1.5).collect::<Vec<_>>()).unwrap()
+    };
+    let given: StateDict = [
+        ("layers.0.q.lora_a.weight", of(Dtype::F32, &[2, 3])),
+        ("naïve", of(Dtype::BF16, &[4])),
+        ("empty", of(Dtype::F16, &[0, 2])),
+        ("scalar", of(Dtype::F64, &[])),
+    ]
+    .map(|(key, tensor)| (key.to_string(), tensor))
+    .into();
+    for under in [None, Some("model")] {
+        let mut bytes = Vec::new();
+        write(&mut bytes, &given, under).unwrap();
+        assert_eq!(size(&given, under).unwrap(), bytes.len() as u64);
+        std::fs::write(&scratch, &bytes).unwrap();
+        let (read, rest) = read_with_rest(&MappedFile::open(&scratch).unwrap()).unwrap();
+        assert_eq!((read, rest), (given.clone(), Vec::new()));
+    }
+    std::fs::remove_file(&scratch).unwrap();
+}

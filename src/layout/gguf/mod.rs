@@ -47,6 +47,10 @@ impl Layout for Gguf {
         "llama.cpp: a GGUF file whose general.type is adapter"
     }
 
+    fn looks_aside(&self) -> bool {
+        true
+    }
+
     fn detect(&self, source: &Source) -> Verdict {
         match &source.gguf {
             Some(_) => Verdict::Likely { score: 100, because: "it begins with `GGUF`".to_string() },
@@ -134,7 +138,7 @@ fn scale(metadata: &Metadata) -> Result<Scale> {
 /// What is known of the base: from the file, then from the base's config beside it.
 fn about(metadata: &Metadata, architecture: &Architecture, source: &Source) -> Result<BTreeMap<String, String>> {
     let mut out = BTreeMap::new();
-    if let Some((_, config)) = &source.config {
+    if let Some((_, config)) = &source.given.base {
         let beside = base::of_config(config);
         let same = |class: &String| names::architecture(class).is_some_and(|a| a.name == architecture.name);
         if beside.get(base::ARCHITECTURE).is_some_and(same) {

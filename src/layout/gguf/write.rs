@@ -15,8 +15,8 @@ use crate::adapter::delta::{Full, LowRank, full::Mode};
 use crate::adapter::{Adapter, Delta, Note, ScaleRule, SiteKind, Target};
 use crate::container::gguf::{Metadata, Value};
 use crate::error::{Context, Error, Result};
-use crate::layout::Draft;
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::layout::{Draft, Format};
 use crate::tensor::{Dtype, StateDict, Tensor};
 
 /// What ggml's quantised types are written by; converters put it into every file.
@@ -51,7 +51,7 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
     let draft = Draft {
         tensor_file: "adapter.gguf".to_string(),
         tensors,
-        gguf: Some(metadata(adapter, architecture, alpha.unwrap_or(0.0))),
+        format: Format::Gguf(metadata(adapter, architecture, alpha.unwrap_or(0.0))),
         ..Draft::default()
     };
     Ok((draft, writer.notes))

@@ -91,6 +91,9 @@ pub struct AdapterNote {
     pub layout: String,
     /// Its config, where it lies in the record.
     pub config: Option<serde_json::Map<String, serde_json::Value>>,
+    /// What its layout has to know besides, in words of the layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aside: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// What a fresh merge of some of the adapters needs to know.

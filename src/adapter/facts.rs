@@ -1,0 +1,56 @@
+//! What has to be known of a base to name and order an adapter's parts as another program does: nothing of it changes
+//! what the adapter does.
+
+/// Sizes and names of a base model, as far as they are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Class of the model in transformers, as `LlamaForCausalLM`.
+    pub class: Option<String>,
+    /// Family of the model in transformers, as `llama`.
+    pub family: Option<String>,
+    /// Heads of the queries.
+    pub heads: Option<usize>,
+    /// Heads of keys and values.
+    pub key_heads: Option<usize>,
+    /// Rows of one head.
+    pub head_width: Option<usize>,
+    /// Width of the residual stream.
+    pub hidden: Option<usize>,
+    /// Width inside the feed-forward layers.
+    pub intermediate: Option<usize>,
+    /// Layers.
+    pub layers: Option<usize>,
+    /// Experts of a layer.
+    pub experts: Option<usize>,
+    /// Rows of the embedding.
+    pub vocabulary: Option<usize>,
+    /// Whether the output is tied to the embedding.
+    pub tied: Option<bool>,
+}
+
+impl Facts {
+    /// These, and where something is not known of them, what `others` say.
+    #[must_use]
+    pub fn or(self, others: Facts) -> Facts {
+        Facts {
+            class: self.class.or(others.class),
+            family: self.family.or(others.family),
+            heads: self.heads.or(others.heads),
+            key_heads: self.key_heads.or(others.key_heads),
+            head_width: self.head_width.or(others.head_width),
+            hidden: self.hidden.or(others.hidden),
+            intermediate: self.intermediate.or(others.intermediate),
+            layers: self.layers.or(others.layers),
+            experts: self.experts.or(others.experts),
+            vocabulary: self.vocabulary.or(others.vocabulary),
+            tied: self.tied.or(others.tied),
+        }
+    }
+
+    /// Rows of query, key and value.
+    pub fn attention_rows(&self) -> Option<[usize; 3]> {
+        let (heads, key_heads) = (self.heads?, self.key_heads.or(self.heads)?);
+        let width = self.head_width?;
+        Some([heads.checked_mul(width)?, key_heads.checked_mul(width)?, key_heads.checked_mul(width)?])
+    }
+}
