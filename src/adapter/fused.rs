@@ -7,7 +7,7 @@
 use super::delta::{Full, LowRank, full::Mode};
 use super::{Delta, Scale, SiteKind, Target};
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, Shape, Tensor, rearrange};
+use crate::tensor::{Dtype, Tensor, rearrange};
 
 /// A part of a fused projection.
 #[derive(Clone, Copy, Debug)]
@@ -173,7 +173,7 @@ fn fuse_magnitudes(parts: &[Part]) -> Result<Tensor> {
         })?;
         magnitude.reshaped([part.rows])
     };
-    rearrange::concat_rows(&same_type(&parts.iter().map(of).collect::<Result<Vec<_>>>()?)?)
+    rearrange::concat_rows(&rearrange::alike(&parts.iter().map(of).collect::<Result<Vec<_>>>()?)?)
 }
 
 fn fuse_biases(parts: &[Part]) -> Result<Delta> {
@@ -192,7 +192,7 @@ fn fuse_biases(parts: &[Part]) -> Result<Delta> {
             _ => return Err(Error::unsupported("biases of the parts that are not all added, or not all replaced")),
         }
     }
-    let tensor = rearrange::concat_rows(&same_type(&tensors)?)?;
+    let tensor = rearrange::concat_rows(&rearrange::alike(&tensors)?)?;
     Ok(Delta::Full(Full { tensor, mode: mode.unwrap_or(Mode::Add(1.0)) }))
 }
 
@@ -213,7 +213,7 @@ pub fn fuse_factors(parts: &[Option<&LowRank>], rows: &[usize]) -> Result<(LowRa
     for d in &present {
         own.push(if one_scale { (*d).clone() } else { d.unscaled()?.0 });
     }
-    let bs = same_type(&own.iter().map(|d| d.b.clone()).collect::<Vec<_>>())?;
+    let bs = rearrange::alike(&own.iter().map(|d| d.b.clone()).collect::<Vec<_>>())?;
     let factor = if one_scale { first.factor() } else { 1.0 };
     let mut bs = bs.into_iter();
     let mut left = 0;
@@ -226,40 +226,17 @@ pub fn fuse_factors(parts: &[Option<&LowRank>], rows: &[usize]) -> Result<(LowRa
         };
         let Some(b) = bs.next() else { break };
         let width = if shared { rank } else { part.rank() };
-        blocks.push(placed(&b, left, rank)?);
+        blocks.push(rearrange::placed(&b, (0, left), (*rows, rank))?);
         left += if shared { 0 } else { width };
     }
     let a = if shared {
         first.a.clone()
     } else {
-        rearrange::concat_rows(&same_type(&present.iter().map(|d| d.a.clone()).collect::<Vec<_>>())?)?
+        rearrange::concat_rows(&rearrange::alike(&present.iter().map(|d| d.a.clone()).collect::<Vec<_>>())?)?
     };
-    let b = rearrange::concat_rows(&same_type(&blocks)?)?;
+    let b = rearrange::concat_rows(&rearrange::alike(&blocks)?)?;
     let scale = if shared && one_scale { first.scale } else { Scale::direct(factor) };
     Ok((LowRank { a, b, scale, experts: None, name: "LoRA" }, !shared))
-}
-
-/// The columns of `b` at `left` of a matrix of `width` columns, zeros elsewhere.
-fn placed(b: &Tensor, left: usize, width: usize) -> Result<Tensor> {
-    let (rows, cols) = rearrange::matrix(b)?;
-    if (left, cols) == (0, width) {
-        return Ok(b.clone());
-    }
-    let size = b.dtype.bitsize() / 8;
-    let mut out = vec![0; rows * width * size];
-    for (row, values) in b.bytes.as_slice().chunks_exact((cols * size).max(1)).enumerate() {
-        let at = (row * width + left) * size;
-        out[at..at + values.len()].copy_from_slice(values);
-    }
-    Tensor::new(b.dtype, Shape::new([rows, width]), out.into())
-}
-
-/// The tensors in one type: their own where all have the same, else f32.
-fn same_type(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
-    let same = tensors.windows(2).all(|pair| pair[0].dtype == pair[1].dtype);
-    let widened =
-        |t: &Tensor| if same { Ok(t.clone()) } else { Tensor::from_f32(Dtype::F32, t.shape.dims(), &t.to_f32()?) };
-    tensors.iter().map(widened).collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! its headers.
 
 pub mod delta;
+pub mod experts;
 pub mod facts;
 pub mod fold;
 pub mod fused;

@@ -1,7 +1,6 @@
 //! `lora-tool merge`: adapters into a base model.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -97,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.common.strict {
         output::require_lossless(&notes)?;
     }
-    merge.output.inputs.extend(loaded.iter().map(|l| Arc::clone(&l.opened.source.file)));
+    merge.output.inputs.extend(loaded.iter().flat_map(|l| l.opened.source.files().cloned()));
     let mut inputs: Vec<&Path> = loaded.iter().map(|l| l.path.as_path()).collect();
     inputs.push(&args.base);
     let config = base.config_path();

@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> Result<Option<Error>> {
     for model in [&merged, &base] {
         model.unchanged()?;
     }
-    loaded.iter().try_for_each(|l| l.opened.source.file.unchanged())?;
+    loaded.iter().flat_map(|l| l.opened.source.files()).try_for_each(|file| file.unchanged())?;
     let words = Words { args, report: &report };
     if args.json {
         let word = |s: Severity| if s == Severity::Lossy { "lossy" } else { "info" };

@@ -89,7 +89,8 @@ impl Sharded {
         Self::open_file(&folder.join(only))
     }
 
-    fn open_indexed(folder: &Path, index_name: &str) -> Result<Sharded> {
+    /// The shards that an index names.
+    pub fn open_indexed(folder: &Path, index_name: &str) -> Result<Sharded> {
         let path = folder.join(index_name);
         let mut root = json::read_object(&path, MAX_INDEX_BYTES)?;
         let weight_map = weight_map(&root).in_file(&path)?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::facts;
 use crate::adapter::Facts;
-use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, gguf, hub, json, npz, torch, yaml};
+use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, Sharded, gguf, hub, json, npz, torch, yaml};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
@@ -20,6 +20,8 @@ const BASE_CONFIG_NAME: &str = "config.json";
 const TENSOR_NAMES: [&str; 4] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", ARRAYS_NAME];
 /// A file of arrays, of adapters that had no config.
 const ARRAYS_NAME: &str = "adapters.npz";
+/// The index of an adapter in several files. PEFT has no such thing; some hubs' tools make them.
+const INDEX_NAME: &str = "adapter_model.safetensors.index.json";
 /// Settings of trainings, kept beside the tensors.
 const SETTINGS: [&str; 2] = ["hyperparameters.yaml", "model_config.yaml"];
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -35,6 +37,8 @@ pub struct Source {
     pub tensor_file: PathBuf,
     /// The same, mapped.
     pub file: Arc<MappedFile>,
+    /// Further files of the tensors, where an index names several.
+    pub shards: Vec<Arc<MappedFile>>,
     /// Tensors by key.
     pub tensors: StateDict,
     /// Header metadata.
@@ -122,7 +126,14 @@ impl Source {
                 settings.insert(name, found);
             }
         }
-        let (tensors, metadata, other_values) = if tensor_file.extension().is_some_and(|e| e == "npz") {
+        let mut shards = Vec::new();
+        let (tensors, metadata, other_values) = if let Some(index) = index_of(&tensor_file) {
+            let opened = Sharded::open_indexed(&folder, &index)?;
+            shards = opened.shards.iter().skip(1).map(|shard| Arc::clone(&shard.contents.file)).collect();
+            let tensors = opened.tensors().map(|(_, key, tensor)| (key.clone(), tensor.clone())).collect();
+            let metadata = opened.shards.first().map(|shard| shard.contents.metadata.clone()).unwrap_or_default();
+            (tensors, metadata.into_iter().collect(), Vec::new())
+        } else if tensor_file.extension().is_some_and(|e| e == "npz") {
             (npz::read(&file)?, Vec::new(), Vec::new())
         } else if by_content && torch::claims(file.as_slice()) {
             let (tensors, rest) = torch::read_with_rest(&file).map_err(|e| e.in_file(&tensor_file))?;
@@ -132,7 +143,19 @@ impl Source {
             (opened.tensors, opened.metadata.into_iter().collect(), Vec::new())
         };
         let path = path.to_path_buf();
-        Ok(Source { path, tensor_file, file, tensors, metadata, other_values, gguf: None, config, settings, given })
+        Ok(Source {
+            path,
+            tensor_file,
+            file,
+            shards,
+            tensors,
+            metadata,
+            other_values,
+            gguf: None,
+            config,
+            settings,
+            given,
+        })
     }
 
     fn of_gguf(
@@ -149,6 +172,7 @@ impl Source {
             path: path.to_path_buf(),
             tensor_file: tensor_file.to_path_buf(),
             file,
+            shards: Vec::new(),
             tensors: opened.tensors.clone(),
             metadata: texts.collect(),
             other_values: Vec::new(),
@@ -204,6 +228,7 @@ impl Source {
             path: path.to_path_buf(),
             tensor_file: path.to_path_buf(),
             file: Arc::clone(file),
+            shards: Vec::new(),
             tensors: opened.tensors,
             metadata: opened.metadata.into_iter().collect(),
             other_values: Vec::new(),
@@ -229,6 +254,11 @@ impl Source {
             tensor.bytes.release(0..tensor.bytes.len());
         }
         Ok(out)
+    }
+
+    /// All files the tensors lie in.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<MappedFile>> {
+        std::iter::once(&self.file).chain(&self.shards)
     }
 
     /// Bytes of all tensors.
@@ -287,9 +317,29 @@ fn side_file(
     Ok(Some((path, config)))
 }
 
+/// The first file that an index of shards names.
+fn first_shard(folder: &Path) -> Result<Option<PathBuf>> {
+    if folder.join(INDEX_NAME).symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    let opened = Sharded::open_indexed(folder, INDEX_NAME)?;
+    Ok(opened.shards.first().map(|shard| shard.contents.file.path().to_path_buf()))
+}
+
+/// The index beside a file that is called like one of its shards.
+fn index_of(tensor_file: &Path) -> Option<String> {
+    let name = tensor_file.file_name()?.to_str()?;
+    let is_shard = name.starts_with("adapter_model-") && name.contains("-of-");
+    let index = tensor_file.with_file_name(INDEX_NAME);
+    (is_shard && index.symlink_metadata().is_ok()).then(|| INDEX_NAME.to_string())
+}
+
 fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
     if let Some(found) = TENSOR_NAMES.iter().map(|n| folder.join(n)).find(|p| p.symlink_metadata().is_ok()) {
         return Ok(found);
+    }
+    if let Some(first) = first_shard(folder)? {
+        return Ok(first);
     }
     // PEFT puts an adapter that is not called `default` into a folder of its name.
     let inner: Vec<_> = std::fs::read_dir(folder)

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{Bytes, Shape, Tensor, dtype};
+use super::{Bytes, Dtype, Shape, Tensor, dtype};
 use crate::error::{Error, Result};
 
 /// Bytes of one element of a plain float.
@@ -119,6 +119,72 @@ pub fn block_diagonal(parts: &[Tensor]) -> Result<Tensor> {
     Tensor::new(first.dtype, Shape::new([rows, cols]), out.into())
 }
 
+/// The tensors in one type: their own where all have the same, else f32.
+pub fn alike(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
+    let same = tensors.windows(2).all(|pair| pair[0].dtype == pair[1].dtype);
+    let widened =
+        |t: &Tensor| if same { Ok(t.clone()) } else { Tensor::from_f32(Dtype::F32, t.shape.dims(), &t.to_f32()?) };
+    tensors.iter().map(widened).collect()
+}
+
+/// Tensors of one shape behind each other along a new first axis, in f32 where their types differ.
+pub fn stacked(parts: &[Tensor]) -> Result<Tensor> {
+    let parts = alike(parts)?;
+    let first = parts.first().ok_or_else(|| Error::missing("nothing to put into a stack"))?;
+    let mut bytes = Vec::with_capacity(first.bytes.len() * parts.len());
+    for part in &parts {
+        if part.shape != first.shape {
+            let what = format!("factors {} and {} of two experts of one stack", first.shape, part.shape);
+            return Err(Error::unsupported(what));
+        }
+        bytes.extend_from_slice(part.bytes.as_slice());
+    }
+    let dims: Vec<_> = std::iter::once(parts.len()).chain(first.shape.dims().iter().copied()).collect();
+    Tensor::new(first.dtype, Shape::new(dims), bytes.into())
+}
+
+/// A tensor cut along its first axis into `count` parts of this shape, where they lie.
+pub fn cut(tensor: &Tensor, count: usize, shape: &[usize]) -> Result<Vec<Tensor>> {
+    let size = dtype::byte_len(tensor.dtype, Shape::new(shape).elements()?)?;
+    if size.checked_mul(count) != Some(tensor.bytes.len()) {
+        return Err(Error::mismatch(format!("shape {}, expected {count} times {}", tensor.shape, Shape::new(shape))));
+    }
+    let part = |i: usize| Tensor::new(tensor.dtype, Shape::new(shape), tensor.bytes.slice(i * size..(i + 1) * size));
+    (0..count).map(part).collect()
+}
+
+/// A matrix with zeros below and to the right of it.
+pub fn padded(tensor: &Tensor, rows: usize, cols: usize) -> Result<Tensor> {
+    let (old_rows, old_cols) = matrix(tensor)?;
+    if (old_rows, old_cols) == (rows, cols) {
+        return Ok(tensor.clone());
+    }
+    if old_rows > rows || old_cols > cols {
+        return Err(Error::mismatch(format!("{}, expected no more than [{rows}, {cols}]", tensor.shape)));
+    }
+    placed(tensor, (0, 0), (rows, cols))
+}
+
+/// A matrix inside a larger one of zeros: `at` row and column, of `extents` rows and columns.
+pub fn placed(tensor: &Tensor, at: (usize, usize), extents: (usize, usize)) -> Result<Tensor> {
+    let ((height, width), size) = (matrix(tensor)?, element(tensor)?);
+    let fits = |at: usize, own: usize, all: usize| at.checked_add(own).is_some_and(|end| end <= all);
+    if !fits(at.0, height, extents.0) || !fits(at.1, width, extents.1) {
+        let what = format!("{} at [{}, {}] of [{}, {}]", tensor.shape, at.0, at.1, extents.0, extents.1);
+        return Err(Error::mismatch(what));
+    }
+    if (height, width) == extents {
+        return Ok(tensor.clone());
+    }
+    let shape = Shape::new([extents.0, extents.1]);
+    let mut out = vec![0; dtype::byte_len(tensor.dtype, shape.elements()?)?];
+    for (row, values) in tensor.bytes.as_slice().chunks_exact((width * size).max(1)).enumerate() {
+        let start = ((at.0 + row) * extents.1 + at.1) * size;
+        out[start..start + values.len()].copy_from_slice(values);
+    }
+    Tensor::new(tensor.dtype, shape, out.into())
+}
+
 /// Zeros.
 pub fn zeros(like: &Tensor, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
     element(like)?;
@@ -182,7 +248,6 @@ pub fn rotary_order(rows: usize, heads: usize, way: Rotary) -> Result<Vec<usize>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::Dtype;
 
     fn numbers(shape: &[usize]) -> Tensor {
         let count = shape.iter().product::<usize>();
@@ -214,6 +279,12 @@ mod tests {
         assert!(concat_rows(&[a, numbers(&[2, 3])]).is_err());
         assert!(concat_rows(&[b, Tensor::from_f32(Dtype::F32, [1, 2], &[0.0; 2]).unwrap()]).is_err());
         assert_eq!(values(transposed(&numbers(&[2, 3]))), [0., 3., 1., 4., 2., 5.]);
+        assert_eq!(values(padded(&numbers(&[1, 2]), 2, 3)), [0., 1., 0., 0., 0., 0.]);
+        assert_eq!(values(placed(&numbers(&[1, 2]), (1, 1), (2, 3))), [0., 0., 0., 0., 0., 1.]);
+        assert!(placed(&numbers(&[1, 2]), (1, 2), (2, 3)).is_err() && padded(&numbers(&[1, 2]), 1, 1).is_err());
+        let stack = stacked(&[numbers(&[2, 3]), numbers(&[2, 3])]).unwrap();
+        assert_eq!(cut(&stack, 2, &[2, 3]).unwrap(), [numbers(&[2, 3]), numbers(&[2, 3])]);
+        assert!(cut(&stack, 3, &[2, 3]).is_err() && stacked(&[numbers(&[1, 2]), numbers(&[2, 1])]).is_err());
         assert_eq!(values(slice(&numbers(&[2, 1, 2]), 1)), [2., 3.]);
         assert!(slice(&numbers(&[2, 1, 2]), 2).is_err());
     }

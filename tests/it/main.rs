@@ -14,6 +14,7 @@ mod cli;
 mod compare;
 mod containers;
 mod convert;
+mod dialects;
 mod extract;
 mod faults;
 mod fixtures;

@@ -1,7 +1,6 @@
 //! `lora-tool unmerge --adapter`: adapters out of a merged model without a record of the merge.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{Value, json};
@@ -45,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
             plan?
         }
     };
-    plan.output.inputs.extend(loaded.iter().map(|(l, _)| Arc::clone(&l.opened.source.file)));
+    plan.output.inputs.extend(loaded.iter().flat_map(|(l, _)| l.opened.source.files().cloned()));
     plan.notes.splice(0..0, loaded.iter().flat_map(|(l, _)| l.opened.notes.clone()));
     if args.common.strict {
         output::require_lossless(&plan.notes)?;

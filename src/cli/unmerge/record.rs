@@ -34,7 +34,7 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     let mut undone = restore.plan(&merged, undo::adapters(&found))?;
     let mut inputs: Vec<&Path> = vec![&args.merged, path];
     inputs.extend(found.iter().flatten().map(|l| l.path.as_path()));
-    undone.output.inputs.extend(found.iter().flatten().map(|l| std::sync::Arc::clone(&l.opened.source.file)));
+    undone.output.inputs.extend(found.iter().flatten().flat_map(|l| l.opened.source.files().cloned()));
     undone.output.check(&args.out, &inputs, args.common.force)?;
     output::notes(&undone.notes);
     if args.common.strict {

@@ -8,7 +8,6 @@ mod config;
 mod fused;
 mod keys;
 mod read;
-mod tensors;
 mod write;
 
 use crate::adapter::{Adapter, Note};

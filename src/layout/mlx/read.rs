@@ -4,14 +4,13 @@ use serde_json::{Value, json};
 
 use super::config::{ABOUT, Config, DEFAULT_SCALE, EXPERTS_FIELD, Training};
 use super::keys::{self, Parts};
-use super::tensors;
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
 use crate::adapter::{Adapter, Carried, Note, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::layout::Source;
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::names::ModulePath;
-use crate::tensor::{Tensor, dtype};
+use crate::tensor::{Tensor, dtype, rearrange};
 
 /// The adapter in `source`.
 pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
@@ -84,11 +83,13 @@ impl Reader {
         if b.shape.rank() == 3 {
             return self.experts(path, &a, &b, m.is_some());
         }
-        let ((_, rank), (other, _)) = (tensors::matrix(&a)?, tensors::matrix(&b)?);
+        let ((_, rank), (other, _)) = (rearrange::matrix(&a)?, rearrange::matrix(&b)?);
         self.require_rank(rank, other, &a, &b)?;
         let (path, site, a, b) = match (keys::is_embedding(path), &m) {
-            (false, _) => (path.to_string(), SiteKind::Layer, tensors::turned(&a)?, tensors::turned(&b)?),
-            (true, None) => (path.to_string(), SiteKind::Embedding, tensors::turned(&a)?, tensors::turned(&b)?),
+            (false, _) => (path.to_string(), SiteKind::Layer, rearrange::transposed(&a)?, rearrange::transposed(&b)?),
+            (true, None) => {
+                (path.to_string(), SiteKind::Embedding, rearrange::transposed(&a)?, rearrange::transposed(&b)?)
+            }
             // The magnitude runs along the rows of the weight [n, d], as in no other program's embeddings: the weight
             // is taken as the parameter it is, with b as the factor that faces d.
             (true, Some(_)) => (format!("{path}.weight"), SiteKind::Parameter, b, a),
@@ -119,7 +120,7 @@ impl Reader {
             }
         };
         self.require_rank(found, rank, a, b)?;
-        let (all_a, all_b) = (tensors::cut(a, count, &[rank, inputs])?, tensors::cut(b, count, &[out, rank])?);
+        let (all_a, all_b) = (rearrange::cut(a, count, &[rank, inputs])?, rearrange::cut(b, count, &[out, rank])?);
         for (number, (a, b)) in all_a.into_iter().zip(all_b).enumerate() {
             let expert = self.expert(path, number)?;
             let delta = low_rank(a, b, &self.config);
@@ -170,7 +171,7 @@ impl Reader {
         let of_experts = tensor.shape.rank() == if name == "weight" { 3 } else { 2 };
         if of_experts && ["weight", "bias"].contains(&name) && keys::expert(path, 0).is_some() {
             let Some((&count, shape)) = tensor.shape.dims().split_first() else { return Ok(()) };
-            for (number, part) in tensors::cut(tensor, count, shape)?.into_iter().enumerate() {
+            for (number, part) in rearrange::cut(tensor, count, shape)?.into_iter().enumerate() {
                 let expert = self.expert(path, number)?;
                 self.replace(expert, name, part);
             }

@@ -8,16 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::config::{ABOUT, DEFAULT_SCALE, EXPERTS_FIELD, Training};
-use super::tensors::{self, Fold};
 use super::{fused, keys};
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
-use crate::adapter::{Adapter, Note, SiteKind, Target};
+use crate::adapter::fold::{self, Folded};
+use crate::adapter::{Adapter, Note, SiteKind, Target, experts};
 use crate::container::json;
 use crate::error::{Context, Error, Result};
 use crate::layout::Draft;
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::names::ModulePath;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, rearrange};
 
 /// The files of `adapter`.
 pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
@@ -121,7 +121,7 @@ impl Writer<'_> {
         } else {
             self.notes.push(Note::info(path.as_str(), "a fused stack, taken apart"));
         }
-        for (number, single) in fused::singles(factors)?.into_iter().enumerate() {
+        for (number, single) in experts::singles(factors)?.into_iter().enumerate() {
             let (a, b) = self.fitted(path.as_str(), &single, rank, scale)?;
             for (projection, b) in projections.iter().zip(fused::shares(&b, projections.len())?) {
                 let module = Module { site: SiteKind::Layer, a: a.clone(), b, magnitude: None };
@@ -133,7 +133,7 @@ impl Writer<'_> {
 
     /// Both factors with the rank and the scale of the file.
     fn fitted(&mut self, path: &str, factors: &LowRank, rank: usize, scale: f64) -> Result<(Tensor, Tensor)> {
-        let ((own, inputs), (outputs, other)) = (tensors::matrix(&factors.a)?, tensors::matrix(&factors.b)?);
+        let ((own, inputs), (outputs, other)) = (rearrange::matrix(&factors.a)?, rearrange::matrix(&factors.b)?);
         if own != other {
             let what = format!("rank of A {} against rank of B {}", factors.a.shape, factors.b.shape);
             return Err(Error::mismatch(what));
@@ -143,21 +143,21 @@ impl Writer<'_> {
             self.notes
                 .push(Note::info(path, format!("rank {own} filled up with zeros to {rank}, MLX has one rank a file")));
         }
-        Ok((tensors::padded(&factors.a, rank, inputs)?, tensors::padded(&b, outputs, rank)?))
+        Ok((rearrange::padded(&factors.a, rank, inputs)?, rearrange::padded(&b, outputs, rank)?))
     }
 
     fn folded(&mut self, path: &str, b: &Tensor, own: f64, scale: f64) -> Result<Tensor> {
         if own == scale {
             return Ok(b.clone());
         }
-        let (folded, how) = tensors::folded(b, own / scale)?;
+        let Folded { tensor, exact, widened } = fold::scaled(b, own / scale)?;
         let text = format!("scale {own} folded into lora_b, MLX has one scale a file, here {scale}");
-        self.note(match how {
-            Fold::Exact => Note::info(path, text),
-            Fold::Widened => Note::info(path, format!("{text}; lora_b becomes {}", folded.dtype)),
-            Fold::Rounded => Note::lossy(path, format!("{text}; rounded to {}", folded.dtype)),
+        self.note(match (exact, widened) {
+            (true, false) => Note::info(path, text),
+            (true, true) => Note::info(path, format!("{text}; lora_b becomes {}", tensor.dtype)),
+            (false, _) => Note::lossy(path, format!("{text}; rounded to {}", tensor.dtype)),
         });
-        Ok(folded)
+        Ok(tensor)
     }
 
     /// Notes what is the same for all experts of a module once.
@@ -184,7 +184,7 @@ impl Writer<'_> {
             require_all(&experts).at_key(&path)?;
             let (a, b): (Vec<_>, Vec<_>) = experts.into_values().map(|m| (m.a, m.b)).unzip();
             self.notes.push(Note::info(&path, format!("{} experts taken for all the model has", a.len())));
-            let put = [("lora_a", tensors::stacked(&a)), ("lora_b", tensors::stacked(&b))];
+            let put = [("lora_a", rearrange::stacked(&a)), ("lora_b", rearrange::stacked(&b))];
             for (leaf, tensor) in put {
                 self.put(&path, leaf, tensor.at_key(&path)?)?;
             }
@@ -211,7 +211,7 @@ impl Writer<'_> {
                         "factors whose orientation MLX's files tell by the module's name, and this name tells another",
                     ));
                 }
-                (path, tensors::turned(&a)?, tensors::turned(&b)?)
+                (path, rearrange::transposed(&a)?, rearrange::transposed(&b)?)
             }
             (SiteKind::Parameter, _) => match path.strip_suffix(".weight").filter(|p| keys::is_embedding(p)) {
                 Some(embedding) if magnitude.is_some() => (embedding, b, a),

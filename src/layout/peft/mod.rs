@@ -5,6 +5,7 @@
 //! file in `tuner`.
 
 pub mod config;
+mod dialect;
 pub mod keys;
 pub mod saved;
 pub mod scaling;
@@ -49,7 +50,9 @@ impl Layout for Peft {
             if let Some(kind) = config.get("peft_type") {
                 return Verdict::Likely { score: 100, because: format!("adapter_config.json has peft_type {kind}") };
             }
-            return Verdict::No;
+            if !dialect::lacks_type(config) {
+                return Verdict::No;
+            }
         }
         let all = source.tensors.len();
         let ours = source.tensors.keys().filter(|k| keys::is_lora_key(k)).count();
@@ -60,11 +63,8 @@ impl Layout for Peft {
     }
 
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {
-        let Some((config_path, raw)) = &source.config else {
-            return Err(Error::missing("no adapter_config.json beside the tensors, and alpha is only there")
-                .in_file(&source.tensor_file)
-                .hint("put the adapter's config into the same folder"));
-        };
+        let dialect::Repaired { tensors, config: raw, notes } = dialect::repair(source).in_file(&source.tensor_file)?;
+        let config_path = source.config.as_ref().map_or(&source.tensor_file, |(path, _)| path);
         let config = Config::read(raw.clone()).in_file(config_path)?;
         let tuner = tuner::by_type(&config.peft_type).in_file(config_path)?;
         // A fault at a field of the config is one of the config's file, any other of the tensors'.
@@ -72,9 +72,9 @@ impl Layout for Peft {
             let field = e.key().is_some_and(|key| raw.contains_key(key.split('.').next().unwrap_or(key)));
             e.in_file(if field { config_path } else { &source.tensor_file })
         };
-        let modules = Modules::sort(&source.tensors, tuner.roles).in_file(&source.tensor_file)?;
+        let modules = Modules::sort(&tensors, tuner.roles).in_file(&source.tensor_file)?;
         let adapter = Adapter { declared: config.peft_type.clone(), ..Adapter::default() };
-        let mut reader = Reader { config: &config, modules, adapter, notes: Vec::new() };
+        let mut reader = Reader { config: &config, modules, adapter, notes };
         for value in &source.other_values {
             reader.notes.push(Note::info(value, "not a tensor; left out"));
         }
@@ -84,6 +84,9 @@ impl Layout for Peft {
         (tuner.read)(&mut reader).map_err(placed)?;
         reader.modules.require_empty(&config.peft_type).in_file(&source.tensor_file)?;
         let mut adapter = reader.adapter;
+        let gathered = dialect::gather_experts(&mut adapter, source.facts().experts).map_err(placed)?;
+        let renamed = !gathered.is_empty();
+        reader.notes.extend(gathered);
         for name in ["base_model_name_or_path", "revision", "task_type", "peft_version"] {
             if let Some(text) = raw.get(name).and_then(|v| v.as_str()) {
                 adapter.about.insert(name.to_string(), text.to_string());
@@ -94,7 +97,11 @@ impl Layout for Peft {
         }
         adapter.carried = Carried {
             layout: self.name().to_string(),
-            fields: raw.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
+            fields: raw
+                .iter()
+                .filter(|(name, _)| !renamed || *name != "target_modules")
+                .map(|(name, value)| (name.clone(), value.to_string()))
+                .collect(),
             metadata: source.metadata.clone(),
             outline: adapter.outline(),
         };
