@@ -4,6 +4,8 @@
 //! and its own rows of B. To put parts together is exact too, at a price: where their A differ, the ranks add up, and B is
 //! block-diagonal. A change that was put together so is taken apart into what it was.
 
+use std::ops::Range;
+
 use super::delta::{Full, LowRank, full::Mode};
 use super::{Delta, Scale, SiteKind, Target};
 use crate::error::{Error, Result};
@@ -96,37 +98,44 @@ pub fn split_factors(d: &LowRank, parts: &[Vec<usize>]) -> Result<Vec<LowRank>> 
     Ok(out)
 }
 
-/// The columns of each part where B is block-diagonal with blocks of one width, in the order of the parts; none for a
-/// part whose rows are all zero. Nothing where B is anything else.
-fn blocks(d: &LowRank, parts: &[Tensor]) -> Result<Option<Vec<Option<std::ops::Range<usize>>>>> {
+/// The columns of each part where B is block-diagonal in the order of the parts; none for a part whose rows are all
+/// zero. Nothing where B is anything else. Columns of zeros belong to a block where all blocks are of one width.
+fn blocks(d: &LowRank, parts: &[Tensor]) -> Result<Option<Vec<Option<Range<usize>>>>> {
     if d.b.shape.rank() != 2 || d.a.shape.rank() != 2 {
         return Ok(None);
     }
     let rank = d.rank();
     let mut used = Vec::with_capacity(parts.len());
     for part in parts {
-        let values = part.to_f32()?;
-        let in_column = |col: usize| values.iter().skip(col).step_by(rank.max(1)).any(|v| *v != 0.0);
-        let first = (0..rank).find(|col| in_column(*col));
-        used.push(first.map(|first| first..(first..rank).rev().find(|col| in_column(*col)).unwrap_or(first) + 1));
+        used.push(columns_used(&part.to_f32()?, rank));
     }
-    let present = used.iter().flatten().count();
-    if present < 2 || rank % present != 0 {
+    let present: Vec<_> = used.iter().flatten().cloned().collect();
+    if present.len() < 2 {
         return Ok(None);
     }
-    let width = rank / present;
-    let mut next = 0;
-    let mut out = Vec::with_capacity(parts.len());
-    for used in used {
-        out.push(used.as_ref().map(|_| next..next + width));
-        if let Some(used) = used {
-            if used.start < next || used.end > next + width {
-                return Ok(None);
-            }
-            next += width;
-        }
-    }
-    Ok(Some(out))
+    let width = rank / present.len();
+    let equal: Vec<_> = (0..present.len()).map(|n| n * width..(n + 1) * width).collect();
+    let holds = |block: &Range<usize>, own: &Range<usize>| block.start <= own.start && own.end <= block.end;
+    let own = if rank % present.len() == 0 && equal.iter().zip(&present).all(|(block, own)| holds(block, own)) {
+        equal
+    } else if present.first().is_some_and(|first| first.start == 0)
+        && present.last().is_some_and(|last| last.end == rank)
+        && present.windows(2).all(|pair| pair[0].end == pair[1].start)
+    {
+        present
+    } else {
+        return Ok(None);
+    };
+    let mut own = own.into_iter();
+    Ok(Some(used.into_iter().map(|used| used.and_then(|_| own.next())).collect()))
+}
+
+/// From the first to the last column that is not zero; none where all are.
+fn columns_used(values: &[f32], rank: usize) -> Option<Range<usize>> {
+    let is_used = |col: &usize| values.iter().skip(*col).step_by(rank.max(1)).any(|v| *v != 0.0);
+    let first = (0..rank).find(is_used)?;
+    let last = (first..rank).rev().find(is_used)?;
+    Some(first..last + 1)
 }
 
 /// The change of the fused matrix whose rows are those of `parts`, one after the other, and whether its rank is more than
@@ -294,6 +303,13 @@ mod tests {
         assert_eq!(product(&fused), [product(&gate), product(&up)].concat());
         let back = split_factors(&fused, &rows(&[4, 4])).unwrap();
         assert_eq!((&back[0], &back[1]), (&gate, &up));
+    }
+
+    #[test]
+    fn blocks_may_have_any_width() {
+        let (q, k, v) = (lora(4, 3, 1, 1.0), lora(2, 1, 4, 1.0), lora(2, 2, 8, 1.0));
+        let (fused, _) = fuse_factors(&[Some(&q), Some(&k), Some(&v)], &[4, 2, 2]).unwrap();
+        assert_eq!(split_factors(&fused, &rows(&[4, 2, 2])).unwrap(), [q, k, v]);
     }
 
     #[test]

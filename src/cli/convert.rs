@@ -23,6 +23,7 @@ use crate::names::ModulePath;
 use crate::ops::cast::{self, Rounded};
 use crate::ops::normalise::{self, Normalised};
 use crate::ops::resize::Shapes;
+use crate::ops::retarget;
 use crate::tensor::size;
 
 /// Write adapters in another layout
@@ -54,6 +55,9 @@ pub struct Args {
     /// The base, for what only it tells: heads and architecture for GGUF, and the factors of VeRA, RandLoRA, UniLoRA
     #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
+    /// Put the changes onto other modules: those the base has, or projections and experts split or fused
+    #[arg(long, value_enum, value_name = "FORM")]
+    retarget: Option<FormWord>,
     /// Type of the tensors
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
     dtype: OutputDtype,
@@ -62,6 +66,17 @@ pub struct Args {
     allow_nonfinite: bool,
     #[command(flatten)]
     pub(super) common: Common,
+}
+
+/// Which modules the result has.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FormWord {
+    /// Those that the base has in memory
+    Base,
+    /// Query, key and value, gate and up, and every expert by themselves
+    Split,
+    /// Projections and experts in one module each
+    Fused,
 }
 
 /// One adapter in its new form.
@@ -198,6 +213,16 @@ fn convert(
         opened.source.require_finite()?;
     }
     let mut notes = std::mem::take(&mut opened.notes);
+    if let Some(form) = args.retarget {
+        let form = match form {
+            FormWord::Base => retarget::Form::Base,
+            FormWord::Split => retarget::Form::Split,
+            FormWord::Fused => retarget::Form::Fused,
+        };
+        let done = retarget::retarget(&opened.adapter, form, base).in_file(path)?;
+        opened.adapter = done.adapter;
+        notes.extend(done.notes);
+    }
     let (mut folded, mut rounded) = (0, Rounded::default());
     if args.normalise {
         let done = normalised(args, &mut opened, base, signals, &mut notes).in_file(path)?;

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::place::{Found, How, Piece, Region};
 
 /// Which matrix of an expert.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
     /// The projection that is gated.
     Up,

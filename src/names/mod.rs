@@ -12,6 +12,7 @@ mod base_model;
 mod equivalent;
 mod experts;
 mod family;
+pub mod fused;
 mod index;
 mod outline;
 mod path;
@@ -19,6 +20,7 @@ mod place;
 mod rewrite;
 mod similar;
 
+pub use experts::{Expert, Which, parse as expert_of};
 pub use index::{Index, Listing};
 pub use path::ModulePath;
 pub use place::{Found, How, Piece, Region};

@@ -29,6 +29,7 @@ mod parity;
 mod program;
 mod provenance;
 mod resize;
+mod retarget;
 mod signals;
 mod sources;
 mod sums;
