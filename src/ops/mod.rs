@@ -4,6 +4,7 @@ pub mod approximate;
 pub mod cast;
 pub mod compare;
 pub mod extract;
+pub mod factorise;
 pub mod inspect;
 pub mod merge;
 pub mod normalise;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::Array2;
 
-use super::factorise::Factorised;
 use super::site::Sort;
 use super::survey::{self, Changed};
 use super::view::View;
@@ -17,6 +16,7 @@ use crate::kernels::Truncated;
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 use crate::ops::approximate::{self, ModuleReport};
+use crate::ops::factorise::Factorised;
 use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
 
 /// Puts everything together.

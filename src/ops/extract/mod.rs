@@ -3,11 +3,11 @@
 //! Differences are formed in f32 some rows at a time (`view`), so neither model is ever in memory as a whole. What cannot be
 //! low rank, norms and biases and new rows of a vocabulary, is kept as it is; what is equal is left out.
 //!
-//! `survey` finds what differs, `site` what kind of place each tensor has, `factorise` the factors and their ranks,
-//! `assemble` the adapter.
+//! `survey` finds what differs, `site` what kind of place each tensor has, `differences` are what is factorised, `assemble`
+//! makes the adapter.
 
 mod assemble;
-mod factorise;
+mod differences;
 pub mod site;
 pub mod survey;
 pub mod view;
@@ -21,9 +21,11 @@ use crate::linalg::rank::{Bounds, Rule};
 use crate::model::BaseModel;
 use crate::names::Found;
 use crate::ops::approximate::{Balance, ModuleReport};
+use crate::ops::factorise;
 use crate::stream::{Limits, Progress};
 use crate::tensor::{Dtype, Shape, dtype};
 
+use differences::Differences;
 use site::Sort;
 use survey::{Changed, Selection};
 
@@ -54,6 +56,13 @@ pub struct Options {
     pub low_rank_only: bool,
     /// What the adapter says about itself.
     pub about: BTreeMap<String, String>,
+}
+
+impl Options {
+    fn ranks(&self) -> factorise::Options {
+        let Options { rule, kernel_rule, bounds, tolerance, exact, seed, .. } = *self;
+        factorise::Options { rule, kernel_rule, bounds, tolerance, exact, seed }
+    }
 }
 
 /// A tensor that is kept as it is.
@@ -145,7 +154,8 @@ pub fn extract(
         notes.extend(left);
     }
     let options = &within_size(models, options, &whole)?;
-    let factorised = factorise::factorise(models, &units, options, kernels, limits, progress)?;
+    let differences = Differences { models, units: &units, weighted: options.weighted };
+    let factorised = factorise::factorise(&differences, &options.ranks(), kernels, limits, progress)?;
     assemble::assemble(models, options, (units, factorised), whole, notes).map(|out| Extraction {
         equal: found.equal + out.equal,
         not_asked: found.not_asked,

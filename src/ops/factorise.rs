@@ -1,19 +1,62 @@
-//! The factors of every difference, and the ranks that a rule gives them.
+//! The decompositions of changes that are read by rows, the largest first, and the ranks that a rule gives them: the
+//! common part of making an adapter from two models and from another kind of adapter.
 
-use super::view::{Difference, View};
-use super::{Models, Options, Unit};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::kernels::{Depth, Kernels, RowSource, Truncated, Wanted};
-use crate::linalg::rank::{self, Group, Rule, Spectrum};
+use crate::linalg::rank::{self, Bounds, Group, Rule, Spectrum};
 use crate::linalg::svd;
 use crate::stream::{Budget, Limits, Progress, each};
 
 /// How often ranks are chosen anew with more singular values than before.
 const ROUNDS: usize = 12;
-/// Rows that are read at a time to measure a weight.
-const ROWS: usize = 64;
 
-/// The decompositions of one unit, a matrix each, and the rank they are cut at.
+/// Changes by number. Each is one matrix, or several that share a rank.
+pub trait Changes: Sync {
+    /// How many there are.
+    fn count(&self) -> usize;
+    /// What the change is called in errors.
+    fn name(&self, change: usize) -> &str;
+    /// Number of its matrices.
+    fn members(&self, change: usize) -> usize;
+    /// Rows and columns of each of them.
+    fn dim(&self, change: usize) -> Result<(usize, usize)>;
+    /// Whether another rule may hold for it: a convolution with a kernel above one element.
+    fn is_kernel(&self, _change: usize) -> bool {
+        false
+    }
+    /// What its energy counts for in a budget.
+    fn weight(&self, _change: usize) -> Result<f64> {
+        Ok(1.0)
+    }
+    /// Bytes of memory that reading it takes beside the rows asked for.
+    fn workspace(&self, _change: usize) -> u64 {
+        0
+    }
+    /// Opens one of its matrices, decomposes it by `work` and lets it go. Gives the bytes that it lies in as well.
+    fn decompose(&self, change: usize, member: usize, work: &Work) -> Result<(Truncated, u64)>;
+}
+
+/// What is done with an open matrix.
+pub type Work<'a> = dyn Fn(&dyn RowSource) -> Result<Truncated> + 'a;
+
+/// Which ranks, and how they are found.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Which ranks.
+    pub rule: Rule,
+    /// Which ranks for convolutions with a kernel above one element; as the others where there is none.
+    pub kernel_rule: Option<Rule>,
+    /// Limits of all ranks.
+    pub bounds: Bounds,
+    /// By what share an error may exceed that of the best approximation.
+    pub tolerance: f64,
+    /// Full decompositions.
+    pub exact: bool,
+    /// Seed of the random starts.
+    pub seed: u64,
+}
+
+/// The decompositions of one change, a matrix each, and the rank they are cut at.
 pub struct Factorised {
     /// In the order of the members.
     pub members: Vec<Truncated>,
@@ -31,31 +74,30 @@ struct Task {
     ceiling: usize,
 }
 
-/// Factorises the differences of all units.
+/// Factorises all changes.
 pub fn factorise(
-    models: Models,
-    units: &[Unit],
+    changes: &dyn Changes,
     options: &Options,
     kernels: &dyn Kernels,
     limits: Limits,
     progress: &dyn Progress,
 ) -> Result<Vec<Factorised>> {
-    let mut out: Vec<Option<Factorised>> = units.iter().map(|_| None).collect();
+    let mut out: Vec<Option<Factorised>> = (0..changes.count()).map(|_| None).collect();
     let separate = options.kernel_rule.is_some();
     for kernels_only in [false, true] {
-        let chosen: Vec<_> = (0..units.len()).filter(|&u| (separate && units[u].is_kernel) == kernels_only).collect();
+        let chosen: Vec<_> =
+            (0..changes.count()).filter(|&u| (separate && changes.is_kernel(u)) == kernels_only).collect();
         let rule = if kernels_only { options.kernel_rule.unwrap_or(options.rule) } else { options.rule };
-        let work = Work { models, units, options, rule, kernels, limits, progress };
-        for (unit, done) in chosen.iter().zip(work.run(&chosen)?) {
+        let run = Run { changes, options, rule, kernels, limits, progress };
+        for (unit, done) in chosen.iter().zip(run.run(&chosen)?) {
             out[*unit] = Some(done);
         }
     }
     Ok(out.into_iter().flatten().collect())
 }
 
-struct Work<'a> {
-    models: Models<'a>,
-    units: &'a [Unit],
+struct Run<'a> {
+    changes: &'a dyn Changes,
     options: &'a Options,
     rule: Rule,
     kernels: &'a dyn Kernels,
@@ -63,13 +105,13 @@ struct Work<'a> {
     progress: &'a dyn Progress,
 }
 
-impl Work<'_> {
+impl Run<'_> {
     /// Decomposes these units as deep as the rule asks for.
     fn run(&self, chosen: &[usize]) -> Result<Vec<Factorised>> {
         if chosen.is_empty() {
             return Ok(Vec::new());
         }
-        let dims = chosen.iter().map(|&u| self.dim(u)).collect::<Result<Vec<_>>>()?;
+        let dims = chosen.iter().map(|&u| self.changes.dim(u)).collect::<Result<Vec<_>>>()?;
         let costs: Vec<u64> = chosen.iter().zip(&dims).map(|(&u, dim)| self.cost(u, *dim)).collect();
         let uniform = self.rule.uniform(costs.iter().sum());
         let depth = self.rule.depth(self.options.bounds, uniform);
@@ -77,12 +119,12 @@ impl Work<'_> {
         let mut tasks = Vec::new();
         for (&unit, &(m, n)) in chosen.iter().zip(&dims) {
             let ceiling = self.options.bounds.max.unwrap_or(usize::MAX).min(m.min(n));
-            let members = self.units[unit].members().len();
+            let members = self.changes.members(unit);
             tasks.extend((0..members).map(|member| Task { unit, member, elements: m * n, depth, ceiling }));
         }
         let mut known: Vec<Vec<Option<Truncated>>> =
-            chosen.iter().map(|&u| self.units[u].members().iter().map(|_| None).collect()).collect();
-        let weights = chosen.iter().map(|&u| self.weight(u)).collect::<Result<Vec<_>>>()?;
+            chosen.iter().map(|&u| (0..self.changes.members(u)).map(|_| None).collect()).collect();
+        let weights = chosen.iter().map(|&u| self.changes.weight(u)).collect::<Result<Vec<_>>>()?;
         for round in 0..ROUNDS {
             self.decompose(&mut tasks, chosen, &mut known, round == 0)?;
             let groups: Vec<Group> = known
@@ -104,46 +146,9 @@ impl Work<'_> {
         Ok(Vec::new())
     }
 
-    /// Rows and columns of each matrix of a unit.
-    fn dim(&self, unit: usize) -> Result<(usize, usize)> {
-        let unit = &self.units[unit];
-        let first = unit.members().first().copied().flatten();
-        View::new(self.models.tuned, &unit.changed.after, first).map(|v| v.dim())
-    }
-
     /// Parameters of one more rank.
     fn cost(&self, unit: usize, (m, n): (usize, usize)) -> u64 {
-        ((m + n) * self.units[unit].experts.unwrap_or(1)) as u64
-    }
-
-    fn difference(&self, unit: usize, member: Option<usize>) -> Result<Difference> {
-        let changed = &self.units[unit].changed;
-        let found = changed.before.as_ref().ok_or_else(|| Error::missing("no such tensor in the base"))?;
-        Ok(Difference {
-            before: View::new(self.models.base, found, member)?,
-            after: View::new(self.models.tuned, &changed.after, member)?,
-        })
-    }
-
-    /// What the energy of a unit counts for.
-    fn weight(&self, unit: usize) -> Result<f64> {
-        if !self.options.weighted {
-            return Ok(1.0);
-        }
-        let mut sum = 0.0;
-        for member in self.units[unit].members() {
-            let view = self.difference(unit, member)?.before;
-            let (rows, cols) = view.dim();
-            let mut values = vec![0f32; ROWS.min(rows) * cols];
-            for start in (0..rows).step_by(ROWS) {
-                let part = start..(start + ROWS).min(rows);
-                let values = &mut values[..part.len() * cols];
-                view.read(part, values)?;
-                sum += values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
-            }
-            view.release();
-        }
-        Ok(if sum > 0.0 { 1.0 / sum } else { 1.0 })
+        ((m + n) * self.changes.members(unit)) as u64
     }
 
     /// Makes the decompositions of `tasks`, the largest first.
@@ -159,16 +164,15 @@ impl Work<'_> {
         let tasks = &*tasks;
         let made = each(tasks.len(), self.limits.threads, self.progress, |i| {
             let task = &tasks[i];
-            let unit = &self.units[task.unit];
-            let difference = self.difference(task.unit, unit.members()[task.member])?;
-            let _room = budget.admit(footprint(difference.dim(), task));
-            let done = self.one(&difference, task).at_key(&unit.changed.name);
-            difference.before.release();
-            difference.after.release();
+            let dim = self.changes.dim(task.unit)?;
+            let _room = budget.admit(footprint(dim, task).saturating_add(self.changes.workspace(task.unit)));
+            let work = |matrix: &dyn RowSource| self.one(matrix, task);
+            let (done, bytes) =
+                self.changes.decompose(task.unit, task.member, &work).at_key(self.changes.name(task.unit))?;
             if first {
-                self.progress.advance(difference.after.bytes());
+                self.progress.advance(bytes);
             }
-            done
+            Ok(done)
         })?;
         for (task, done) in tasks.iter().zip(made) {
             if let Some(at) = chosen.iter().position(|&u| u == task.unit) {
@@ -178,9 +182,9 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn one(&self, difference: &Difference, task: &Task) -> Result<Truncated> {
+    fn one(&self, matrix: &dyn RowSource, task: &Task) -> Result<Truncated> {
         if self.options.exact {
-            return svd::exact(self.kernels, difference, task.depth, task.ceiling);
+            return svd::exact(self.kernels, matrix, task.depth, task.ceiling);
         }
         let wanted = Wanted {
             depth: task.depth,
@@ -188,7 +192,7 @@ impl Work<'_> {
             tolerance: self.options.tolerance,
             seed: self.options.seed,
         };
-        svd::truncated(self.kernels, difference, &wanted)
+        svd::truncated(self.kernels, matrix, &wanted)
     }
 }
 
