@@ -56,6 +56,12 @@ pub fn factors(t: &Truncated, rank: usize, balance: Balance, scale: Scale, dtype
     Ok((rounded("A", dtype, [rank, n], &a)?, rounded("B", dtype, [m, rank], &b)?))
 }
 
+/// The decomposition of the transposed matrix.
+pub fn transposed(t: &Truncated) -> Truncated {
+    let turned = |m: &Array2<f32>| m.t().as_standard_layout().into_owned();
+    Truncated { u: turned(&t.vt), vt: turned(&t.u), ..t.clone() }
+}
+
 /// Factors in the shapes they have beside a weight: for `[out, in, kernel …]` A: [rank, in, kernel …] and B: [out, rank,
 /// 1 …]; for a matrix, or the transpose of an embedding, as they are.
 pub fn shaped((a, b): (Tensor, Tensor), weight: &Shape) -> Result<(Tensor, Tensor)> {

@@ -5,6 +5,7 @@ pub mod cast;
 pub mod compare;
 pub mod extract;
 pub mod factorise;
+pub mod flatten;
 pub mod inspect;
 pub mod merge;
 pub mod normalise;

@@ -4,19 +4,22 @@
 //! The invariant is the change itself, `s · B · A = 1 · (s · B) · A`: the scale goes into B, element by element, in f64
 //! and rounded once. A is never touched. Where the products fit B's type exactly, as they do for a scale that is a power
 //! of two, the type stays; else a 16-bit B becomes f32. A magnitude (DoRA) stands behind a norm that only the base's
-//! weight tells, and no factors hold that; whole tensors and rows of tokens have no scale and stay.
+//! weight tells, and no factors hold that (`flatten` approximates it); whole tensors and rows of tokens have no scale and stay.
 
 use std::collections::BTreeMap;
 
 use super::approximate::shaped;
 use super::cast::{Rounded, narrowed};
 use super::resize::Shapes;
-use crate::adapter::delta::{Full, LowRank, full::Mode};
+use crate::adapter::delta::{Full, LowRank, Miss, full::Mode, miss};
 use crate::adapter::{Adapter, Delta, Note, Scale, ScaleRule, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
 use crate::stream::{Progress, each};
 use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
+
+/// What to do about changes that no plain LoRA holds exactly.
+pub const APPROXIMATE: &str = "--normalise --base BASE --rank 16 makes it the best plain LoRA of that rank";
 
 /// An adapter whose scales are 1.
 #[derive(Clone, Debug)]
@@ -56,8 +59,8 @@ pub fn normalise(
 ) -> Result<Normalised> {
     if let Some(method) = &adapter.residual_base {
         let what = format!("made by {method} for a changed base: its factors hold a part of the base as well");
-        return Err(Error::unsupported(what)
-            .hint("convert it to an ordinary LoRA with PEFT (path_initial_model_for_weight_conversion) first"));
+        let hint = "--base BASE takes that part out of it (PiSSA, OLoRA)";
+        return Err(Error::unsupported(what).hint(hint));
     }
     let targets: Vec<_> = adapter.targets.iter().collect();
     let done = each(targets.len(), threads, progress, |n| {
@@ -66,6 +69,21 @@ pub fn normalise(
         of_target(target, stored.as_ref(), to).at_key(path.as_str())
     })?;
     Ok(assemble(adapter, targets.into_iter().map(|(path, _)| path).zip(done)))
+}
+
+/// Whether all that is done to the weight is plain LoRA by its own data and the shape of the weight, or stays as it is.
+pub fn is_weight_plain(target: &Target) -> bool {
+    let plain = |delta: &Delta| match delta {
+        Delta::LowRank(_) | Delta::Derived(_) | Delta::TokenRows(_) => true,
+        Delta::Full(full) => full.mode == Mode::Replace,
+        _ => false,
+    };
+    target.magnitude.is_none() && target.weight.iter().all(plain)
+}
+
+/// The same for the bias: values that are added or take its place.
+pub fn is_bias_plain(target: &Target) -> bool {
+    target.bias.iter().all(|delta| matches!(delta, Delta::Full(_)))
 }
 
 /// The shape of a weight in the orientation of its changes.
@@ -80,7 +98,7 @@ fn of_target(target: &Target, stored: Option<&Shape>, to: Option<Dtype>) -> Resu
     if target.magnitude.is_some() {
         let what = "DoRA: its magnitude stands behind a norm that depends on the weight of the base, and no plain LoRA \
                     holds that";
-        return Err(Error::unsupported(what).hint("convert it without --normalise, or merge it into its base"));
+        return Err(Error::unsupported(what).hint(APPROXIMATE));
     }
     let mut done = Done { target: Target { site: target.site, ..Target::default() }, ..Done::default() };
     for delta in &target.weight {
@@ -197,9 +215,12 @@ fn require_pair(d: &LowRank) -> Result<()> {
 fn not_low_rank(delta: &Delta) -> Error {
     let error = Error::unsupported(format!("{}, which is no low-rank change by its own data", delta.kind()));
     match delta {
-        Delta::Hadamard(_) | Delta::Kronecker(_) => error.hint("`lora-tool resize` makes it LoRA of a rank you choose"),
+        Delta::Hadamard(_) | Delta::Kronecker(_) => error.hint(format!("{APPROXIMATE}; `lora-tool resize` needs no base")),
+        Delta::Qalora(_) | Delta::Miss(Miss { mode: miss::Mode::Shared | miss::Mode::Mini, .. }) => {
+            error.hint("with --base BASE its factors are known")
+        }
         Delta::Scattered(_) => error.hint("with --base BASE its factors are known"),
-        _ => error.hint("convert it without --normalise, or merge it into its base"),
+        _ => error.hint(APPROXIMATE),
     }
 }
 

@@ -1,24 +1,18 @@
-//! Which way round the changes of an adapter stand to the weights of a base.
+//! Which way round a tensor of the base lies against the changes that an adapter has for it.
 
-use crate::adapter::delta::low_rank::Facing;
-use crate::adapter::delta::{Delta, LowRank};
+use crate::adapter::delta::{Delta, LowRank, low_rank::Facing};
 use crate::adapter::{Adapter, SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::model::{BaseModel, conv1d};
 use crate::names::ModulePath;
 use crate::tensor::Shape;
 
-/// Whether the stored tensor is the transpose of what the target's changes are written for.
-pub fn is_transposed(
-    base: &BaseModel,
-    adapter: &Adapter,
-    path: &ModulePath,
-    target: &Target,
-    stored: &Shape,
-) -> Result<bool> {
+/// Whether the stored tensor is the transpose of what the deltas of the adapter's target at `path` are written for.
+pub fn is_transposed(base: &BaseModel, adapter: &Adapter, path: &ModulePath, stored: &Shape) -> Result<bool> {
+    let Some(target) = adapter.targets.get(path) else { return Ok(false) };
     match target.site {
         SiteKind::Embedding => Ok(true),
-        SiteKind::Parameter => parameter_is_transposed(base, adapter, path, target, stored),
+        SiteKind::Parameter => parameter(base, adapter, (path, target), stored),
         SiteKind::Layer | SiteKind::FanInFanOut => {
             if stored.rank() != 2 {
                 return Ok(false);
@@ -32,13 +26,12 @@ pub fn is_transposed(
     }
 }
 
-/// PEFT's reading of a parameter `[d1, d2]` or `[experts, d1, d2]`, which changed twice: shapes decide, then a
-/// sibling whose shape is clear, then the version that wrote the file.
-fn parameter_is_transposed(
+/// PEFT's reading of a parameter `[d1, d2]` or `[experts, d1, d2]`, which changed twice: shapes decide, then a sibling
+/// whose shape is clear, then the version that wrote the file.
+fn parameter(
     base: &BaseModel,
     adapter: &Adapter,
-    path: &ModulePath,
-    target: &Target,
+    (path, target): (&ModulePath, &Target),
     stored: &Shape,
 ) -> Result<bool> {
     let Some(delta) = target.weight.iter().find_map(low_rank) else { return Ok(false) };
@@ -47,7 +40,7 @@ fn parameter_is_transposed(
     }
     // A matrix by itself is taken as a linear layer's weight.
     let Some(experts) = delta.experts.filter(|_| stored.rank() == 3) else { return Ok(false) };
-    if let Some(sibling) = sibling_facing(base, adapter, path) {
+    if let Some(sibling) = sibling(base, adapter, path) {
         return Ok(sibling);
     }
     let in_out = conv1d::experts_in_out(base);
@@ -55,22 +48,22 @@ fn parameter_is_transposed(
         Facing::First => Ok(true),
         Facing::FirstUnlessTransposed => Ok(!in_out),
         Facing::Input => Ok(in_out),
-        Facing::Unknown => {
-            Err(Error::mismatch(format!("the base parameter {stored} is square, and nothing says which axis A faces"))
-                .at_key(path.as_str())
-                .hint("add the peft_version that wrote the adapter to a copy of its config"))
-        }
+        Facing::Unknown => Err(Error::mismatch(format!(
+            "the base parameter {stored} is square, and nothing says which axis A faces"
+        ))
+        .at_key(path.as_str())
+        .hint("add the peft_version that wrote the adapter to a copy of its config")),
     }
 }
 
 /// The decision for another parameter of the same module, turned by how their roles face each other: `[in, out]`
 /// against `[out, in]` is a property of the whole module.
-fn sibling_facing(base: &BaseModel, adapter: &Adapter, path: &ModulePath) -> Option<bool> {
+fn sibling(base: &BaseModel, adapter: &Adapter, path: &ModulePath) -> Option<bool> {
     let parent = path.parent()?;
-    let siblings = adapter.targets.iter().filter(|(p, _)| *p != path && p.parent().as_ref() == Some(&parent));
-    siblings.into_iter().find_map(|(p, t)| {
+    adapter.targets.iter().filter(|(p, _)| *p != path && p.parent().as_ref() == Some(&parent)).find_map(|(p, t)| {
         let delta = t.weight.iter().find_map(low_rank)?;
-        clear_facing(delta, &Shape::new(base.names.find(p.as_str())?.memory_shape))
+        let shape = Shape::new(base.names.find(p.as_str())?.memory_shape);
+        clear_facing(delta, &shape)
     })
 }
 

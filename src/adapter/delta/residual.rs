@@ -9,10 +9,10 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 use super::check::matrix_only;
-use super::{Act, Action, Before, Inverse, Site, truncate};
+use super::{Act, Action, Before, Factors, Inverse, Site, truncate};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::Rows;
@@ -57,6 +57,24 @@ impl Residual {
         }
     }
 
+    /// What is taken out of the weight `w`, [out, in], as a product.
+    pub fn factors(&self, kernels: &dyn Kernels, w: ArrayView2<f32>) -> Result<Factors> {
+        match self.method {
+            Method::Pissa => {
+                let svd = kernels.svd(w)?;
+                let b = &svd.u.slice(s![.., ..self.rank]) * &svd.s.slice(s![..self.rank]);
+                Ok(Factors { a: svd.vt.slice(s![..self.rank, ..]).to_owned(), b, scale: 1.0 })
+            }
+            Method::Olora => {
+                // The first columns decide the first of Q, and those the first rows of R.
+                let (q, _) = kernels.qr(w.slice(s![.., ..self.rank]))?;
+                let mut r = Array2::zeros((self.rank, w.ncols()));
+                kernels.gemm(1.0, q.t(), w, 0.0, r.view_mut())?;
+                Ok(Factors { a: r, b: q, scale: self.scale })
+            }
+        }
+    }
+
     /// The weight has to be a matrix of at least this rank.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
         let (rows, cols) = matrix_only(self.kind(), site)?;
@@ -83,20 +101,8 @@ impl Act for Residual {
         }
     }
 
-    fn act(&self, kernels: &dyn Kernels, _: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        match self.method {
-            Method::Pissa => {
-                let svd = kernels.svd(w.view())?;
-                let left = &svd.u.slice(s![.., ..self.rank]) * &svd.s.slice(s![..self.rank]);
-                kernels.gemm(-1.0, left.view(), svd.vt.slice(s![..self.rank, ..]), 1.0, w)
-            }
-            Method::Olora => {
-                // The first columns decide the first of Q, and those the first rows of R.
-                let (q, _) = kernels.qr(w.slice(s![.., ..self.rank]))?;
-                let mut r = Array2::zeros((self.rank, w.ncols()));
-                kernels.gemm(1.0, q.t(), w.view(), 0.0, r.view_mut())?;
-                kernels.gemm(-self.scale as f32, q.view(), r.view(), 1.0, w.view_mut())
-            }
-        }
+    fn act(&self, kernels: &dyn Kernels, _: Range<usize>, w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        let out = self.factors(kernels, w.view())?;
+        kernels.gemm(-out.scale as f32, out.b.view(), out.a.view(), 1.0, w)
     }
 }

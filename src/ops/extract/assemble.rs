@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ndarray::Array2;
-
 use super::site::Sort;
 use super::survey::{self, Changed};
 use super::view::View;
@@ -120,8 +118,7 @@ impl Builder<'_> {
             SiteKind::FanInFanOut | SiteKind::Embedding => true,
             SiteKind::Parameter => unit.experts.is_some() && conv1d::experts_in_out(self.models.base),
         };
-        let other_way = |m: &Array2<f32>| m.t().as_standard_layout().into_owned();
-        if turned { Truncated { u: other_way(&t.vt), vt: other_way(&t.u), ..t.clone() } } else { t.clone() }
+        if turned { approximate::transposed(t) } else { t.clone() }
     }
 
     /// Type of the factors of a tensor: the one asked for, or the tensor's own where that can hold them.

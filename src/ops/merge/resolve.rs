@@ -11,7 +11,7 @@ use crate::adapter::{Note, Target};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::{BaseModel, embedding};
 use crate::names::{Found, How, ModulePath};
-use crate::ops::orientation;
+use crate::ops::orientation::is_transposed;
 use crate::tensor::{Shape, Tensor};
 
 /// A tensor the base does not have.
@@ -139,8 +139,7 @@ impl Resolver<'_> {
             self.reshape(path, &found, &shape)?;
             stored = shape;
         }
-        let transposed =
-            part == Part::Weight && orientation::is_transposed(self.base, self.applied.adapter, path, target, &stored)?;
+        let transposed = part == Part::Weight && is_transposed(self.base, self.applied.adapter, path, &stored)?;
         let companion = if part == Part::Bias { self.weight_of(path) } else { None };
         let source = Arc::new(Source {
             adapter: self.applied.label.clone(),

@@ -462,7 +462,7 @@ fn assemble(adapter: &Adapter, units: &[Unit], done: Vec<Done>, options: &Option
 }
 
 /// Adds a line to what the file says of itself.
-fn say(adapter: &mut Adapter, what: &str) {
+pub(super) fn say(adapter: &mut Adapter, what: &str) {
     let metadata = &mut adapter.carried.metadata;
     match metadata.iter_mut().find(|(key, _)| key == METADATA_KEY) {
         Some((_, text)) => *text = format!("{text}; {what}"),

@@ -110,7 +110,7 @@ fn facing_inputs(work: &Work, path: &ModulePath, target: &Target, factors: &LowR
     own.facing = match (work.base, work.base.and_then(|base| base.names.find(path.as_str()))) {
         (Some(base), Some(found)) => {
             let stored = Shape::new(found.memory_shape);
-            let transposed = orientation::is_transposed(base, &work.adapter, path, target, &stored)?;
+            let transposed = orientation::is_transposed(base, &work.adapter, path, &stored)?;
             // A product that stands as the parameter does has A at the last axis: the inputs, unless those come first.
             if transposed == conv1d::experts_in_out(base) { Facing::Input } else { Facing::FirstUnlessTransposed }
         }
