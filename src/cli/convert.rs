@@ -8,21 +8,19 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::args::{Common, OutputDtype, ReadAs};
+use super::flatten::{self, Flatten, Means};
 use super::inspect::thousands;
 use super::loaded::last_name;
 use super::merge::notes_json;
-use super::output;
-use super::progress::Bar;
 use super::signals::Signals;
+use super::{output, ranks};
 use crate::adapter::Note;
 use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
 use crate::layout::{self, Draft, Layout, Opened};
 use crate::model::BaseModel;
-use crate::names::ModulePath;
+use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
-use crate::ops::normalise::{self, Normalised};
-use crate::ops::resize::Shapes;
 use crate::ops::retarget;
 use crate::tensor::size;
 
@@ -32,10 +30,11 @@ use crate::tensor::size;
 /// written as that layout has it today: .bin becomes .safetensors, keys and config are spelt in full. Everything that the
 /// new layout cannot hold is an error or named in a note. Several adapters go into a folder, one entry each.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "\
+#[command(before_long_help = ranks::HELP, after_long_help = "\
 Examples:
   lora-tool convert old-adapter/adapter_model.bin -o adapter --to peft
   lora-tool convert my-adapter -o plain --to peft --normalise
+  lora-tool convert my-dora -o plain --to gguf --normalise --base Llama-3.1-8B --rank 32
   lora-tool convert adapters/* -o converted --to peft --dtype bf16 --json")]
 pub struct Args {
     /// Adapters: folders or files
@@ -52,12 +51,15 @@ pub struct Args {
     /// Make every change a plain LoRA whose scale is 1: alpha is the rank, and the old scale goes into B
     #[arg(long)]
     normalise: bool,
-    /// The base, for what only it tells: heads and architecture for GGUF, and the factors of VeRA, RandLoRA, UniLoRA
+    /// The base, for what only it tells: heads and architecture for GGUF; with --normalise the factors of VeRA, RandLoRA,
+    /// UniLoRA, PiSSA and OLoRA, and with --rank all changes that depend on the weights
     #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
     /// Put the changes onto other modules: those the base has, or projections and experts split or fused
     #[arg(long, value_enum, value_name = "FORM")]
     retarget: Option<FormWord>,
+    #[command(flatten)]
+    flatten: Flatten,
     /// Type of the tensors
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
     dtype: OutputDtype,
@@ -88,6 +90,8 @@ struct Converted {
     kinds: BTreeMap<&'static str, usize>,
     /// Scales that went into B.
     folded: usize,
+    /// Changes that became the best LoRA of their rank.
+    approximated: Vec<ModuleReport>,
     notes: Vec<Note>,
     /// Files that the result must not overwrite.
     inputs: Vec<PathBuf>,
@@ -223,16 +227,17 @@ fn convert(
         opened.adapter = done.adapter;
         notes.extend(done.notes);
     }
-    let (mut folded, mut rounded) = (0, Rounded::default());
+    let (mut folded, mut rounded, mut approximated) = (0, Rounded::default(), Vec::new());
     if args.normalise {
-        let done = normalised(args, &mut opened, base, signals, &mut notes).in_file(path)?;
-        (opened.adapter, folded, rounded) = (done.adapter, done.folded, done.cast);
+        let means = Means { flags: &args.flatten, common: &args.common, dtype: args.dtype.get(), base, signals };
+        let (done, reports) = flatten::plain(&mut opened, &means).in_file(path)?;
+        (opened.adapter, folded, rounded, approximated) = (done.adapter, done.folded, done.cast, reports);
         notes.extend(done.notes);
     }
     if let Some(to) = args.dtype.get() {
         rounded.add(cast::adapter(&mut opened.adapter, to).in_file(path)?);
     }
-    let (mut draft, written) = layout.write(&opened.adapter).in_file(path)?;
+    let (mut draft, written) = layout.write(&opened.adapter).map_err(|e| flatten::advised(e, &opened.adapter, path))?;
     notes.extend(written);
     if let Some(to) = args.dtype.get() {
         rounded.add(cast::tensors(&mut draft.tensors, to).in_file(path)?);
@@ -248,27 +253,7 @@ fn convert(
     opened.adapter.targets.values().for_each(|target| *kinds.entry(target.kind()).or_default() += 1);
     let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
     let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
-    Ok(Converted { from, because, draft, modules, kinds, folded, notes, inputs })
-}
-
-fn normalised(
-    args: &Args,
-    opened: &mut Opened,
-    base: Option<&BaseModel>,
-    signals: Signals,
-    notes: &mut Vec<Note>,
-) -> Result<Normalised> {
-    let shape_of = |path: &ModulePath| base?.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
-    if let Some(base) = base {
-        notes.extend(opened.adapter.place(&base.weights())?);
-        opened.adapter.complete(&shape_of)?;
-    }
-    let shapes: Option<Shapes> = if base.is_some() { Some(&shape_of) } else { None };
-    let bar = Bar::new(opened.source.tensor_bytes(), signals);
-    let threads = args.common.limits().threads;
-    let done = normalise::normalise(&opened.adapter, shapes, args.dtype.get(), threads, &bar);
-    bar.finish();
-    done
+    Ok(Converted { from, because, draft, modules, kinds, folded, approximated, notes, inputs })
 }
 
 fn inputs(adapter: &Path, opened: &Opened) -> Vec<PathBuf> {
@@ -289,7 +274,8 @@ fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said 
     };
     let plural = if *modules == 1 { "" } else { "s" };
     let text = format!(
-        "{}{}: {from} to {}, {modules} module{plural}, {} tensors{scales} · {}",
+        "{}{}{}: {from} to {}, {modules} module{plural}, {} tensors{scales} · {}",
+        flatten::text(&converted.approximated),
         if args.common.dry_run { "would write " } else { "" },
         printable(&out.display().to_string()),
         args.to,
@@ -299,7 +285,7 @@ fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said 
     let document = json!({
         "adapter": adapter, "out": out, "from": from, "because": because, "modules": modules, "kinds": kinds,
         "tensors": draft.tensors.len(), "dtypes": dtypes, "parameters": parameters, "bytes": bytes, "folded": folded,
-        "notes": notes_json(notes),
+        "approximated": flatten::document(&args.flatten, &converted.approximated), "notes": notes_json(notes),
     });
     Said { text, document }
 }

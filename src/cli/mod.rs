@@ -7,6 +7,7 @@ mod compare;
 mod convert;
 mod exit;
 mod extract;
+mod flatten;
 mod inspect;
 mod loaded;
 mod merge;

@@ -13,7 +13,7 @@ use super::merge::notes_json;
 use super::progress::Bar;
 use super::ranks::{self, Ranks};
 use super::signals::Signals;
-use super::{approximation, output};
+use super::{approximation, flatten, output};
 use crate::adapter::Note;
 use crate::container::atomic::{self, Form};
 use crate::error::{Context, Result};
@@ -50,7 +50,8 @@ pub struct Args {
     /// Type of the factors
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
     dtype: OutputDtype,
-    /// The base, for changes whose size only it tells: VeRA, RandLoRA, UniLoRA, convolutions of LoHa and LoKr
+    /// The base, for changes whose size only it tells: VeRA, RandLoRA, UniLoRA, convolutions of LoHa and LoKr;
+    /// and for PiSSA and OLoRA, whose factors hold a part of it
     #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
     #[command(flatten)]
@@ -95,16 +96,14 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.ranks.seed,
     };
     let began = Instant::now();
-    let bar = Bar::new(opened.source.tensor_bytes(), signals);
     let shape_of = |path: &ModulePath| base.as_ref()?.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
     if let Some(base) = &base {
-        let placed = opened.adapter.place(&base.weights()).and_then(|notes| {
-            opened.adapter.complete(&shape_of)?;
-            Ok(notes)
-        });
-        opened.notes.extend(placed.in_file(&args.adapter)?);
+        let (adapter, notes) = flatten::fitted(&opened, base, &args.common, signals.clone()).in_file(&args.adapter)?;
+        opened.adapter = adapter;
+        opened.notes.extend(notes);
     }
     let shapes: Option<resize::Shapes> = if base.is_some() { Some(&shape_of) } else { None };
+    let bar = Bar::new(opened.source.tensor_bytes(), signals);
     let resized = resize::resize(&opened.adapter, shapes, &options, args.common.limits(), kernels.as_ref(), &bar);
     bar.finish();
     let resized = resized.in_file(&args.adapter)?;

@@ -215,7 +215,9 @@ fn require_pair(d: &LowRank) -> Result<()> {
 fn not_low_rank(delta: &Delta) -> Error {
     let error = Error::unsupported(format!("{}, which is no low-rank change by its own data", delta.kind()));
     match delta {
-        Delta::Hadamard(_) | Delta::Kronecker(_) => error.hint(format!("{APPROXIMATE}; `lora-tool resize` needs no base")),
+        Delta::Hadamard(_) | Delta::Kronecker(_) => {
+            error.hint(format!("{APPROXIMATE}; `lora-tool resize` needs no base"))
+        }
         Delta::Qalora(_) | Delta::Miss(Miss { mode: miss::Mode::Shared | miss::Mode::Mini, .. }) => {
             error.hint("with --base BASE its factors are known")
         }

@@ -48,11 +48,11 @@ fn parameter(
         Facing::First => Ok(true),
         Facing::FirstUnlessTransposed => Ok(!in_out),
         Facing::Input => Ok(in_out),
-        Facing::Unknown => Err(Error::mismatch(format!(
-            "the base parameter {stored} is square, and nothing says which axis A faces"
-        ))
-        .at_key(path.as_str())
-        .hint("add the peft_version that wrote the adapter to a copy of its config")),
+        Facing::Unknown => {
+            Err(Error::mismatch(format!("the base parameter {stored} is square, and nothing says which axis A faces"))
+                .at_key(path.as_str())
+                .hint("add the peft_version that wrote the adapter to a copy of its config"))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod dialects;
 mod extract;
 mod faults;
 mod fixtures;
+mod flatten;
 mod gguf;
 mod guess;
 mod hostile;

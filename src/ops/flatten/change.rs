@@ -25,6 +25,8 @@ pub struct Unit {
     pub rows: Option<Delta>,
     /// Where the weight lies.
     pub place: Place,
+    /// Bytes of memory that forming its change takes.
+    workspace: u64,
 }
 
 impl Unit {
@@ -37,7 +39,9 @@ impl Unit {
             return Err(Error::unsupported(what));
         }
         let target = Target { weight, bias: Vec::new(), ..target.clone() };
-        Ok(Unit { path: path.clone(), target, rows, place })
+        let mut out = Unit { path: path.clone(), target, rows, place, workspace: 0 };
+        out.workspace = out.footprint()?;
+        Ok(out)
     }
 
     /// Number of its matrices.
@@ -51,6 +55,18 @@ impl Unit {
             (Form::Stack(_), &[_, rows, cols]) => (rows, cols),
             _ => self.place.stored.matrix(),
         }
+    }
+
+    /// Makes the action, which finds whatever does not fit, and asks what it needs.
+    fn footprint(&self) -> Result<u64> {
+        let (rows, cols) = self.dim();
+        let act = self.act()?;
+        let forming = match act.rows() {
+            Rows::Whole => 12 * rows as u64 * cols as u64 + act.footprint(rows, cols),
+            _ => 8 * BLOCK.min(rows) as u64 * cols as u64 + act.footprint(BLOCK.min(rows), cols),
+        };
+        let factors: u64 = self.target.tensors().iter().map(|(_, t)| 4 * t.elements() as u64).sum();
+        Ok(forming.saturating_add(factors))
     }
 
     fn act(&self) -> Result<Box<dyn Act>> {
@@ -90,14 +106,7 @@ impl factorise::Changes for Changes<'_> {
     }
 
     fn workspace(&self, change: usize) -> u64 {
-        let unit = &self.units[change];
-        let (rows, cols) = unit.dim();
-        let factors: u64 = unit.target.tensors().iter().map(|(_, t)| 4 * t.elements() as u64).sum();
-        // An act is made, asked and dropped: only some of them know what they need before they have their numbers.
-        unit.act().map_or(0, |act| match act.rows() {
-            Rows::Whole => 12 * rows as u64 * cols as u64 + act.footprint(rows, cols),
-            _ => act.footprint(BLOCK.min(rows), cols),
-        }) + factors
+        self.units[change].workspace
     }
 
     fn decompose(&self, change: usize, member: usize, work: &Work) -> Result<(Truncated, u64)> {

@@ -73,7 +73,13 @@ fn is_product(target: &Target) -> bool {
         }
 }
 
-fn product(base: &BaseModel, target: &Target, place: &Place, kernels: &dyn Kernels, budget: &Budget) -> Result<LowRank> {
+fn product(
+    base: &BaseModel,
+    target: &Target,
+    place: &Place,
+    kernels: &dyn Kernels,
+    budget: &Budget,
+) -> Result<LowRank> {
     let turned = |dims: &[usize]| Shape::new(dims.iter().rev().copied().collect::<Vec<_>>());
     let shape = if place.transposed { turned(place.stored.dims()) } else { place.stored.clone() };
     match target.weight.as_slice() {
@@ -119,9 +125,8 @@ fn scaled(f: &Factors) -> Array2<f32> {
 /// Factors of scale 1 for a weight of this shape.
 fn low_rank(b: Array2<f32>, a: Array2<f32>, shape: &Shape) -> Result<LowRank> {
     let rank = a.nrows();
-    let tensor = |m: Array2<f32>| {
-        Tensor::from_f32(Dtype::F32, [m.nrows(), m.ncols()], &m.iter().copied().collect::<Vec<_>>())
-    };
+    let tensor =
+        |m: Array2<f32>| Tensor::from_f32(Dtype::F32, [m.nrows(), m.ncols()], &m.iter().copied().collect::<Vec<_>>());
     let (a, b) = shaped((tensor(a)?, tensor(b)?), shape)?;
     let scale = Scale { alpha: rank as f64, rule: ScaleRule::AlphaOverRank };
     Ok(LowRank { a, b, scale, experts: None, name: "LoRA" })

@@ -105,9 +105,11 @@ pub fn flatten(
 fn within(options: &Options, adapter: &Adapter) -> Result<Rule> {
     let size = |t: &Tensor| options.dtype.unwrap_or(t.dtype).bitsize() as u64 / 8;
     let plain = adapter.targets.values().filter(|target| is_weight_plain(target)).flat_map(|t| t.tensors());
-    let biases = adapter.targets.values().filter(|target| !is_weight_plain(target)).flat_map(|t| {
-        t.bias.iter().flat_map(crate::adapter::Delta::tensors).collect::<Vec<_>>()
-    });
+    let biases = adapter
+        .targets
+        .values()
+        .filter(|target| !is_weight_plain(target))
+        .flat_map(|t| t.bias.iter().flat_map(crate::adapter::Delta::tensors).collect::<Vec<_>>());
     let kept: Vec<_> = plain.chain(biases).map(|(_, t)| t).collect();
     let (all, kept, unit) = match options.ranks.rule {
         Rule::Params(all) => (all, kept.iter().map(|t| t.elements() as u64).sum::<u64>(), 1),

@@ -37,7 +37,8 @@ pub struct Place {
 impl Place {
     /// Bytes on disk.
     pub fn bytes(&self, base: &BaseModel) -> u64 {
-        let width = self.found.pieces.first().and_then(|p| base.tensor(&p.key)).map_or(4, |(_, t)| t.dtype.bitsize() / 8);
+        let width =
+            self.found.pieces.first().and_then(|p| base.tensor(&p.key)).map_or(4, |(_, t)| t.dtype.bitsize() / 8);
         self.stored.dims().iter().fold(width as u64, |all, &n| all.saturating_mul(n as u64))
     }
 }
@@ -59,7 +60,8 @@ impl<'a> Places<'a> {
     pub fn weight(&self, path: &ModulePath, target: &Target) -> Result<Place> {
         let name = if target.is_parameter() { path.to_string() } else { path.tensor("weight") };
         let names = &self.base.names;
-        let found = names.find(&name).or_else(|| names.find(&path.tensor("in_proj_weight"))).or_else(|| self.tied(path));
+        let found =
+            names.find(&name).or_else(|| names.find(&path.tensor("in_proj_weight"))).or_else(|| self.tied(path));
         let found = found.ok_or_else(|| missing(self.base, &name))?;
         require_numbers(self.base, &found)?;
         let stored = Shape::new(found.memory_shape.clone());
@@ -102,7 +104,8 @@ impl<'a> Places<'a> {
 
 /// The error for a tensor that the base does not have.
 pub fn missing(base: &BaseModel, name: &str) -> Error {
-    let nearest = base.names.nearest(name).map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));
+    let nearest =
+        base.names.nearest(name).map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));
     Error::missing(format!("the base {} has no tensor `{name}`", base.path.display()))
         .hint(format!("{nearest}is this the base model the adapter was trained on?"))
 }
@@ -110,8 +113,8 @@ pub fn missing(base: &BaseModel, name: &str) -> Error {
 /// An error where a weight is stored in a way of which the values alone are not the numbers.
 pub fn require_numbers(base: &BaseModel, found: &Found) -> Result<()> {
     for tensor in found.pieces.iter().filter_map(|p| base.tensor(&p.key)).map(|(_, t)| t) {
-        let plain = dtype::is_plain_float(tensor.dtype);
-        if !plain && !(dtype::is_float(tensor.dtype) && base.quantisation().is_none()) {
+        let alone = dtype::is_float(tensor.dtype) && base.quantisation().is_none();
+        if !dtype::is_plain_float(tensor.dtype) && !alone {
             let scheme = base.quantisation().map_or_else(String::new, |s| format!(" ({s})"));
             let what = format!("the weight is quantised{scheme}: a change of {} is no change of weights", tensor.dtype);
             return Err(Error::unsupported(what).in_file(&base.path).hint("take the 16-bit model it was made from"));

@@ -3,8 +3,8 @@
 
 use super::change::{Weight, read};
 use super::place::{Place, missing, require_numbers};
-use crate::adapter::delta::{Act, Delta, Full, full::Mode};
 use crate::adapter::Target;
+use crate::adapter::delta::{Act, Delta, Full, full::Mode};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::model::BaseModel;

@@ -107,8 +107,7 @@ pub fn resize(
 ) -> Result<Resized> {
     if let Some(method) = &adapter.residual_base {
         let what = format!("made by {method} for a changed base: its factors hold a part of the base as well");
-        return Err(Error::unsupported(what)
-            .hint("convert it to an ordinary LoRA with PEFT (path_initial_model_for_weight_conversion) first"));
+        return Err(Error::unsupported(what).hint("--base BASE takes that part out of it (PiSSA, OLoRA)"));
     }
     options.bounds.check()?;
     let units = units(adapter, shapes)?;
