@@ -10,7 +10,7 @@ use super::args::Common;
 use super::progress::Bar;
 use super::ranks::{self, Ranks};
 use super::signals::Signals;
-use crate::adapter::{Adapter, Delta, Note};
+use crate::adapter::{Adapter, Delta};
 use crate::error::{Error, Kind, Result};
 use crate::layout::Opened;
 use crate::linalg::rank::Rule;
@@ -65,8 +65,11 @@ pub fn plain(opened: &mut Opened, means: &Means) -> Result<(Normalised, Vec<Modu
     let Means { common, dtype, base, .. } = *means;
     let (mut notes, mut modules) = (Vec::new(), Vec::new());
     if let Some(base) = base {
-        let fitted = fitted(opened, base, common, means.signals.clone())?;
-        (opened.adapter, notes) = fitted;
+        let kernels = common.kernels()?;
+        let bar = Bar::new(opened.source.tensor_bytes(), means.signals.clone());
+        let fitted = flatten::fit(&opened.adapter, base, kernels.as_ref(), common.limits(), &bar);
+        bar.finish();
+        (opened.adapter, notes) = fitted?;
         if let Some(rule) = means.flags.rank {
             let done = flattened(&opened.adapter, base, rule, means)?;
             (opened.adapter, modules) = (done.adapter, done.modules);
@@ -81,15 +84,6 @@ pub fn plain(opened: &mut Opened, means: &Means) -> Result<(Normalised, Vec<Modu
     let mut done = done?;
     done.notes.splice(0..0, notes);
     Ok((done, modules))
-}
-
-/// The adapter with all that only the base tells.
-pub fn fitted(opened: &Opened, base: &BaseModel, common: &Common, signals: Signals) -> Result<(Adapter, Vec<Note>)> {
-    let kernels = common.kernels()?;
-    let bar = Bar::new(opened.source.tensor_bytes(), signals);
-    let done = flatten::fit(&opened.adapter, base, kernels.as_ref(), common.limits(), &bar);
-    bar.finish();
-    done
 }
 
 fn flattened(adapter: &Adapter, base: &BaseModel, rule: Rule, means: &Means) -> Result<Flattened> {

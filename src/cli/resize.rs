@@ -13,7 +13,7 @@ use super::merge::notes_json;
 use super::progress::Bar;
 use super::ranks::{self, Ranks};
 use super::signals::Signals;
-use super::{approximation, flatten, output};
+use super::{approximation, output};
 use crate::adapter::Note;
 use crate::container::atomic::{self, Form};
 use crate::error::{Context, Result};
@@ -21,6 +21,7 @@ use crate::layout::{self, Draft, Opened};
 use crate::linalg::rank::Rule;
 use crate::model::BaseModel;
 use crate::names::ModulePath;
+use crate::ops::flatten;
 use crate::ops::resize::{self, Alpha, Options, Resized};
 use crate::tensor::size;
 
@@ -96,14 +97,15 @@ pub fn run(args: &Args) -> Result<()> {
         seed: args.ranks.seed,
     };
     let began = Instant::now();
+    let bar = Bar::new(opened.source.tensor_bytes(), signals);
     let shape_of = |path: &ModulePath| base.as_ref()?.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
     if let Some(base) = &base {
-        let (adapter, notes) = flatten::fitted(&opened, base, &args.common, signals.clone()).in_file(&args.adapter)?;
+        let restored = flatten::restored(&opened.adapter, base, kernels.as_ref(), args.common.limits(), &bar);
+        let (adapter, notes) = restored.in_file(&args.adapter)?;
         opened.adapter = adapter;
         opened.notes.extend(notes);
     }
     let shapes: Option<resize::Shapes> = if base.is_some() { Some(&shape_of) } else { None };
-    let bar = Bar::new(opened.source.tensor_bytes(), signals);
     let resized = resize::resize(&opened.adapter, shapes, &options, args.common.limits(), kernels.as_ref(), &bar);
     bar.finish();
     let resized = resized.in_file(&args.adapter)?;

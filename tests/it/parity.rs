@@ -47,7 +47,7 @@ fn read(path: &Path) -> Tensors {
 }
 
 /// What differs from what PEFT made, in words.
-fn differences(base: &Tensors, merged: &Tensors, expected: &Tensors) -> Vec<String> {
+fn differences(base: &Tensors, merged: &Tensors, expected: &Tensors, tolerance: f64) -> Vec<String> {
     let mut out = Vec::new();
     for (key, wanted) in expected {
         match merged.get(key) {
@@ -55,7 +55,7 @@ fn differences(base: &Tensors, merged: &Tensors, expected: &Tensors) -> Vec<Stri
             Some(found) if found.shape != wanted.shape || found.dtype != wanted.dtype => {
                 out.push(format!("{key}: {} {} against {} {}", found.dtype, found.shape, wanted.dtype, wanted.shape));
             }
-            Some(found) => out.extend(difference(key, base.get(key), found, wanted)),
+            Some(found) => out.extend(difference(key, base.get(key), found, wanted, tolerance)),
         }
     }
     for (key, found) in merged {
@@ -72,15 +72,14 @@ fn is_untied(key: &str, found: &Tensor, base: &Tensors) -> bool {
     key == "lm_head.weight" && base.values().any(|b| b.bytes.as_slice() == found.bytes.as_slice())
 }
 
-fn difference(key: &str, base: Option<&Tensor>, found: &Tensor, wanted: &Tensor) -> Option<String> {
+fn difference(key: &str, base: Option<&Tensor>, found: &Tensor, wanted: &Tensor, tolerance: f64) -> Option<String> {
     let (found, wanted) = (values(found), values(wanted));
     let old = base.filter(|b| b.elements() == wanted.len()).map_or_else(|| vec![0.0; wanted.len()], values);
     let sum = |f: &dyn Fn(usize) -> f64| (0..wanted.len()).map(f).map(|v| v * v).sum::<f64>().sqrt();
     let error = sum(&|i| found[i] - wanted[i]);
     let delta = sum(&|i| wanted[i] - old[i]);
     let relative = error / delta;
-    (relative.is_nan() || relative > F32_TOLERANCE)
-        .then(|| format!("{key}: relative error of the delta {relative:.2e}"))
+    (relative.is_nan() || relative > tolerance).then(|| format!("{key}: relative error of the delta {relative:.2e}"))
 }
 
 fn values(tensor: &Tensor) -> Vec<f64> {
@@ -106,13 +105,18 @@ fn said(e: &lora_tool::Error) -> String {
 
 /// Where merging `adapter` into the base of a case gives something else than PEFT made of the case's own adapter.
 pub fn differences_of(case: &Case, adapter: &Path) -> Vec<String> {
+    differences_above(case, adapter, F32_TOLERANCE)
+}
+
+/// The same where a relative error of each tensor's change up to `tolerance` is no difference.
+pub fn differences_above(case: &Case, adapter: &Path, tolerance: f64) -> Vec<String> {
     let scratch = Scratch::new();
     let out = scratch.join("out");
     match merge_adapter(case, adapter, &out) {
         Err(e) => vec![format!("{e}")],
         Ok(()) => {
             let expected = SafetensorsFile::open(&case.path.join("expected.safetensors")).expect("expected values");
-            differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect())
+            differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect(), tolerance)
         }
     }
 }
@@ -137,7 +141,8 @@ fn where_peft_contradicts_itself_the_adapted_model_is_kept() {
         let out = scratch.join("out");
         merge_case(&case, &out).expect("a merge");
         let expected = SafetensorsFile::open(&faithful(&case)).expect("expected values");
-        let found = differences(&read(&case.base()), &read(&out), &expected.tensors.into_iter().collect());
+        let expected = expected.tensors.into_iter().collect();
+        let found = differences(&read(&case.base()), &read(&out), &expected, F32_TOLERANCE);
         assert!(found.is_empty(), "{}: {}", case.name, found.join(", "));
     }
     assert!(count > 4, "only {count} fixtures were found");

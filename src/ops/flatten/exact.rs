@@ -9,6 +9,7 @@ use ndarray::{Array2, Axis, concatenate};
 
 use super::change::read;
 use super::place::{Place, Places};
+use crate::adapter::delta::residual::Method;
 use crate::adapter::delta::{Action, Delta, Factors, LowRank, Miss, Residual, Site, miss};
 use crate::adapter::{Adapter, Note, Scale, ScaleRule, Target};
 use crate::error::{Context, Error, Result};
@@ -20,7 +21,7 @@ use crate::ops::extract::view::View;
 use crate::stream::{Budget, Limits, Progress, each};
 use crate::tensor::{Dtype, Shape, Tensor};
 
-/// The adapter as it is beside its base, with remarks.
+/// The adapter as it is beside its base, all changes that are exactly low rank as factors, with remarks.
 pub fn fit(
     adapter: &Adapter,
     base: &BaseModel,
@@ -28,12 +29,33 @@ pub fn fit(
     limits: Limits,
     progress: &dyn Progress,
 ) -> Result<(Adapter, Vec<Note>)> {
+    let chosen = |target: &Target| is_restored(target) || is_product(target);
+    made(adapter, base, &chosen, (kernels, limits, progress))
+}
+
+/// The same with only those changes as new factors that hold a part of the base.
+pub fn restored(
+    adapter: &Adapter,
+    base: &BaseModel,
+    kernels: &dyn Kernels,
+    limits: Limits,
+    progress: &dyn Progress,
+) -> Result<(Adapter, Vec<Note>)> {
+    made(adapter, base, &is_restored, (kernels, limits, progress))
+}
+
+fn made(
+    adapter: &Adapter,
+    base: &BaseModel,
+    chosen: &dyn Fn(&Target) -> bool,
+    (kernels, limits, progress): (&dyn Kernels, Limits, &dyn Progress),
+) -> Result<(Adapter, Vec<Note>)> {
     let mut out = adapter.clone();
     out.restore_base().map_err(|e| e.at_key("init_lora_weights"))?;
     let mut notes = out.place(&base.weights())?;
     out.complete(&|path: &ModulePath| base.names.find(&path.tensor("weight")).map(|f| f.memory_shape))?;
     let places = Places::new(base, &out);
-    let exact: Vec<_> = out.targets.iter().filter(|(_, target)| is_product(target)).collect();
+    let exact: Vec<_> = out.targets.iter().filter(|(_, target)| chosen(target)).collect();
     let budget = Budget::new(limits.memory);
     let done = each(exact.len(), limits.threads, progress, |i| {
         let (path, target) = exact[i];
@@ -54,20 +76,23 @@ pub fn fit(
 
 fn first_kind(target: &Target) -> &'static str {
     match target.weight.first() {
-        Some(Delta::Residual(residual)) => match residual.method {
-            crate::adapter::delta::residual::Method::Olora => "OLoRA",
-            crate::adapter::delta::residual::Method::Pissa => "PiSSA",
-        },
+        Some(Delta::Residual(Residual { method: Method::Olora, .. })) => "OLoRA",
+        Some(Delta::Residual(Residual { method: Method::Pissa, .. })) => "PiSSA",
         Some(delta) => delta.kind(),
         None => "none",
     }
 }
 
-/// Whether the change is exactly a product of two factors, which only the weight tells.
+/// Whether the change is that of PiSSA or OLoRA, and nothing else.
+fn is_restored(target: &Target) -> bool {
+    target.magnitude.is_none() && matches!(target.weight.as_slice(), [Delta::Residual(_), Delta::LowRank(_)])
+}
+
+/// Whether the change is exactly a product of two factors, and only the shape of the weight tells which.
 fn is_product(target: &Target) -> bool {
     target.magnitude.is_none()
         && match target.weight.as_slice() {
-            [Delta::Residual(_), Delta::LowRank(_)] | [Delta::Qalora(_)] => true,
+            [Delta::Qalora(_)] => true,
             [Delta::Miss(Miss { mode, .. })] => *mode != miss::Mode::Bat,
             _ => false,
         }

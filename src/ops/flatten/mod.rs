@@ -28,7 +28,7 @@ use crate::tensor::{Dtype, Tensor};
 use change::Changes;
 use place::{Form, Places};
 
-pub use exact::fit;
+pub use exact::{fit, restored};
 
 /// How changes are approximated.
 #[derive(Clone, Copy, Debug)]
