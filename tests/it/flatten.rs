@@ -3,10 +3,11 @@
 
 use std::path::Path;
 
+use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::fixtures::{Case, Scratch, adapter, base, cases, text};
-use crate::models::{Values, json_file, read};
+use crate::models::{Values, json_file, read, tensor, write};
 use crate::parity;
 use crate::program::{Ran, run};
 
@@ -149,7 +150,7 @@ fn assert_optimal(case: &Case, out: &Path, answer: &Value, rank: usize) {
     let (old, new) = (read(&case.base()), read(&case.path.join("expected.safetensors")));
     let factors = read(out);
     let config = json_file(&out.join("adapter_config.json"));
-    let is_rounded = factors.values().any(|t| t.dtype != safetensors::Dtype::F32);
+    let is_rounded = factors.values().any(|t| t.dtype != Dtype::F32);
     let modules = answer["modules"].as_array().expect("modules");
     let (mut lost, mut energy) = (0.0, 0.0);
     for module in modules {
@@ -263,6 +264,64 @@ impl Matrix {
         eigenvalues.sort_by(|a, b| b.total_cmp(a));
         eigenvalues.iter().skip(rank).sum()
     }
+}
+
+// Weights that are read in pieces
+
+/// A base and an adapter of RoAd on its layer (pairs of outputs in groups of 48); the change in f64.
+fn rotated(scratch: &Scratch) -> Matrix {
+    let (rows, cols, group) = (1104, 1000, 48);
+    std::fs::create_dir_all(scratch.join("base")).expect("a folder");
+    std::fs::create_dir_all(scratch.join("road")).expect("a folder");
+    let weight = tensor(Dtype::BF16, &[rows, cols], 3);
+    let (theta, alpha) = (tensor(Dtype::F32, &[rows / 2], 5), tensor(Dtype::F32, &[rows / 2], 6));
+    let mut change = Matrix::of(&weight);
+    for o in 0..rows {
+        let (g, p, half) = (o / group, o % group, group / 2);
+        let at = g * half + p % half;
+        let (c, s) = (alpha.values[at] * theta.values[at].cos(), alpha.values[at] * theta.values[at].sin());
+        let (pair, sign) = if p < half { (o + half, -1.0) } else { (o - half, 1.0) };
+        for j in 0..cols {
+            let value = |o: usize| weight.values[o * cols + j];
+            change.values[o * cols + j] = c * value(o) + sign * s * value(pair) - value(o);
+        }
+    }
+    let model = [("layers.0.q.weight".to_string(), weight)].into();
+    write(&scratch.join("base").join("model.safetensors"), &model, None);
+    let key = |role: &str| format!("base_model.model.layers.0.q.road_{role}");
+    let model = [(key("theta"), theta), (key("alpha"), alpha)].into();
+    write(&scratch.join("road").join("adapter_model.safetensors"), &model, None);
+    let config = json!({ "peft_type": "ROAD", "variant": "road_1", "group_size": group, "target_modules": ["q"] });
+    std::fs::write(scratch.join("road").join("adapter_config.json"), config.to_string()).expect("a config");
+    change
+}
+
+#[test]
+fn pieces_and_threads_change_nothing() {
+    let scratch = Scratch::new();
+    let change = rotated(&scratch);
+    let flatten = |out: &str, more: &[&str]| {
+        let mut args = vec!["convert".to_string(), text(&scratch.join("road")), "-o".into(), text(&scratch.join(out))];
+        args.extend(
+            ["--to", "peft", "--no-sync", "--normalise", "--rank", "6", "--json", "--base"].map(str::to_string),
+        );
+        args.push(text(&scratch.join("base")));
+        args.extend(more.iter().map(ToString::to_string));
+        let answer = run(args).expect(0).json()["adapters"][0]["approximated"]["modules"][0].clone();
+        (answer, std::fs::read(scratch.join(out).join("adapter_model.safetensors")).expect("the tensors"))
+    };
+    let number = |answer: &Value, field: &str| answer[field].as_f64().expect("a number");
+    let (one, bytes) = flatten("one", &["--threads", "1", "--memory", "1MB"]);
+    let (exact, _) = flatten("exact", &["--exact"]);
+    assert!(number(&one, "passes") > 1.0, "{one}");
+    assert_eq!(bytes, flatten("four", &["--threads", "4"]).1);
+    let energy = change.energy();
+    let (made, _) = product(&read(&scratch.join("one")), "layers.0.q");
+    let error = (change.less(&made).energy() / energy).sqrt();
+    assert!((number(&one, "energy") - energy).abs() < 1e-6 * energy, "{one}: {energy}");
+    assert!((number(&one, "relative_error") - error).abs() < 1e-4 * error, "{one}: {error}");
+    let (found, best) = (number(&one, "relative_error"), number(&exact, "relative_error"));
+    assert!(found < 1.01 * best && found > best - 1e-6, "{found} against {best}");
 }
 
 // Ranks, types and refusals
