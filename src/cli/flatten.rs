@@ -24,15 +24,7 @@ use crate::tensor::Dtype;
 
 /// Flags of changes that no plain LoRA holds exactly.
 #[derive(Clone, Debug, clap::Args)]
-#[command(
-    mut_arg("max_rank", of_ranks),
-    mut_arg("min_rank", of_ranks),
-    mut_arg("rank_multiple", of_ranks),
-    mut_arg("balance", of_ranks),
-    mut_arg("exact", of_ranks),
-    mut_arg("tolerance", of_ranks),
-    mut_arg("seed", of_ranks)
-)]
+#[command(mut_args(of_a_rank))]
 pub struct Flatten {
     /// With --normalise and --base: the rank of what is not low rank by its own data, or the rule that gives one: N,
     /// energy=X, error=X, ratio=X, mp, params=N, size=SIZE
@@ -42,8 +34,10 @@ pub struct Flatten {
     ranks: Ranks,
 }
 
-fn of_ranks(arg: Arg) -> Arg {
-    arg.requires("rank")
+/// What is said of ranks means nothing without one.
+fn of_a_rank(arg: Arg) -> Arg {
+    const OF_RANKS: [&str; 7] = ["max_rank", "min_rank", "rank_multiple", "balance", "exact", "tolerance", "seed"];
+    if OF_RANKS.contains(&arg.get_id().as_str()) { arg.requires("rank") } else { arg }
 }
 
 /// What a command makes adapters plain with.

@@ -324,6 +324,45 @@ fn pieces_and_threads_change_nothing() {
     assert!(found < 1.01 * best && found > best - 1e-6, "{found} against {best}");
 }
 
+#[test]
+fn a_convolution_of_several_groups_and_a_bias_become_whole_tensors() {
+    let scratch = Scratch::new();
+    let (base, ia3, out, merged) =
+        (scratch.join("base"), scratch.join("ia3"), scratch.join("out"), scratch.join("merged"));
+    for folder in [&base, &ia3] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    let conv = tensor(Dtype::F32, &[6, 1, 3, 3], 1);
+    let bias = tensor(Dtype::F32, &[6], 2);
+    let linear = tensor(Dtype::F32, &[6, 4], 3);
+    let scales = tensor(Dtype::F32, &[1, 6, 1, 1], 4);
+    let model = [("conv.weight", &conv), ("conv.bias", &bias), ("fc.weight", &linear)];
+    write(&base.join("model.safetensors"), &model.map(|(k, v)| (k.to_string(), v.clone())).into(), None);
+    let of_layer = Values { shape: vec![6, 1], ..scales.clone() };
+    let factors = [("conv", scales.clone()), ("fc", of_layer)];
+    let factors = factors.map(|(path, v)| (format!("base_model.model.{path}.ia3_l"), v));
+    write(&ia3.join("adapter_model.safetensors"), &factors.into(), None);
+    let config = json!({ "peft_type": "IA3", "target_modules": ["conv", "fc"], "feedforward_modules": [] });
+    std::fs::write(ia3.join("adapter_config.json"), config.to_string()).expect("a config");
+
+    let (from, base_text, out_text) = (text(&ia3), text(&base), text(&out));
+    let answer =
+        run(["convert", &from, "-o", &out_text, "--to", "peft", "--normalise", "--base", &base_text]).expect(1).err;
+    assert!(answer.contains("--rank 16"), "{answer}");
+    let args = ["convert", &from, "-o", &out_text, "--to", "peft", "--normalise", "--base", &base_text, "--rank", "4"];
+    let answer = run(args.iter().chain(&["--json"])).expect(0).json();
+    assert_eq!(answer["adapters"][0]["approximated"]["overall"]["modules"], json!(1), "{answer}");
+    run(["merge", &base_text, &out_text, "-o", &text(&merged), "--no-sync"]).expect(0);
+    let new = read(&merged);
+    for (key, old) in model {
+        let each = old.values.len() / 6;
+        for (i, (found, value)) in new[key].values.iter().zip(&old.values).enumerate() {
+            let wanted = value * scales.values[i / each];
+            assert!((found - wanted).abs() < 1e-6, "{key}: {found} against {wanted}");
+        }
+    }
+}
+
 // Ranks, types and refusals
 
 #[test]

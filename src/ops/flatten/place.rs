@@ -88,14 +88,14 @@ impl<'a> Places<'a> {
         Some(Found::whole(&input, tensor.shape.dims()))
     }
 
-    /// Whether it is a convolution of several groups: an A there sees the inputs of all groups, so that no product of two
-    /// factors has the form of the weight.
+    /// Whether it is a convolution of several groups, or may be one: an A there sees the inputs of all groups, so that no
+    /// product of two factors has the form of the weight.
     fn is_grouped(&self, name: &str) -> bool {
         let grouped = self.grouped.get_or_init(|| {
             let (listing, types) = (self.base.names.memory(), self.base.model_types());
             let shapes: Vec<_> = listing.tensors.iter().map(|(n, f)| (n.as_str(), f.memory_shape.as_slice())).collect();
             let sites = Sites::new(shapes.iter().copied(), &types);
-            let several = |name: &str| matches!(sites.of(name), Some(Site::Conv { groups: Some(n), .. }) if n > 1);
+            let several = |name: &str| matches!(sites.of(name), Some(Site::Conv { groups, .. }) if groups != Some(1));
             shapes.iter().map(|(name, _)| *name).filter(|name| several(name)).map(str::to_string).collect()
         });
         grouped.iter().any(|g| g == name)
