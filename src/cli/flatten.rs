@@ -10,7 +10,7 @@ use super::args::Common;
 use super::progress::Bar;
 use super::ranks::{self, Ranks};
 use super::signals::Signals;
-use crate::adapter::{Adapter, Delta};
+use crate::adapter::{Adapter, Delta, Note};
 use crate::error::{Error, Kind, Result};
 use crate::layout::Opened;
 use crate::linalg::rank::Rule;
@@ -59,6 +59,7 @@ pub fn plain(opened: &mut Opened, means: &Means) -> Result<(Normalised, Vec<Modu
     let Means { common, dtype, base, .. } = *means;
     let (mut notes, mut modules) = (Vec::new(), Vec::new());
     if let Some(base) = base {
+        let by_weights = opened.adapter.residual_base.is_some() || means.flags.rank.is_some();
         let kernels = common.kernels()?;
         let bar = Bar::new(opened.source.tensor_bytes(), means.signals.clone());
         let fitted = flatten::fit(&opened.adapter, base, kernels.as_ref(), common.limits(), &bar);
@@ -68,7 +69,11 @@ pub fn plain(opened: &mut Opened, means: &Means) -> Result<(Normalised, Vec<Modu
             let done = flattened(&opened.adapter, base, rule, means)?;
             (opened.adapter, modules) = (done.adapter, done.modules);
             notes.extend(done.notes);
+            if modules.is_empty() && flatten::is_plain(&opened.adapter) {
+                notes.push(Note::info("", "low rank already: --rank is for what is not"));
+            }
         }
+        notes.extend(other_base(opened, base).filter(|_| by_weights));
     }
     let shape_of = |path: &ModulePath| base?.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
     let shapes: Option<resize::Shapes> = if base.is_some() { Some(&shape_of) } else { None };
@@ -78,6 +83,14 @@ pub fn plain(opened: &mut Opened, means: &Means) -> Result<(Normalised, Vec<Modu
     let mut done = done?;
     done.notes.splice(0..0, notes);
     Ok((done, modules))
+}
+
+/// Says that the weights are not those that the adapter changes.
+fn other_base(opened: &Opened, base: &BaseModel) -> Option<Note> {
+    let named = opened.base_fingerprint?;
+    let own = base.fingerprint();
+    let what = format!("made for another base: it names fingerprint {named}, this base has {own}");
+    (named != own).then(|| Note::lossy(opened.source.path.display().to_string(), what))
 }
 
 fn flattened(adapter: &Adapter, base: &BaseModel, rule: Rule, means: &Means) -> Result<Flattened> {

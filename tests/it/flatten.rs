@@ -342,7 +342,7 @@ fn a_convolution_of_several_groups_and_a_bias_become_whole_tensors() {
     let factors = [("conv", scales.clone()), ("fc", of_layer)];
     let factors = factors.map(|(path, v)| (format!("base_model.model.{path}.ia3_l"), v));
     write(&ia3.join("adapter_model.safetensors"), &factors.into(), None);
-    let config = json!({ "peft_type": "IA3", "target_modules": ["conv", "fc"], "feedforward_modules": [] });
+    let mut config = json!({ "peft_type": "IA3", "target_modules": ["conv", "fc"], "feedforward_modules": [] });
     std::fs::write(ia3.join("adapter_config.json"), config.to_string()).expect("a config");
 
     let (from, base_text, out_text) = (text(&ia3), text(&base), text(&out));
@@ -350,8 +350,14 @@ fn a_convolution_of_several_groups_and_a_bias_become_whole_tensors() {
         run(["convert", &from, "-o", &out_text, "--to", "peft", "--normalise", "--base", &base_text]).expect(1).err;
     assert!(answer.contains("--rank 16"), "{answer}");
     let args = ["convert", &from, "-o", &out_text, "--to", "peft", "--normalise", "--base", &base_text, "--rank", "4"];
-    let answer = run(args.iter().chain(&["--json"])).expect(0).json();
+    let answer = run(args.iter().chain(&["--json", "--strict"])).expect(0).json();
     assert_eq!(answer["adapters"][0]["approximated"]["overall"]["modules"], json!(1), "{answer}");
+    let again = run(args.iter().chain(&["--force"])).expect(0);
+    assert!(!again.err.contains("another base"), "{}", again.err);
+    config["lora_tool.base_fingerprint"] = json!("0".repeat(64));
+    std::fs::write(ia3.join("adapter_config.json"), config.to_string()).expect("a config");
+    let e = run(args.iter().chain(&["--force", "--strict"])).expect(3).err;
+    assert!(e.contains("made for another base"), "{e}");
     run(["merge", &base_text, &out_text, "-o", &text(&merged), "--no-sync"]).expect(0);
     let new = read(&merged);
     for (key, old) in model {
