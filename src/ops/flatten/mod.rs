@@ -1,8 +1,8 @@
 //! An adapter of any kind as plain LoRA for the base it is merged into: what `normalise` cannot do without the weights.
 //!
 //! Three steps. [`fit`] finds in the base all that only it can tell, and whatever is exactly a product of two factors
-//! beside a weight becomes those factors. [`flatten`] takes the rest: the change `W' - W` of each weight is formed in f32
-//! some rows at a time (`change`), decomposed, and its best approximation of the rank that a rule gives takes its place
+//! beside a weight becomes those factors. [`flatten`] takes the rest: the change `W' - W` of each weight is formed in
+//! f32 some rows at a time (`change`), decomposed, and its best approximation of the rank that a rule gives takes its place
 //! (`assemble`), with the error stated. A bias that changes with what it was, and a weight that is no matrix, become
 //! whole tensors (`whole`). What is left has scales that `normalise` folds.
 //!

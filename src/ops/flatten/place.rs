@@ -88,8 +88,8 @@ impl<'a> Places<'a> {
         Some(Found::whole(&input, tensor.shape.dims()))
     }
 
-    /// Whether it is a convolution of several groups, or may be one: an A there sees the inputs of all groups, so that no
-    /// product of two factors has the form of the weight.
+    /// Whether it is a convolution of several groups, or may be one: an A there sees the inputs of all groups, so that
+    /// no product of two factors has the form of the weight.
     fn is_grouped(&self, name: &str) -> bool {
         let grouped = self.grouped.get_or_init(|| {
             let (listing, types) = (self.base.names.memory(), self.base.model_types());

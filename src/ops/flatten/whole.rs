@@ -1,5 +1,5 @@
-//! Changes that become whole tensors: of a bias that depend on the bias or the weight as it was, and of weights that are
-//! no matrix. f32, which holds what `merge` has before it rounds.
+//! Changes that become whole tensors: of a bias that depend on the bias or the weight as it was, and of weights that
+//! are no matrix. f32, which holds what `merge` has before it rounds.
 
 use super::change::{Weight, read};
 use super::place::{Place, missing, require_numbers};
