@@ -14,9 +14,10 @@ use super::loaded::last_name;
 use super::merge::notes_json;
 use super::signals::Signals;
 use super::{output, ranks};
-use crate::adapter::Note;
+use crate::adapter::{Adapter, Note, Target};
 use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
+use crate::layout::consumer::{self, Consumer};
 use crate::layout::{self, Draft, Layout, Opened};
 use crate::model::BaseModel;
 use crate::ops::approximate::ModuleReport;
@@ -44,8 +45,12 @@ pub struct Args {
     #[arg(short, long, value_name = "OUT")]
     out: PathBuf,
     /// Layout of the result
-    #[arg(long, value_name = "LAYOUT")]
-    to: String,
+    #[arg(long, value_name = "LAYOUT", required_unless_present = "consumer")]
+    to: Option<String>,
+    /// The program that is to read it: the layout it reads, made so that it reads it right, or an error that says what it
+    /// cannot [transformers, vllm, sglang, lmdeploy, ollama, llama.cpp]
+    #[arg(long = "for", value_name = "PROGRAM")]
+    consumer: Option<String>,
     #[command(flatten)]
     read: ReadAs,
     /// Make every change a plain LoRA whose scale is 1: alpha is the rank, and the old scale goes into B
@@ -81,9 +86,17 @@ enum FormWord {
     Fused,
 }
 
+/// What the adapters are to become.
+struct Goal {
+    layout: &'static dyn Layout,
+    consumer: Option<&'static Consumer>,
+    base: Option<BaseModel>,
+}
+
 /// One adapter in its new form.
 struct Converted {
     from: &'static str,
+    to: &'static str,
     because: String,
     draft: Draft,
     modules: usize,
@@ -105,30 +118,33 @@ struct Said {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let layout = layout::named(&args.to)?;
+    let consumer = args.consumer.as_deref().map(consumer::named).transpose()?;
+    let layout = layout::named(args.to.as_deref().or(consumer.map(|c| c.layout)).unwrap_or_default())?;
+    if let Some(consumer) = consumer.filter(|c| c.layout != layout.name()) {
+        let what =
+            format!("--for {} wants the layout {}, and --to is {}", consumer.name, consumer.layout, layout.name());
+        return Err(Error::new(Kind::Usage, what));
+    }
     if !layout.can_write() {
-        return Err(Error::new(Kind::Usage, format!("adapters of the layout `{}` are read, not written", args.to)));
+        return Err(Error::new(
+            Kind::Usage,
+            format!("adapters of the layout `{}` are read, not written", layout.name()),
+        ));
     }
     let signals = Signals::listen()?;
     let base = args.base.as_deref().map(BaseModel::open).transpose()?;
+    let goal = Goal { layout, consumer, base };
     let began = Instant::now();
     let said = match args.adapters.as_slice() {
-        [adapter] => vec![one(args, adapter, layout, base.as_ref(), &args.out, signals)?],
-        several => all(args, several, layout, base.as_ref(), signals)?,
+        [adapter] => vec![one(args, adapter, &goal, &args.out, signals)?],
+        several => all(args, several, &goal, signals)?,
     };
-    show(args, &said, began.elapsed().as_secs_f64())
+    show(args, goal.layout.name(), &said, began.elapsed().as_secs_f64())
 }
 
 /// One adapter to one place.
-fn one(
-    args: &Args,
-    adapter: &Path,
-    layout: &dyn Layout,
-    base: Option<&BaseModel>,
-    out: &Path,
-    signals: Signals,
-) -> Result<Said> {
-    let converted = convert(args, adapter, layout, base, signals)?;
+fn one(args: &Args, adapter: &Path, goal: &Goal, out: &Path, signals: Signals) -> Result<Said> {
+    let converted = convert(args, adapter, goal, signals)?;
     let inputs: Vec<&Path> = converted.inputs.iter().map(PathBuf::as_path).collect();
     if args.common.dry_run {
         atomic::refuse_input(out, &inputs)?;
@@ -141,13 +157,7 @@ fn one(
 }
 
 /// Several adapters into one folder, which appears with all of them or not at all.
-fn all(
-    args: &Args,
-    adapters: &[PathBuf],
-    layout: &dyn Layout,
-    base: Option<&BaseModel>,
-    signals: Signals,
-) -> Result<Vec<Said>> {
+fn all(args: &Args, adapters: &[PathBuf], goal: &Goal, signals: Signals) -> Result<Vec<Said>> {
     let names = entry_names(adapters)?;
     let inputs: Vec<&Path> = adapters.iter().chain(&args.base).map(PathBuf::as_path).collect();
     layout::check(&args.out, &inputs, args.common.force)?;
@@ -158,7 +168,7 @@ fn all(
     };
     let mut out = Vec::with_capacity(adapters.len());
     for (adapter, mut name) in adapters.iter().zip(names) {
-        let converted = convert(args, adapter, layout, base, signals.clone())?;
+        let converted = convert(args, adapter, goal, signals.clone())?;
         if form(&converted.draft) == Form::File
             && let Some(extension) = Path::new(&converted.draft.tensor_file).extension()
         {
@@ -201,13 +211,9 @@ fn form(draft: &Draft) -> Form {
     if draft.texts.is_empty() { Form::File } else { Form::Folder }
 }
 
-fn convert(
-    args: &Args,
-    path: &Path,
-    layout: &dyn Layout,
-    base: Option<&BaseModel>,
-    signals: Signals,
-) -> Result<Converted> {
+fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Converted> {
+    let Goal { layout, consumer, base } = goal;
+    let base = base.as_ref();
     let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
     let mut opened = args.read.open(path, base)?;
     if let Some((_, config)) = config.filter(|_| layout.name() == "gguf") {
@@ -217,13 +223,8 @@ fn convert(
         opened.source.require_finite()?;
     }
     let mut notes = std::mem::take(&mut opened.notes);
-    if let Some(form) = args.retarget {
-        let form = match form {
-            FormWord::Base => retarget::Form::Base,
-            FormWord::Split => retarget::Form::Split,
-            FormWord::Fused => retarget::Form::Fused,
-        };
-        let done = retarget::retarget(&opened.adapter, form, base).in_file(path)?;
+    for parts in retargeting(args, *consumer, &opened.adapter) {
+        let done = retarget::retarget(&opened.adapter, parts.0, parts.1, base).in_file(path)?;
         opened.adapter = done.adapter;
         notes.extend(done.notes);
     }
@@ -237,8 +238,16 @@ fn convert(
     if let Some(to) = args.dtype.get() {
         rounded.add(cast::adapter(&mut opened.adapter, to).in_file(path)?);
     }
+    if let Some(consumer) = consumer {
+        let (fitted, fitting) = consumer.fit(&opened.adapter).in_file(path)?;
+        opened.adapter = fitted;
+        notes.extend(fitting);
+    }
     let (mut draft, written) = layout.write(&opened.adapter).map_err(|e| flatten::advised(e, &opened.adapter, path))?;
     notes.extend(written);
+    if let Some(consumer) = consumer {
+        notes.extend(consumer.finish(&mut draft).in_file(path)?);
+    }
     if let Some(to) = args.dtype.get() {
         rounded.add(cast::tensors(&mut draft.tensors, to).in_file(path)?);
         if rounded.changed > 0 {
@@ -253,7 +262,21 @@ fn convert(
     opened.adapter.targets.values().for_each(|target| *kinds.entry(target.kind()).or_default() += 1);
     let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
     let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
-    Ok(Converted { from, because, draft, modules, kinds, folded, approximated, notes, inputs })
+    Ok(Converted { from, to: layout.name(), because, draft, modules, kinds, folded, approximated, notes, inputs })
+}
+
+/// Which modules are taken apart or put together, in order: as the user wants it, and as the program does.
+fn retargeting(args: &Args, consumer: Option<&Consumer>, adapter: &Adapter) -> Vec<(retarget::Form, retarget::Parts)> {
+    let form = |word| match word {
+        FormWord::Base => retarget::Form::Base,
+        FormWord::Split => retarget::Form::Split,
+        FormWord::Fused => retarget::Form::Fused,
+    };
+    let wanted = args.retarget.map(|word| (form(word), retarget::Parts::All));
+    let is_stack =
+        |target: &Target| target.is_parameter() && target.weight.iter().any(|d| d.kind() == "LoRA on experts");
+    let single = consumer.is_some_and(Consumer::wants_single_experts) && adapter.targets.values().any(is_stack);
+    wanted.into_iter().chain(single.then_some((retarget::Form::Split, retarget::Parts::Experts))).collect()
 }
 
 fn inputs(adapter: &Path, opened: &Opened) -> Vec<PathBuf> {
@@ -273,12 +296,12 @@ fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said 
         n => format!(", {n} scales folded into B"),
     };
     let plural = if *modules == 1 { "" } else { "s" };
+    let to = converted.to;
     let text = format!(
-        "{}{}{}: {from} to {}, {modules} module{plural}, {} tensors{scales} · {}",
+        "{}{}{}: {from} to {to}, {modules} module{plural}, {} tensors{scales} · {}",
         flatten::text(&converted.approximated),
         if args.common.dry_run { "would write " } else { "" },
         printable(&out.display().to_string()),
-        args.to,
         draft.tensors.len(),
         size::show(bytes),
     );
@@ -290,11 +313,11 @@ fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said 
     Said { text, document }
 }
 
-fn show(args: &Args, said: &[Said], seconds: f64) -> Result<()> {
+fn show(args: &Args, to: &str, said: &[Said], seconds: f64) -> Result<()> {
     if args.common.json {
         let adapters: Vec<_> = said.iter().map(|s| &s.document).collect();
         return output::document(&json!({
-            "out": args.out, "to": args.to, "normalise": args.normalise, "dry_run": args.common.dry_run,
+            "out": args.out, "to": to, "for": args.consumer, "normalise": args.normalise, "dry_run": args.common.dry_run,
             "seconds": seconds, "adapters": adapters,
         }));
     }

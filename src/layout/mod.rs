@@ -2,6 +2,7 @@
 //!
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
+pub mod consumer;
 pub mod facts;
 pub mod gguf;
 pub mod mlx;

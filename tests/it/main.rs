@@ -12,6 +12,7 @@
 mod batch;
 mod cli;
 mod compare;
+mod consumers;
 mod containers;
 mod convert;
 mod dialects;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lora_tool::adapter::{Adapter, Delta};
 use lora_tool::layout;
 use lora_tool::model::BaseModel;
-use lora_tool::ops::retarget::{Form, Retargeted, retarget};
+use lora_tool::ops::retarget::{Form, Parts, Retargeted, retarget};
 
 use crate::fixtures::{Case, Scratch, cases};
 use crate::parity::differences_of;
@@ -42,8 +42,8 @@ fn there_and_back(case: &Case, form: Form) -> Result<Option<(Adapter, usize)>, S
     let Some(given) = read(case) else { return Ok(None) };
     let base = BaseModel::open(&case.base()).expect("a base");
     let moved = |done: &Retargeted| done.split + done.fused + done.renamed;
-    let done = retarget(&given, form, Some(&base)).and_then(|there| {
-        let back = retarget(&there.adapter, Form::Base, Some(&base))?;
+    let done = retarget(&given, form, Parts::All, Some(&base)).and_then(|there| {
+        let back = retarget(&there.adapter, Form::Base, Parts::All, Some(&base))?;
         let moved = moved(&there) + moved(&back);
         Ok((back.adapter, moved))
     });
@@ -95,8 +95,8 @@ fn what_is_put_together_comes_apart_byte_for_byte() {
     for name in ["lora", "rslora", "mixtral_old", "f16_all"] {
         let case = cases("peft").into_iter().find(|case| case.name == name).expect("a case");
         let given = read(&case).expect("an adapter");
-        let fused = retarget(&given, Form::Fused, None).expect("fused");
-        let back = retarget(&fused.adapter, Form::Split, None).expect("split");
+        let fused = retarget(&given, Form::Fused, Parts::All, None).expect("fused");
+        let back = retarget(&fused.adapter, Form::Split, Parts::All, None).expect("split");
         assert!(fused.fused > 0, "{name}");
         let names = |adapter: &Adapter| adapter.targets.keys().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(names(&back.adapter), names(&given), "{name}");

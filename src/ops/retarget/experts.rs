@@ -85,7 +85,7 @@ fn apart(work: &mut Work, path: &ModulePath) -> Result<()> {
     let Some((_, parts)) = STACKS.iter().find(|(name, _)| *name == path.leaf()) else { return Ok(()) };
     let Some(target) = work.adapter.targets.get(path).cloned() else { return Ok(()) };
     let [Delta::LowRank(factors)] = target.weight.as_slice() else { return Ok(()) };
-    let factors = facing_inputs(work, path, &target, factors)?;
+    let factors = facing_inputs(work, path, factors)?;
     let module = path.parent().unwrap_or_default();
     let mixtral = work.base.is_none() && work.facts.family.as_deref() == Some("mixtral");
     work.adapter.targets.remove(path);
@@ -105,7 +105,7 @@ fn apart(work: &mut Work, path: &ModulePath) -> Result<()> {
 }
 
 /// The factors of a stack with A at the true inputs, as far as that can be known.
-fn facing_inputs(work: &Work, path: &ModulePath, target: &Target, factors: &LowRank) -> Result<LowRank> {
+fn facing_inputs(work: &Work, path: &ModulePath, factors: &LowRank) -> Result<LowRank> {
     let Some(mut own) = factors.experts else { return Ok(factors.clone()) };
     own.facing = match (work.base, work.base.and_then(|base| base.names.find(path.as_str()))) {
         (Some(base), Some(found)) => {

@@ -27,6 +27,15 @@ pub enum Form {
     Fused,
 }
 
+/// Which modules are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parts {
+    /// All that have parts or are some.
+    All,
+    /// Experts only.
+    Experts,
+}
+
 /// The adapter on its new modules.
 #[derive(Clone, Debug)]
 pub struct Retargeted {
@@ -44,7 +53,7 @@ pub struct Retargeted {
 
 /// Puts the changes of `adapter` onto other modules. The base tells sizes and names; without it only what needs neither
 /// can be done, and [`Form::Base`] nothing.
-pub fn retarget(adapter: &Adapter, form: Form, base: Option<&BaseModel>) -> Result<Retargeted> {
+pub fn retarget(adapter: &Adapter, form: Form, parts: Parts, base: Option<&BaseModel>) -> Result<Retargeted> {
     if form == Form::Base && base.is_none() {
         return Err(Error::missing("whose modules it is to have is not known").hint("--base names the base model"));
     }
@@ -66,8 +75,10 @@ pub fn retarget(adapter: &Adapter, form: Form, base: Option<&BaseModel>) -> Resu
     work.rename();
     experts::split(&mut work)?;
     experts::fuse(&mut work)?;
-    projections::split(&mut work)?;
-    projections::fuse(&mut work)?;
+    if parts == Parts::All {
+        projections::split(&mut work)?;
+        projections::fuse(&mut work)?;
+    }
     work.settle()?;
     Ok(work.done())
 }
