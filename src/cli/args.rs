@@ -9,7 +9,7 @@ use clap::{Args, ColorChoice, ValueEnum};
 use super::size;
 use crate::error::{Error, Kind, Result};
 use crate::kernels::{self, Kernels};
-use crate::layout::{self, Given, Opened};
+use crate::layout::{self, Given, Opened, SideFile};
 use crate::model::BaseModel;
 use crate::stream::Limits;
 use crate::tensor::{Dtype, dtype};
@@ -71,7 +71,11 @@ pub struct ReadAs {
 impl ReadAs {
     /// Opens an adapter, for this base where there is one.
     pub fn open(&self, path: &Path, base: Option<&BaseModel>) -> Result<Opened> {
-        let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
+        self.open_beside(path, base.and_then(|base| Some((base.config_path()?, base.config.clone()?))))
+    }
+
+    /// The same, where the base's config is all that is known of it.
+    pub fn open_beside(&self, path: &Path, config: Option<SideFile>) -> Result<Opened> {
         layout::open_with(path, self.from.as_deref(), Given { base: config, alpha: self.assume_alpha })
     }
 

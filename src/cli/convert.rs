@@ -18,11 +18,12 @@ use crate::adapter::{Adapter, Note, Target};
 use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
 use crate::layout::consumer::{self, Consumer};
-use crate::layout::{self, Draft, Layout, Opened};
+use crate::layout::source::config_alone;
+use crate::layout::{self, Draft, Layout, Opened, SideFile};
 use crate::model::BaseModel;
 use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
-use crate::ops::retarget;
+use crate::ops::{matching, retarget};
 use crate::tensor::size;
 
 /// Write adapters in another layout
@@ -91,6 +92,8 @@ struct Goal {
     layout: &'static dyn Layout,
     consumer: Option<&'static Consumer>,
     base: Option<BaseModel>,
+    /// The base's config, which may be all there is of it.
+    config: Option<SideFile>,
 }
 
 /// One adapter in its new form.
@@ -132,8 +135,10 @@ pub fn run(args: &Args) -> Result<()> {
         ));
     }
     let signals = Signals::listen()?;
-    let base = args.base.as_deref().map(BaseModel::open).transpose()?;
-    let goal = Goal { layout, consumer, base };
+    let alone = args.base.as_deref().map(config_alone).transpose()?.flatten();
+    let base = args.base.as_deref().filter(|_| alone.is_none()).map(BaseModel::open).transpose()?;
+    let config = base.as_ref().and_then(|base| Some((base.config_path()?, base.config.clone()?))).or(alone);
+    let goal = Goal { layout, consumer, base, config };
     let began = Instant::now();
     let said = match args.adapters.as_slice() {
         [adapter] => vec![one(args, adapter, &goal, &args.out, signals)?],
@@ -212,21 +217,27 @@ fn form(draft: &Draft) -> Form {
 }
 
 fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Converted> {
-    let Goal { layout, consumer, base } = goal;
+    let Goal { layout, consumer, base, config } = goal;
     let base = base.as_ref();
-    let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
-    let mut opened = args.read.open(path, base)?;
-    if let Some((_, config)) = config.filter(|_| layout.name() == "gguf") {
-        layout::gguf::base::tell(&mut opened.adapter, &config);
+    let mut opened = args.read.open_beside(path, config.clone())?;
+    if let Some((_, config)) = config.as_ref().filter(|_| layout.name() == "gguf") {
+        layout::gguf::base::tell(&mut opened.adapter, config);
     }
     if !args.allow_nonfinite {
         opened.source.require_finite()?;
     }
     let mut notes = std::mem::take(&mut opened.notes);
-    for parts in retargeting(args, *consumer, &opened.adapter) {
-        let done = retarget::retarget(&opened.adapter, parts.0, parts.1, base).in_file(path)?;
+    let given = opened.adapter.clone();
+    for (form, parts) in retargeting(args, *consumer, &opened.adapter) {
+        let done = retarget::retarget(&opened.adapter, form, parts, base).in_file(path)?;
         opened.adapter = done.adapter;
         notes.extend(done.notes);
+    }
+    if let Some(base) = base {
+        // What has the modules of another base now had those of this one before.
+        let matched = matching::check(&opened.adapter, base);
+        let matched = matched.or_else(|e| matching::check(&given, base).map_err(|_| e));
+        notes.extend(matched.in_file(path)?);
     }
     let (mut folded, mut rounded, mut approximated) = (0, Rounded::default(), Vec::new());
     if args.normalise {

@@ -58,6 +58,11 @@ impl Sharded {
         Ok(Sharded { shards: vec![Shard { name, contents }], index: None })
     }
 
+    /// Whether a folder holds safetensors files at all.
+    pub fn is_in(folder: &Path) -> Result<bool> {
+        Ok(!safetensors_names(folder)?.is_empty())
+    }
+
     /// A folder: the index decides; without one, `model.safetensors`, or the only safetensors file.
     pub fn open_folder(folder: &Path) -> Result<Sharded> {
         let names = safetensors_names(folder)?;

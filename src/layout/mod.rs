@@ -13,7 +13,7 @@ pub mod source;
 use std::path::Path;
 
 pub use save::{check, save};
-pub use source::{Given, Source};
+pub use source::{Given, SideFile, Source};
 
 use crate::adapter::{Adapter, Note};
 use crate::container::gguf::Metadata;

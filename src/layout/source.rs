@@ -70,6 +70,16 @@ pub struct Given {
 /// Words of what stands beside an adapter, where it is kept with it.
 const ASIDE: [&str; 3] = ["base", "settings", "alpha"];
 
+/// A model's config where it lies without the model: a folder that holds one and no tensors, or the file itself.
+pub fn config_alone(path: &Path) -> Result<Option<SideFile>> {
+    let file = if path.is_dir() { path.join(BASE_CONFIG_NAME) } else { path.to_path_buf() };
+    let alone = match path.is_dir() {
+        true => file.is_file() && !Sharded::is_in(path)?,
+        false => path.file_name().is_some_and(|name| name == BASE_CONFIG_NAME),
+    };
+    alone.then(|| Ok((file.clone(), json::read_object(&file, MAX_CONFIG_BYTES)?))).transpose()
+}
+
 impl Given {
     /// What was kept with an adapter; `place` stands for the files.
     pub fn of_aside(aside: &Map<String, Value>, place: &Path) -> Given {

@@ -294,3 +294,64 @@ fn the_base_tells_what_gguf_has_to_know() {
     run(args(&scratch.join("mlx"), "peft", "again")).expect(0);
     assert_eq!(read(&scratch.join("back")), read(&scratch.join("again")));
 }
+
+// Beside a base
+
+#[test]
+fn a_wrong_base_is_refused_and_nothing_is_written() {
+    for (case, model, what) in [
+        ("lora", "gpt2", "match nothing in the base"),
+        ("lora", "qwen2", "for a weight"),
+        ("mixtral_old", "llama", "matches nothing in the base|match nothing in the base"),
+    ] {
+        let scratch = Scratch::new();
+        let out = scratch.join("out");
+        let ran = convert(&adapter(case), &out, &["--base", &text(&base(model))]);
+        let refused = ran.code == Some(1) && what.split('|').any(|what| ran.err.contains(what));
+        // Where some modules have a place the rest are named, and --strict refuses that.
+        let noted = ran.code == Some(0) && what.split('|').any(|what| ran.err.contains(what));
+        assert!(refused || noted && case == "mixtral_old", "{case} on {model}: {}", ran.err);
+        assert_eq!(out.exists(), noted, "{case} on {model}");
+        let strict = scratch.join("strict");
+        let ran = convert(&adapter(case), &strict, &["--base", &text(&base(model)), "--strict"]);
+        assert!(matches!(ran.code, Some(1 | 3)) && !strict.exists(), "{case} on {model}: {}", ran.err);
+    }
+}
+
+#[test]
+fn every_adapter_is_for_the_base_it_was_made_on() {
+    let mut failed = Vec::new();
+    for case in cases("peft").into_iter().filter(|c| c.expects_merge()) {
+        let scratch = Scratch::new();
+        let ran = convert(&case.adapter(), &scratch.join("out"), &["--base", &text(&case.base())]);
+        if ran.code != Some(0) && !NOT_WRITTEN.iter().any(|reason| ran.err.contains(reason))
+            || ran.err.contains("match nothing")
+        {
+            failed.push(format!("{}: {}", case.name, ran.err));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn the_config_alone_will_do_where_no_more_is_asked() {
+    let scratch = Scratch::new();
+    let folder = scratch.join("config");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::copy(base("llama").join("config.json"), folder.join("config.json")).expect("a config");
+    let whole = scratch.join("whole.gguf");
+    let args = |out: &Path, base: &Path| {
+        ["convert", &text(&adapter("lora")), "-o", &text(out), "--to", "gguf", "--base", &text(base)]
+            .map(str::to_string)
+    };
+    run(args(&whole, &base("llama"))).expect(0);
+    for (name, given) in [("a", folder.clone()), ("b", folder.join("config.json"))] {
+        let out = scratch.join(name);
+        run(args(&out, &given)).expect(0);
+        assert!(std::fs::read(&out).expect("a file") == std::fs::read(&whole).expect("a file"), "{name}");
+    }
+    let out = scratch.join("out");
+    let ran = convert(&adapter("dora"), &out, &["--base", &text(&folder), "--normalise", "--rank", "2"]);
+    assert!(ran.code == Some(1) || ran.code == Some(2), "{}", ran.err);
+    assert!(!out.exists());
+}

@@ -10,11 +10,10 @@ mod projections;
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::adapter::{Adapter, Delta, Facts, Note, SiteKind, Target};
+use crate::adapter::{Adapter, Facts, Note, SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
-use crate::tensor::Shape;
 
 /// Which modules the adapter is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +78,8 @@ pub fn retarget(adapter: &Adapter, form: Form, parts: Parts, base: Option<&BaseM
         projections::split(&mut work)?;
         projections::fuse(&mut work)?;
     }
-    work.settle()?;
+    work.rename();
+    work.settle();
     Ok(work.done())
 }
 
@@ -138,11 +138,19 @@ impl Work<'_> {
         self.memory.as_ref()?.tensors.get(name).map(|found| found.memory_shape.as_slice())
     }
 
-    /// Rows of a module's weight in memory.
+    /// Rows of a layer's weight, under whatever spelling the base has it.
     fn rows(&self, path: &str) -> Option<usize> {
-        self.shape(&format!("{path}.weight"))?.first().copied()
+        let name = format!("{path}.weight");
+        let exact = self.shape(&name).and_then(|shape| shape.first().copied());
+        exact.or_else(|| self.base?.names.find(&name)?.memory_shape.first().copied())
     }
 
+    /// Whether the base has the layer, under whatever spelling.
+    fn knows(&self, path: &str) -> bool {
+        self.rows(path).is_some()
+    }
+
+    /// Whether the base has a module of this very name in memory.
     fn has(&self, path: &str) -> bool {
         self.shape(&format!("{path}.weight")).is_some()
     }
@@ -164,7 +172,7 @@ impl Work<'_> {
             renamed.insert(new, target);
         }
         self.adapter.targets = renamed;
-        self.counts.renamed = count;
+        self.counts.renamed += count;
     }
 
     /// Puts a target into the place of others.
@@ -182,34 +190,16 @@ impl Work<'_> {
         }
     }
 
-    /// Which way round layers stand in the base, and whether they have a place in it.
-    fn settle(&mut self) -> Result<()> {
-        let (Form::Base, Some(base)) = (self.form, self.base) else { return Ok(()) };
-        let mut nowhere = Vec::new();
+    /// Which way round layers stand in the base.
+    fn settle(&mut self) {
+        let (Form::Base, Some(base)) = (self.form, self.base) else { return };
         for (path, target) in &mut self.adapter.targets {
-            let found = |name: &str| base.names.find(name).is_some();
-            let has = if target.is_parameter() {
-                found(path.as_str())
-            } else {
-                found(&path.tensor("weight")) || found(&path.tensor("bias"))
-            };
-            if !has {
-                nowhere.push(path.clone());
-            } else if matches!(target.site, SiteKind::Layer | SiteKind::FanInFanOut) {
-                if let Some(in_out) = conv1d::stores_in_out(base, path.leaf()) {
-                    target.site = if in_out { SiteKind::FanInFanOut } else { SiteKind::Layer };
-                }
-                if target.site == SiteKind::Layer {
-                    check(base, path, target)?;
-                }
+            if matches!(target.site, SiteKind::Layer | SiteKind::FanInFanOut)
+                && let Some(in_out) = conv1d::stores_in_out(base, path.leaf())
+            {
+                target.site = if in_out { SiteKind::FanInFanOut } else { SiteKind::Layer };
             }
         }
-        if let Some(first) = nowhere.first().filter(|_| nowhere.len() == self.adapter.targets.len()) {
-            return Err(matches_nothing(base, first));
-        }
-        let text = "matches nothing in the base, and stays as it is";
-        self.notes.extend(nowhere.iter().map(|path| Note::lossy(path.as_str(), text)));
-        Ok(())
     }
 
     fn done(self) -> Retargeted {
@@ -232,28 +222,4 @@ impl Work<'_> {
         }
         Retargeted { adapter, notes, split: counts.split, fused: counts.fused, renamed: counts.renamed }
     }
-}
-
-fn matches_nothing(base: &BaseModel, path: &ModulePath) -> Error {
-    let name = path.tensor("weight");
-    let nearest = base.names.nearest(&name).map_or_else(String::new, |n| format!("; the nearest key is `{n}`"));
-    Error::missing(format!("this and all others match nothing in the base {}{nearest}", base.path.display()))
-        .at_key(path.as_str())
-        .hint("is this a model with the same layers under other names?")
-}
-
-/// Factors have to fit the weight they are said to be for.
-fn check(base: &BaseModel, path: &ModulePath, target: &Target) -> Result<()> {
-    let Some(found) = base.names.find(&path.tensor("weight")) else { return Ok(()) };
-    let stored = Shape::new(found.memory_shape);
-    for delta in &target.weight {
-        if let Delta::LowRank(d) = delta {
-            let ((outputs, _), (_, inputs)) = (d.b.shape.matrix(), d.a.shape.matrix());
-            if stored.matrix() != (outputs, inputs) {
-                let what = format!("a change of [{outputs}, {inputs}] for a weight {stored} of the base");
-                return Err(Error::mismatch(what).at_key(path.as_str()));
-            }
-        }
-    }
-    Ok(())
 }

@@ -48,7 +48,9 @@ fn whole(work: &Work, path: &ModulePath) -> Option<&'static Fusion> {
     let wanted = match work.form {
         Form::Split => true,
         Form::Fused => false,
-        Form::Base => !work.has(path.as_str()) && fusion.parts.iter().all(|part| work.has(parent.join(part).as_str())),
+        Form::Base => {
+            !work.knows(path.as_str()) && fusion.parts.iter().all(|part| work.knows(parent.join(part).as_str()))
+        }
     };
     wanted.then_some(fusion)
 }
@@ -124,12 +126,12 @@ fn wanted(work: &Work, path: &ModulePath) -> Option<&'static Fusion> {
     let usual = of_part(path.leaf())?;
     let parent = path.parent().unwrap_or_default();
     let of_base = || {
-        let has = |f: &&Fusion| f.parts == usual.parts && work.has(parent.join(f.whole).as_str());
+        let has = |f: &&Fusion| f.parts == usual.parts && work.knows(parent.join(f.whole).as_str());
         FUSIONS.iter().find(has)
     };
     match work.form {
         Form::Split => None,
-        Form::Base if work.has(path.as_str()) => None,
+        Form::Base if work.knows(path.as_str()) => None,
         Form::Base => of_base(),
         // An expert's are put together with the experts.
         Form::Fused if parent.components().rev().nth(1).is_some_and(|c| c == "experts") => None,
