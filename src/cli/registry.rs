@@ -7,9 +7,10 @@ use serde_json::json;
 use super::output;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Kernels};
-use crate::layout::{LAYOUTS, Layout};
+use crate::layout::consumer::{CONSUMERS, Consumer};
+use crate::layout::{Content, LAYOUTS, Layout};
 
-/// List the adapter layouts this build reads and writes.
+/// List the adapter layouts this build reads and writes, what each can hold, and the programs it writes for.
 #[derive(Debug, Args)]
 #[command(after_long_help = "Example:\n  lora-tool layouts --json")]
 pub struct LayoutsArgs {
@@ -33,14 +34,27 @@ pub struct KernelsArgs {
 /// Runs `layouts`.
 pub fn layouts(args: &LayoutsArgs) -> Result<()> {
     if args.json {
-        let line = |l: &&dyn Layout| json!({ "name": l.name(), "about": l.about(), "write": l.can_write() });
+        let held = |l: &dyn Layout| -> serde_json::Map<String, serde_json::Value> {
+            Content::ALL.iter().map(|c| (c.word().to_string(), json!(l.holds(*c).word()))).collect()
+        };
+        let line = |l: &&dyn Layout| json!({ "name": l.name(), "about": l.about(), "write": l.can_write(), "holds": held(*l) });
         let all: Vec<_> = LAYOUTS.iter().map(line).collect();
-        return output::document(&json!({ "layouts": all }));
+        let program = |c: &Consumer| json!({ "name": c.name, "layout": c.layout, "about": c.about });
+        let programs: Vec<_> = CONSUMERS.iter().map(program).collect();
+        return output::document(&json!({ "layouts": all, "programs": programs }));
     }
     let can = |l: &dyn Layout| if l.can_write() { "read, write" } else { "read" };
     let line = |l: &&dyn Layout| [l.name(), can(*l), l.about()].map(str::to_string).to_vec();
-    let rows = LAYOUTS.iter().map(line).collect();
-    output::answer(&output::table(&["layout", "", "what it is"], &[], rows))
+    output::answer(&output::table(&["layout", "", "what it is"], &[], LAYOUTS.iter().map(line).collect()))?;
+    let heads: Vec<&str> = std::iter::once("holds").chain(LAYOUTS.iter().map(|l| l.name())).collect();
+    let row = |content: &Content| {
+        let cells = LAYOUTS.iter().map(|l| l.holds(*content).word().to_string());
+        std::iter::once(content.word().to_string()).chain(cells).collect()
+    };
+    output::answer(&format!("\n{}", output::table(&heads, &[], Content::ALL.iter().map(row).collect())))?;
+    let program = |c: &Consumer| [c.name, c.layout, c.about].map(str::to_string).to_vec();
+    let rows = CONSUMERS.iter().map(program).collect();
+    output::answer(&format!("\n{}", output::table(&["--for", "layout", "what reads it"], &[], rows)))
 }
 
 /// Runs `kernels`.

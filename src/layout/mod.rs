@@ -5,6 +5,7 @@
 pub mod consumer;
 pub mod facts;
 pub mod gguf;
+mod holding;
 pub mod mlx;
 pub mod peft;
 mod save;
@@ -12,6 +13,7 @@ pub mod source;
 
 use std::path::Path;
 
+pub use holding::{Content, Holding};
 pub use save::{check, save};
 pub use source::{Given, SideFile, Source};
 
@@ -49,6 +51,8 @@ pub trait Layout: Sync {
     fn looks_aside(&self) -> bool {
         false
     }
+    /// Whether and how it holds a content: what can be read of it, and written where there is a way back.
+    fn holds(&self, content: Content) -> Holding;
     /// Whether there is a way back; [`Layout::write`] is an error otherwise.
     fn can_write(&self) -> bool {
         true

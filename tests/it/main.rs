@@ -22,6 +22,7 @@ mod fixtures;
 mod flatten;
 mod gguf;
 mod guess;
+mod holding;
 mod hostile;
 mod kernels;
 mod laws;

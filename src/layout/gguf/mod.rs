@@ -15,7 +15,7 @@ use crate::adapter::{Adapter, Carried, Delta, Note, Scale, ScaleRule, SiteKind, 
 use crate::container::gguf::{GgufFile, Metadata, Value};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
-use crate::layout::{Draft, Layout, Source, Verdict};
+use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
 use crate::tensor::{Dtype, Tensor};
 
 use names::{Architecture, EXPERT};
@@ -49,6 +49,14 @@ impl Layout for Gguf {
 
     fn looks_aside(&self) -> bool {
         true
+    }
+
+    fn holds(&self, content: Content) -> Holding {
+        match content {
+            Content::Linear | Content::Embeddings | Content::Experts => Holding::Yes,
+            Content::Ranks | Content::Scales => Holding::Folded,
+            _ => Holding::No,
+        }
     }
 
     fn detect(&self, source: &Source) -> Verdict {

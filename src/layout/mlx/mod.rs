@@ -12,7 +12,7 @@ mod write;
 
 use crate::adapter::{Adapter, Note};
 use crate::error::Result;
-use crate::layout::{Draft, Layout, Source, Verdict};
+use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
 
 /// The layout.
 pub struct Mlx;
@@ -24,6 +24,14 @@ impl Layout for Mlx {
 
     fn about(&self) -> &'static str {
         "MLX (mlx-lm): adapters.safetensors or .npz with adapter_config.json"
+    }
+
+    fn holds(&self, content: Content) -> Holding {
+        match content {
+            Content::Linear | Content::Dora | Content::Embeddings | Content::Experts => Holding::Yes,
+            Content::Ranks | Content::Scales => Holding::Folded,
+            _ => Holding::No,
+        }
     }
 
     fn detect(&self, source: &Source) -> Verdict {

@@ -16,7 +16,7 @@ pub mod writer;
 use crate::adapter::{Adapter, Carried, Note};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
-use crate::layout::{Draft, Layout, Source, Verdict};
+use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
 
 use config::Config;
 use keys::Modules;
@@ -43,6 +43,10 @@ impl Layout for Peft {
 
     fn about(&self) -> &'static str {
         "Hugging Face PEFT: adapter_config.json with adapter_model.safetensors or .bin"
+    }
+
+    fn holds(&self, _: Content) -> Holding {
+        Holding::Yes
     }
 
     fn detect(&self, source: &Source) -> Verdict {
