@@ -6,6 +6,7 @@
 pub mod delta;
 pub mod experts;
 pub mod facts;
+pub mod finding;
 pub mod fold;
 pub mod fused;
 pub mod note;
@@ -18,6 +19,7 @@ use std::collections::BTreeMap;
 
 pub use delta::{Act, Action, Before, Delta, Inverse, Reversal, Site};
 pub use facts::Facts;
+pub use finding::Finding;
 pub use note::{Note, Severity};
 pub use scale::{Scale, ScaleRule};
 

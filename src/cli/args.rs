@@ -71,7 +71,13 @@ pub struct ReadAs {
 impl ReadAs {
     /// Opens an adapter, for this base where there is one.
     pub fn open(&self, path: &Path, base: Option<&BaseModel>) -> Result<Opened> {
-        self.open_beside(path, base.and_then(|base| Some((base.config_path()?, base.config.clone()?))))
+        layout::open_with(path, self.from.as_deref(), self.given(base))
+    }
+
+    /// What is known beside an adapter's files.
+    pub fn given(&self, base: Option<&BaseModel>) -> Given {
+        let config = base.and_then(|base| Some((base.config_path()?, base.config.clone()?)));
+        Given { base: config, alpha: self.assume_alpha }
     }
 
     /// The same, where the base's config is all that is known of it.

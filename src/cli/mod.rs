@@ -9,6 +9,7 @@ mod exit;
 mod extract;
 mod flatten;
 mod inspect;
+mod lint;
 mod loaded;
 mod merge;
 mod output;
@@ -59,6 +60,8 @@ enum Command {
     Batch(batch::Args),
     /// Show what is in adapters and base models
     Inspect(inspect::Args),
+    /// Say what is wrong with adapters, and repair what can be
+    Lint(lint::Args),
     /// Show how far two adapters, or two models, are apart
     Compare(compare::Args),
     /// List the adapter layouts this build reads and writes
@@ -104,6 +107,7 @@ impl Command {
             Command::Convert(args) => args.common.json,
             Command::Batch(args) => args.json,
             Command::Inspect(args) => args.json,
+            Command::Lint(args) => args.json,
             Command::Compare(args) => args.json,
             Command::Layouts(args) => args.json,
             Command::Kernels(args) => args.json,
@@ -124,6 +128,7 @@ fn perform(command: &Command) -> Result<Option<Error>> {
         Command::Convert(args) => convert::run(args),
         Command::Batch(args) => batch::run(args, Cli::command(), &Jobs),
         Command::Inspect(args) => inspect::run(args),
+        Command::Lint(args) => return lint::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Layouts(args) => registry::layouts(args),
         Command::Kernels(args) => registry::kernels(args),

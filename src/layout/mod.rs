@@ -6,6 +6,7 @@ pub mod consumer;
 pub mod facts;
 pub mod gguf;
 mod holding;
+pub mod lint;
 pub mod mlx;
 pub mod peft;
 mod save;

@@ -7,6 +7,7 @@ pub mod extract;
 pub mod factorise;
 pub mod flatten;
 pub mod inspect;
+pub mod lint;
 pub mod matching;
 pub mod merge;
 pub mod normalise;

@@ -26,6 +26,7 @@ mod holding;
 mod hostile;
 mod kernels;
 mod laws;
+mod lint;
 mod mlx;
 mod models;
 mod parity;

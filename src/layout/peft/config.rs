@@ -228,6 +228,12 @@ impl Matcher {
     }
 }
 
+/// Whether a module path is one that an entry of `rank_pattern` or `alpha_pattern` means.
+pub fn matcher(text: &str) -> Result<impl Fn(&str) -> bool> {
+    let matcher = Matcher::new(text)?;
+    Ok(move |path: &str| matcher.is_match(path))
+}
+
 fn compile(text: &str) -> Result<Regex> {
     build(text, &format!(r"^(?:.*\.)?(?:{text})$"))
 }

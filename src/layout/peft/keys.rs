@@ -11,10 +11,10 @@ use crate::names::ModulePath;
 use crate::tensor::{StateDict, Tensor};
 
 /// Components that training frameworks put into a path and that no model has.
-const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+pub const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 /// What stands before the path of a module inside the adapted model.
-const PREFIX: &str = "base_model.model.";
+pub const PREFIX: &str = "base_model.model.";
 
 /// A role's first component and what may follow it (`""`: nothing). An adapter name may stand between the two.
 pub type Role = (&'static str, &'static [&'static str]);
@@ -169,8 +169,7 @@ fn take_apart(key: &str, roles: &[Role]) -> Result<Found> {
             _ => break,
         }
     }
-    let marker = parts.iter().position(|c| roles.iter().chain(COMMON_ROLES).any(|(first, _)| first == c));
-    let Some(at) = marker else { return Ok(Found::Saved { name: saved_name(&parts) }) };
+    let Some(at) = role_start(&parts, roles) else { return Ok(Found::Saved { name: saved_name(&parts) }) };
     let role = role(&parts[at..], roles)
         .ok_or_else(|| Error::unrecognised(format!("`{}` is followed by something unknown", parts[at])).at_key(key))?;
     let mut path = parts[..at].to_vec();
@@ -191,10 +190,16 @@ fn take_apart(key: &str, roles: &[Role]) -> Result<Found> {
     Ok(Found::Role { place: (ModulePath::from(path.join(".").as_str()), depth), role })
 }
 
-/// The role without the adapter name.
-fn role(parts: &[&str], roles: &[Role]) -> Option<String> {
-    let (_, tails) = roles.iter().chain(COMMON_ROLES).find(|(first, _)| *first == parts[0])?;
-    let tail = parts[1..].join(".");
+/// Where in a key the role begins.
+pub fn role_start(parts: &[&str], roles: &[Role]) -> Option<usize> {
+    parts.iter().position(|c| roles.iter().chain(COMMON_ROLES).any(|(first, _)| first == c))
+}
+
+/// The role without the adapter name; `parts` begin with its first component.
+pub fn role(parts: &[&str], roles: &[Role]) -> Option<String> {
+    let (name, rest) = parts.split_first()?;
+    let (_, tails) = roles.iter().chain(COMMON_ROLES).find(|(first, _)| first == name)?;
+    let tail = rest.join(".");
     let shorter = parts.get(2..).unwrap_or(&[]).join(".");
     let accepted = if tails.contains(&tail.as_str()) || tails.contains(&"*") {
         tail
@@ -205,7 +210,7 @@ fn role(parts: &[&str], roles: &[Role]) -> Option<String> {
     } else {
         return None;
     };
-    Some(if accepted.is_empty() { parts[0].to_string() } else { format!("{}.{accepted}", parts[0]) })
+    Some(if accepted.is_empty() { (*name).to_string() } else { format!("{name}.{accepted}") })
 }
 
 /// The in-memory name of a tensor saved whole: `modules_to_save.<name>` and `base_layer` are PEFT's own.
