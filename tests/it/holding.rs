@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lora_tool::adapter::delta::{Full, LowRank, TokenRows, full::Mode};
 use lora_tool::adapter::{Adapter, Delta, Scale, ScaleRule, SiteKind, Target};
 use lora_tool::layout::{self, Content, Given, Holding, LAYOUTS, Layout};
-use lora_tool::tensor::{Dtype, Tensor};
+use lora_tool::tensor::{Dtype, StateDict, Tensor};
 
 use crate::fixtures::{self, Scratch};
 
@@ -185,6 +185,69 @@ fn layouts_hold_what_they_say() {
         }
     }
     assert!(failed.is_empty(), "{} of {count}:\n{}", failed.len(), failed.join("\n"));
+}
+
+/// Reads what `layout` wrote of an adapter; none where it holds no such thing.
+fn through(
+    layout: &dyn Layout,
+    adapter: &Adapter,
+    given: &Given,
+    scratch: &Scratch,
+    name: &str,
+) -> Option<(Adapter, StateDict)> {
+    let mut adapter = adapter.clone();
+    if let Some((_, config)) = &given.base {
+        layout::gguf::base::tell(&mut adapter, config);
+    }
+    let (draft, _) = layout.write(&adapter).ok()?;
+    let path = scratch.join(name);
+    layout::save(&draft, &path, &[], false, false).expect("saved");
+    let opened = layout::open_with(&path, Some(layout.name()), given.clone()).expect("what was written can be read");
+    Some((opened.adapter, opened.source.tensors))
+}
+
+#[test]
+fn from_every_layout_through_every_other_and_back() {
+    let writers: Vec<_> = LAYOUTS.iter().copied().filter(|l| l.can_write()).collect();
+    let (mut failed, mut count) = (Vec::new(), 0);
+    for content in Content::ALL {
+        for (adapter, given) in adapter(content) {
+            for one in &writers {
+                let scratch = Scratch::new();
+                let Some((first, tensors)) = through(*one, &adapter, &given, &scratch, "first") else { continue };
+                for other in writers.iter().filter(|other| other.name() != one.name()) {
+                    let there = through(*other, &first, &given, &scratch, &format!("{}-there", other.name()));
+                    let Some((there, _)) = there else { continue };
+                    let Some((back, again)) =
+                        through(*one, &there, &given, &scratch, &format!("{}-back", other.name()))
+                    else {
+                        failed.push(format!("{}: {} to {}: no way back", content.word(), one.name(), other.name()));
+                        continue;
+                    };
+                    count += 1;
+                    let what = format!("{}: {} to {} and back", content.word(), one.name(), other.name());
+                    let kept = [one, other].iter().all(|l| l.holds(content) == Holding::Yes);
+                    if kept && tensors != again {
+                        failed.push(format!("{what}: other tensors"));
+                    }
+                    let (before, after) = (factors(&first), factors(&back));
+                    if before.keys().ne(after.keys()) {
+                        failed.push(format!("{what}: other modules"));
+                        continue;
+                    }
+                    for (path, factors) in &before {
+                        let Some(Delta::LowRank(d)) = first.targets[path.as_str()].weight.first() else { continue };
+                        let (outputs, inputs) = (d.b.shape.matrix().0, d.a.shape.matrix().1);
+                        if product(factors, outputs, inputs) != product(&after[path], outputs, inputs) {
+                            failed.push(format!("{what}: {path} is another change"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} faults in {count}:\n{}", failed.len(), failed.join("\n"));
+    assert!(count > 20, "only {count} ways were gone");
 }
 
 #[test]

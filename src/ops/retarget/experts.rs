@@ -8,14 +8,12 @@ use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::{Delta, Note, SiteKind, Target, experts, fused};
 use crate::error::{Context, Error, Result};
 use crate::model::conv1d;
-use crate::names::{ModulePath, Which, expert_of};
+use crate::names::{ModulePath, Which, expert_of, interleaved};
 use crate::ops::orientation;
 use crate::tensor::{Shape, rearrange};
 
 /// Parameters of all experts: gate and up in one, and the way back.
 const STACKS: [(&str, &[Which]); 2] = [("gate_up_proj", &[Which::Gate, Which::Up]), ("down_proj", &[Which::Down])];
-/// Models in whose stacks the rows of gate and up take turns.
-const IN_TURNS: &[&str] = &["gpt_oss", "gpt-oss", "GptOss"];
 /// Where Mixtral has its experts on disk, and in memory.
 const MIXTRAL: (&str, &str) = ("block_sparse_moe", "mlp");
 
@@ -31,10 +29,11 @@ fn spelt(which: Which, numbered: bool) -> &'static str {
     }
 }
 
+/// Whether the rows of gate and up take turns in the stacks of the base, as far as it is known.
 fn in_turns(work: &Work) -> bool {
     let known = [work.facts.family.as_deref(), work.facts.class.as_deref()];
-    let named = work.adapter.about.get("base_model_name_or_path").map(String::as_str);
-    known.into_iter().chain([named]).flatten().any(|name| IN_TURNS.iter().any(|n| name.contains(n)))
+    let name = work.adapter.about.get("base_model_name_or_path").map(|name| name.to_lowercase().replace('-', "_"));
+    known.into_iter().flatten().any(interleaved) || name.is_some_and(|name| name.contains("gpt_oss"))
 }
 
 /// The rows of each part of a stack of `outputs` rows.
