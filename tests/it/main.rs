@@ -27,6 +27,7 @@ mod hostile;
 mod kernels;
 mod laws;
 mod lint;
+mod llama_cpp;
 mod mlx;
 mod models;
 mod parity;

@@ -2,8 +2,9 @@
 //!
 //! Format: ggml-org/ggml, `docs/gguf.md`; ggml-org/llama.cpp, `ggml/src/gguf.cpp`. Counts and lengths are checked
 //! against what is left of the file before anything is set aside for them. Extents stand innermost first in the file and
-//! outermost first here. Quantised tensors are listed and not read.
+//! outermost first here. Quantised tensors are listed; the values of Q8_0 can be had.
 
+mod blocks;
 mod cursor;
 mod write;
 
@@ -17,6 +18,7 @@ use super::header::MAX_TENSORS;
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
 
+pub use blocks::Blocks;
 use cursor::Cursor;
 pub use write::{head, write};
 
@@ -106,8 +108,8 @@ pub struct GgufFile {
     pub metadata: Metadata,
     /// Tensors of plain floats and integers, in the order of the file.
     pub tensors: StateDict,
-    /// Names of the others, and what they are.
-    pub others: Vec<(String, &'static str)>,
+    /// The others.
+    pub others: Vec<Blocks>,
 }
 
 /// True for a file that begins like GGUF.
@@ -151,7 +153,10 @@ impl GgufFile {
                     let tensor = Tensor::new(dtype, Shape::new(info.dims), whole.slice(span)).at_key(&name)?;
                     out.tensors.insert(name, tensor);
                 }
-                Form::Blocks(word, ..) => out.others.push((name, word)),
+                Form::Blocks(kind, ..) => {
+                    let span = spans.last().map_or(0..0, |(span, _)| span.clone());
+                    out.others.push(Blocks { name, kind, dims: info.dims, bytes: whole.slice(span) });
+                }
             }
         }
         refuse_overlap(spans)?;

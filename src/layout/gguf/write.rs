@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use super::names::{Architecture, Place};
-use super::rows::{self, Way};
+use ndarray::Array2;
+
+use super::change::Change;
+use super::names::{Architecture, Found, Place};
 use super::{
-    ADAPTER_TYPE, ALPHA, ARCHITECTURE, BASE_COUNT, BASE_NAME, BASE_URL, HEADS, QUANTISATION, TOKENS, TYPE, base,
+    ADAPTER_TYPE, ALPHA, ARCHITECTURE, BASE_COUNT, BASE_NAME, BASE_URL, QUANTISATION, TYPE, base, is_embedding, rows,
 };
 use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::delta::{Full, LowRank, full::Mode};
@@ -17,7 +19,7 @@ use crate::container::gguf::{Metadata, Value};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::layout::{Draft, Format};
-use crate::tensor::{Dtype, StateDict, Tensor};
+use crate::tensor::{Dtype, StateDict, Tensor, rearrange};
 
 /// What ggml's quantised types are written by; converters put it into every file.
 const QUANTISATION_VERSION: u32 = 2;
@@ -37,6 +39,20 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
         let text = "llama.cpp refuses it where the output of the base is tied to its embedding";
         writer.notes.push(Note::info("output.weight", text));
     }
+    for leaf in architecture.idle {
+        let is_leaf = |place: &Place| place.name.rsplit('.').next() == Some(*leaf);
+        if writer.places.keys().any(is_leaf) {
+            let text = "llama.cpp loads this and multiplies with the weight past all adapters, so that it changes \
+                        nothing; merge the adapter, and convert the merged model";
+            writer.notes.push(Note::lossy(format!("{leaf}.weight"), text));
+        }
+    }
+    let cuts_tokens = ["gemma3", "gemma4"].contains(&architecture.name);
+    if cuts_tokens && writer.places.keys().any(|place| is_embedding(&place.name)) {
+        let text = "llama.cpp cuts off the rows of the embedding that the tokenizer has no token for, and refuses an A \
+                    with more of them";
+        writer.notes.push(Note::info("token_embd.weight", text));
+    }
     let pairs = writer.pairs()?;
     let alpha = common_alpha(&pairs);
     if alpha.is_none() {
@@ -44,7 +60,7 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
     }
     let mut tensors = StateDict::new();
     for (place, pair) in pairs {
-        let b = if alpha.is_none() { folded(&pair.b, pair.factor)? } else { pair.b };
+        let b = if alpha.is_none() { rows::folded(&pair.b, pair.factor)? } else { pair.b };
         tensors.insert(format!("{}.weight.lora_a", place.name), pair.a);
         tensors.insert(format!("{}.weight.lora_b", place.name), b);
     }
@@ -63,7 +79,7 @@ fn refuse_whole(adapter: &Adapter) -> Result<()> {
         let what = format!("an adapter for the base as `{method}` changed it, which GGUF cannot say");
         return Err(Error::unsupported(what).hint("merge it, and convert the merged model"));
     }
-    if adapter.ties_embeddings {
+    if adapter.ties_embeddings && adapter.base.tied != Some(false) {
         let what = "an adapter of both uses of a tied embedding; llama.cpp would adapt only one of them";
         return Err(Error::unsupported(what).hint("merge it, and convert the merged model"));
     }
@@ -71,6 +87,7 @@ fn refuse_whole(adapter: &Adapter) -> Result<()> {
 }
 
 /// Factors as the file has them, and the multiplier of their product.
+#[derive(Clone)]
 struct Pair {
     a: Tensor,
     b: Tensor,
@@ -99,19 +116,24 @@ impl Writer<'_> {
                 "the whole embedding saved beside its factors is left out, which is right where it is the base's";
             self.notes.push(Note::lossy(path, text));
         }
+        let path = if target.is_parameter() { path.strip_suffix(".weight").unwrap_or(path) } else { path };
+        let found = self.architecture.place(path).ok_or_else(|| self.nameless(path))?;
         if factors.experts.is_some() {
-            return self.stack(path, factors);
+            return self.stack(found, factors);
         }
-        let module = if target.is_parameter() { path.strip_suffix(".weight").unwrap_or(path) } else { path };
-        let (place, expert) = self.architecture.place(module).ok_or_else(|| self.nameless())?;
         let pair =
             Pair { a: plain(&factors.a)?, b: plain(&factors.b)?, factor: factors.factor(), alpha: alpha_of(factors) };
-        let pair = self.turned(&place.name, target.site, pair)?;
-        self.put(place, expert, pair)
+        for (place, pair) in self.turned(&found, target.site, pair)? {
+            self.put(place, found.expert, pair)?;
+        }
+        Ok(())
     }
 
-    fn nameless(&self) -> Error {
-        let what = format!("a module that has no name in GGUF for the architecture {}", self.architecture.name);
+    fn nameless(&self, path: &str) -> Error {
+        let what = match self.architecture.refusal(path) {
+            Some(why) => why.to_string(),
+            None => format!("a module that has no name in GGUF for the architecture {}", self.architecture.name),
+        };
         Error::unsupported(what).hint("leave it out, or merge the adapter and convert the merged model")
     }
 
@@ -131,52 +153,61 @@ impl Writer<'_> {
     }
 
     /// What the conversion of the base does to the weight, done to its factors.
-    fn turned(&self, name: &str, site: SiteKind, mut pair: Pair) -> Result<Pair> {
-        let is_tokens = name == TOKENS;
-        if is_tokens != (site == SiteKind::Embedding) {
+    fn turned(&self, found: &Found, site: SiteKind, mut pair: Pair) -> Result<Vec<(Place, Pair)>> {
+        let is_embedding = found.places.iter().any(|place| is_embedding(&place.name));
+        if is_embedding != (site == SiteKind::Embedding) {
             return Err(Error::unsupported("an embedding and a linear layer in each other's place"));
         }
-        if is_tokens {
-            pair.a = rows::transposed(&pair.a)?;
+        if is_embedding {
+            pair.a = rearrange::transposed(&pair.a)?;
         }
-        if let Some(heads) = base::heads_of(self.architecture, name) {
-            let count = base::number(&self.adapter.about, heads).ok_or_else(|| {
-                Error::missing(format!(
-                    "{heads} is not known, and llama.cpp has the rows in an order that depends on it"
-                ))
-                .hint("the config.json of the base model says it")
-            })?;
-            pair.b = rows::permuted(&pair.b, count, Way::Interleave)?;
+        let about = &self.adapter.about;
+        let places = found.places.iter().cloned();
+        match found.change {
+            None => Ok(places.map(|place| (place, pair.clone())).collect()),
+            Some(Change::Columns(cut)) => {
+                let turned = rearrange::transposed(&pair.a)?;
+                let plan = cut.plan(rearrange::matrix(&turned)?.0, about)?;
+                let one = |(place, cols): (Place, Vec<usize>)| {
+                    let a = rearrange::transposed(&rearrange::pick_rows(&turned, &cols)?)?;
+                    Ok((place, Pair { a, ..pair.clone() }))
+                };
+                places.zip(plan).map(one).collect()
+            }
+            Some(Change::Rows(cut)) => {
+                let plan = cut.plan(rearrange::matrix(&pair.b)?.0, about)?;
+                let multipliers = cut.multipliers(&plan, about)?;
+                let one = |(number, (place, rows)): (usize, (Place, Vec<usize>))| {
+                    let b = rearrange::pick_rows(&pair.b, &rows)?;
+                    let b = match multipliers.as_ref().and_then(|all| all.get(number)) {
+                        Some(own) => rows::times(&b, own)?,
+                        None => b,
+                    };
+                    Ok((place, Pair { b, ..pair.clone() }))
+                };
+                places.zip(plan).enumerate().map(one).collect()
+            }
         }
-        Ok(pair)
     }
 
-    /// All experts of a layer in one parameter. Gate and up share their A: the rows of B are those of the gate first.
-    fn stack(&mut self, path: &str, factors: &LowRank) -> Result<()> {
-        let places = self.architecture.stack(path).ok_or_else(|| self.nameless())?;
+    /// All experts of a layer in one parameter. Gate and up share their A.
+    fn stack(&mut self, found: Found, factors: &LowRank) -> Result<()> {
         let facing = factors.experts.map_or(Facing::Unknown, |experts| experts.facing);
-        if facing == Facing::Unknown {
+        let turned = self.architecture.stacks.turns(facing).ok_or_else(|| {
             let what = "a stack of experts of which it is not known what its factors face";
-            return Err(Error::unsupported(what).hint("the config's peft_version would say it"));
-        }
+            Error::unsupported(what).hint("the config's peft_version would say it")
+        })?;
         let dtype = plain(&factors.a)?.dtype;
         let dtype = if plain(&factors.b)?.dtype == dtype { dtype } else { Dtype::F32 };
+        let matrix = |values: &Array2<f32>| {
+            Tensor::from_f32(dtype, vec![values.nrows(), values.ncols()], &values.iter().copied().collect::<Vec<_>>())
+        };
         for (number, expert) in factors.expert_factors()?.into_iter().enumerate() {
-            let expert = if facing == Facing::Input { expert } else { expert.transposed() };
-            let (outputs, inputs, rank) = (expert.b.nrows(), expert.a.ncols(), expert.rank());
-            let part = outputs / places.len();
-            if part * places.len() != outputs {
-                return Err(Error::mismatch(format!(
-                    "{outputs} rows, which are not those of a gate and as many others"
-                )));
-            }
-            let a: Vec<f32> = expert.a.iter().copied().collect();
-            let a = Tensor::from_f32(dtype, vec![rank, inputs], &a)?;
-            for (half, place) in places.iter().enumerate() {
-                let b = expert.part(half * part..(half + 1) * part, 0..inputs).b;
-                let b = Tensor::from_f32(dtype, vec![part, rank], &b.iter().copied().collect::<Vec<_>>())?;
-                let pair = Pair { a: a.clone(), b, factor: expert.scale, alpha: alpha_of(factors) };
-                self.put(place.clone(), Some(number), pair)?;
+            let expert = if turned { expert.transposed() } else { expert };
+            let (a, b) = (matrix(&expert.a)?, matrix(&expert.b)?);
+            let pair = Pair { a, b, factor: expert.scale, alpha: alpha_of(factors) };
+            for (place, pair) in self.turned(&found, SiteKind::Layer, pair)? {
+                self.put(place, Some(number), pair)?;
             }
         }
         Ok(())
@@ -218,7 +249,7 @@ fn stacked(all: BTreeMap<usize, Pair>, count: usize) -> Result<Pair> {
     let dtype = dtypes.next().filter(|first| dtypes.all(|d| d == *first) && alike).unwrap_or(Dtype::F32);
     let (mut rank, mut inputs, mut outputs) = (0, 0, 0);
     for pair in all.values() {
-        let ((r, i), (o, _)) = (rows::matrix(&pair.a)?, rows::matrix(&pair.b)?);
+        let ((r, i), (o, _)) = (rearrange::matrix(&pair.a)?, rearrange::matrix(&pair.b)?);
         if inputs != 0 && (i, o) != (inputs, outputs) {
             return Err(Error::mismatch(format!(
                 "experts of different sizes, [{o}, {i}] beside [{outputs}, {inputs}]"
@@ -229,9 +260,9 @@ fn stacked(all: BTreeMap<usize, Pair>, count: usize) -> Result<Pair> {
     let even = all.values().all(|p| p.a.shape.dims().first() == Some(&rank));
     let (mut a, mut b) = (vec![None; count], vec![None; count]);
     for (number, pair) in all {
-        let own = if alike { pair.b } else { folded(&pair.b, pair.factor)? };
+        let own = if alike { pair.b } else { rows::folded(&pair.b, pair.factor)? };
         if let (Some(a), Some(b)) = (a.get_mut(number), b.get_mut(number)) {
-            (*a, *b) = (Some(as_type(&pair.a, dtype)?), Some(as_type(&own, dtype)?));
+            (*a, *b) = (Some(rows::as_type(&pair.a, dtype)?), Some(rows::as_type(&own, dtype)?));
         }
     }
     let factor = if alike { factor } else { 1.0 };
@@ -289,24 +320,11 @@ fn common_alpha(pairs: &[(Place, Pair)]) -> Option<f32> {
 
 /// A matrix of a type that llama.cpp has.
 fn plain(tensor: &Tensor) -> Result<Tensor> {
-    rows::matrix(tensor)?;
+    rearrange::matrix(tensor)?;
     match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(tensor.clone()),
-        _ => as_type(tensor, Dtype::F32),
+        _ => rows::as_type(tensor, Dtype::F32),
     }
-}
-
-fn as_type(tensor: &Tensor, dtype: Dtype) -> Result<Tensor> {
-    if tensor.dtype == dtype {
-        return Ok(tensor.clone());
-    }
-    Tensor::from_f32(dtype, tensor.shape.dims(), &tensor.to_f32()?)
-}
-
-/// B times its scale, rounded once.
-fn folded(b: &Tensor, factor: f64) -> Result<Tensor> {
-    let values: Vec<f32> = b.to_f32()?.into_iter().map(|v| (f64::from(v) * factor) as f32).collect();
-    Tensor::from_f32(Dtype::F32, b.shape.dims(), &values)
 }
 
 /// Whether a key is made anew when a file is written.
@@ -332,10 +350,10 @@ fn metadata(adapter: &Adapter, architecture: &Architecture, alpha: f32) -> Metad
         set(BASE_NAME, text(name));
     }
     set(ALPHA, Value::F32(alpha));
-    for (key, name) in [(HEADS.0, base::HEADS), (HEADS.1, base::KEY_HEADS)] {
-        let heads = base::number(&adapter.about, name).and_then(|n| u32::try_from(n).ok());
-        if let Some(heads) = heads.filter(|_| architecture.permuted) {
-            set(&format!("{}.{key}", architecture.name), Value::u32(heads));
+    let needed = architecture.needs();
+    for (key, name) in base::KEYS.iter().filter(|(_, name)| needed.contains(name)) {
+        if let Some(number) = base::number(&adapter.about, name).and_then(|n| u32::try_from(n).ok()) {
+            set(&format!("{}.{key}", architecture.name), Value::u32(number));
         }
     }
     set(QUANTISATION, Value::u32(QUANTISATION_VERSION));
