@@ -9,6 +9,7 @@ pub mod facts;
 pub mod finding;
 pub mod fold;
 pub mod fused;
+pub mod kernel;
 pub mod note;
 pub mod order;
 mod prepare;
@@ -46,6 +47,9 @@ pub struct Adapter {
     pub residual_base: Option<String>,
     /// Whether the adapter says that the two uses of a tied embedding are adapted together.
     pub ties_embeddings: bool,
+    /// Whether factors of a convolution are those of its kernel read row by row ([`kernel`]), which only the base's
+    /// shapes tell.
+    pub kernels_by_row: bool,
     /// What its files said beyond all this; only the layout that put it there looks at it again.
     pub carried: Carried,
 }
@@ -190,6 +194,7 @@ impl Adapter {
     /// A projection is as large as the largest adapted module, so the shapes of all targets are needed, also of those
     /// that will not be merged.
     pub fn complete(&mut self, shape_of: &dyn Fn(&ModulePath) -> Option<Vec<usize>>) -> Result<()> {
+        self.read_kernels(shape_of)?;
         let Some(seed) = self.projections().find_map(|(_, _, p)| seed_of(p)) else { return Ok(()) };
         let (mut outputs, mut inputs) = (0, 0);
         for (path, site, _) in self.projections() {
@@ -203,6 +208,31 @@ impl Adapter {
             }
         }
         Ok(())
+    }
+
+    /// Makes factors of kernels that are read row by row those of the flattened kernel; part of [`Adapter::complete`].
+    pub fn read_kernels(&mut self, shape_of: &dyn Fn(&ModulePath) -> Option<Vec<usize>>) -> Result<()> {
+        if !std::mem::take(&mut self.kernels_by_row) {
+            return Ok(());
+        }
+        for (path, target) in self.targets.iter_mut().filter(|(_, target)| target.site == SiteKind::Layer) {
+            let Some(shape) = shape_of(path).filter(|shape| shape.len() > 2) else { continue };
+            for delta in &mut target.weight {
+                if let Delta::LowRank(d) = delta
+                    && let Some(new) = kernel::factors(d, &shape).at_key(path.as_str())?
+                {
+                    *d = new;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What an operation that writes the adapter has to say where it was not completed.
+    pub fn unsettled(&self) -> Option<Note> {
+        let what =
+            "taken for factors of linear layers; those of a convolution mean something else, and --base tells which";
+        self.kernels_by_row.then(|| Note::lossy("", what))
     }
 
     /// Every use of a shared projection.

@@ -21,6 +21,7 @@ use crate::layout::consumer::{self, Consumer};
 use crate::layout::source::config_alone;
 use crate::layout::{self, Draft, Layout, Opened, SideFile};
 use crate::model::BaseModel;
+use crate::names::ModulePath;
 use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
 use crate::ops::{matching, retarget};
@@ -227,6 +228,11 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         opened.source.require_finite()?;
     }
     let mut notes = std::mem::take(&mut opened.notes);
+    if let Some(base) = base {
+        let shape_of = |path: &ModulePath| base.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
+        opened.adapter.read_kernels(&shape_of).in_file(path)?;
+    }
+    notes.extend(opened.adapter.unsettled());
     let given = opened.adapter.clone();
     for (form, parts) in retargeting(args, *consumer, &opened.adapter) {
         let done = retarget::retarget(&opened.adapter, form, parts, base).in_file(path)?;

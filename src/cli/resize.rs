@@ -105,6 +105,7 @@ pub fn run(args: &Args) -> Result<()> {
         opened.adapter = adapter;
         opened.notes.extend(notes);
     }
+    opened.notes.extend(opened.adapter.unsettled());
     let shapes: Option<resize::Shapes> = if base.is_some() { Some(&shape_of) } else { None };
     let resized = resize::resize(&opened.adapter, shapes, &options, args.common.limits(), kernels.as_ref(), &bar);
     bar.finish();

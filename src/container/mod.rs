@@ -10,6 +10,7 @@ pub mod npz;
 pub mod safetensors;
 pub mod sharded;
 mod system;
+pub mod tar;
 pub mod torch;
 pub mod undo;
 pub mod yaml;

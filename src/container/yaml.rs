@@ -7,6 +7,9 @@ use serde_json::{Map, Value};
 use super::json;
 use crate::error::{Context, Error, Result};
 
+/// Mappings deeper than this are written on one line.
+const MAX_DEPTH: usize = 32;
+
 /// Reads a YAML file whose root is a mapping.
 pub fn read_object(path: &Path, max_bytes: u64) -> Result<Map<String, Value>> {
     let text = json::read_text(path, max_bytes)?;
@@ -26,9 +29,78 @@ pub fn parse_object(text: &str) -> Result<Map<String, Value>> {
     }
 }
 
+/// A mapping as YAML that both generations of the language read the same: block style, texts in double quotes.
+pub fn text(map: &Map<String, Value>) -> String {
+    let mut out = String::new();
+    write_map(map, 0, &mut out);
+    out
+}
+
+fn write_map(map: &Map<String, Value>, depth: usize, out: &mut String) {
+    for (name, value) in map {
+        out.push_str(&"  ".repeat(depth));
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        // A name such as `on`, `null` or `1e3` would be no text.
+        let word = plain && name.len() > 3 && name != "null" && name != "true" && name != "false";
+        let word = word && name.starts_with(|c: char| c.is_ascii_alphabetic());
+        if word {
+            out.push_str(name);
+        } else {
+            out.push_str(&Value::from(name.as_str()).to_string());
+        }
+        out.push(':');
+        match value {
+            Value::Object(inner) if !inner.is_empty() && depth < MAX_DEPTH => {
+                out.push('\n');
+                write_map(inner, depth + 1, out);
+            }
+            other => {
+                out.push(' ');
+                write_flow(other, out);
+                out.push('\n');
+            }
+        }
+    }
+}
+
+/// What is no mapping, as JSON, which is YAML as well.
+fn write_flow(value: &Value, out: &mut String) {
+    match value {
+        Value::Number(number) => out.push_str(&number_text(&number.to_string())),
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push_str(", ");
+                }
+                write_flow(item, out);
+            }
+            out.push(']');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+/// With a point and the sign of the exponent, without which YAML 1.1 takes a number for text.
+fn number_text(json: &str) -> String {
+    let Some((digits, exponent)) = json.split_once(['e', 'E']) else { return json.to_string() };
+    let point = if digits.contains('.') { "" } else { ".0" };
+    let sign = if exponent.starts_with(['+', '-']) { "" } else { "+" };
+    format!("{digits}{point}e{sign}{exponent}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_written_is_read_as_it_was() {
+        let json = r#"{"a": {"b": {"lora_alpha": 16, "1e-5": 1e-5}, "empty": {}}, "on": true, "null": null,
+            "names": ["x: y", "- z", {"inner": 1.5e20}], "text": "two\nlines \u0001 'q' \"r\" # no", "no": "no"}"#;
+        let map = json::parse_object(json).unwrap();
+        assert_eq!(parse_object(&text(&map)).unwrap(), map);
+        assert_eq!(number_text("1e-5"), "1.0e-5");
+    }
 
     #[test]
     fn values_are_those_of_json() {

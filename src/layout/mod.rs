@@ -2,12 +2,16 @@
 //!
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
+pub mod adapterhub;
 pub mod consumer;
 pub mod facts;
 pub mod gguf;
+mod grouped;
 mod holding;
 pub mod lint;
+pub mod loralib;
 pub mod mlx;
+pub mod nemo;
 pub mod peft;
 mod save;
 pub mod source;
@@ -90,10 +94,18 @@ pub enum Format {
         /// The key whose value the tensors' dict is; none where it is the outermost.
         under: Option<&'static str>,
     },
+    /// A tar archive of texts and the tensors in PyTorch's form.
+    Tar {
+        /// Names of the texts and what they say.
+        texts: Vec<(String, Vec<u8>)>,
+        /// Name of the member with the tensors.
+        tensors: &'static str,
+    },
 }
 
 /// All layouts.
-pub const LAYOUTS: &[&dyn Layout] = &[&gguf::Gguf, &mlx::Mlx, &peft::Peft];
+pub const LAYOUTS: &[&dyn Layout] =
+    &[&adapterhub::AdapterHub, &gguf::Gguf, &loralib::Loralib, &mlx::Mlx, &nemo::Nemo, &peft::Peft];
 
 /// An adapter and how it was recognised.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! A draft on disk, whole or not at all: a folder where the layout has side files, else one file.
 
+use std::io::Write;
 use std::path::Path;
 
 use super::{Draft, Format};
 use crate::container::atomic::{self, Form, Pending};
-use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, torch};
+use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, tar, torch};
 use crate::error::Result;
+use crate::tensor::StateDict;
 
 /// Refuses a place that is an input or taken, before the work. Most layouts are folders, and what a file is refused for
 /// a folder is, too.
@@ -27,10 +29,11 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
     let head = match &draft.format {
         Format::Gguf(metadata) => gguf::head(metadata, &draft.tensors)?,
         Format::Safetensors => manifest(draft).head()?,
-        Format::Torch { .. } => Vec::new(),
+        Format::Torch { .. } | Format::Tar { .. } => Vec::new(),
     };
     let size = match &draft.format {
         Format::Torch { under } => torch::size(&draft.tensors, *under)?,
+        Format::Tar { .. } => tar::size(&members(draft))?,
         _ => head.len() as u64 + data,
     };
     atomic::require_room(destination, size)?;
@@ -45,11 +48,29 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
         Format::Safetensors => write_safetensors(draft, &path, &head, sync)?,
         Format::Gguf(_) => atomic::write_with(&path, sync, |out| gguf::write(out, &head, &draft.tensors))?,
         Format::Torch { under } => atomic::write_with(&path, sync, |out| torch::write(out, &draft.tensors, *under))?,
+        Format::Tar { .. } => atomic::write_with(&path, sync, |out| tar::write(out, &members(draft)))?,
     }
     for file in sources {
         file.unchanged()?;
     }
     pending.commit()
+}
+
+/// What goes into a tar archive, the texts first.
+fn members(draft: &Draft) -> Vec<(&str, &dyn tar::Content)> {
+    let Format::Tar { texts, tensors } = &draft.format else { return Vec::new() };
+    let texts = texts.iter().map(|(name, text)| (name.as_str(), text as &dyn tar::Content));
+    texts.chain([(*tensors, &draft.tensors as &dyn tar::Content)]).collect()
+}
+
+impl tar::Content for StateDict {
+    fn size(&self) -> Result<u64> {
+        torch::size(self, None)
+    }
+
+    fn write(&self, out: &mut dyn Write) -> Result<()> {
+        torch::write(out, self, None)
+    }
 }
 
 fn write_safetensors(draft: &Draft, path: &Path, head: &[u8], sync: bool) -> Result<()> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::facts;
+use super::nemo::archive;
 use crate::adapter::Facts;
 use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, Sharded, gguf, hub, json, npz, torch, yaml};
 use crate::error::{Context, Error, Kind, Result};
@@ -17,13 +18,21 @@ const CONFIG_NAME: &str = "adapter_config.json";
 /// Name of a model's config: beside an adapter it is that of the base.
 const BASE_CONFIG_NAME: &str = "config.json";
 /// Tensor files looked for in a folder, best first.
-const TENSOR_NAMES: [&str; 4] = ["adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", ARRAYS_NAME];
+const TENSOR_NAMES: [&str; 7] = [
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    ARRAYS_NAME,
+    "adapter.safetensors",
+    "pytorch_adapter.bin",
+    archive::WEIGHTS,
+];
 /// A file of arrays, of adapters that had no config.
 const ARRAYS_NAME: &str = "adapters.npz";
 /// The index of an adapter in several files. PEFT has no such thing; some hubs' tools make them.
 const INDEX_NAME: &str = "adapter_model.safetensors.index.json";
 /// Settings of trainings, kept beside the tensors.
-const SETTINGS: [&str; 2] = ["hyperparameters.yaml", "model_config.yaml"];
+const SETTINGS: [&str; 3] = ["hyperparameters.yaml", archive::CONFIG, "run_config.yaml"];
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Key of the header metadata, or field of the config, that names the base an adapter was made for.
 pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
@@ -89,12 +98,13 @@ impl Given {
 }
 
 /// True for a folder that holds an adapter's config, or tensors that only adapters have, a file that has a config beside
-/// it, or a GGUF file.
+/// it, a GGUF file or an archive.
 pub fn looks_like_adapter(path: &Path) -> bool {
-    let is_gguf = || MappedFile::open(path).is_ok_and(|file| gguf::claims(file.as_slice()));
-    let marks = [CONFIG_NAME, ARRAYS_NAME];
+    let claims = |all: &[u8]| gguf::claims(all) || archive::claims(all);
+    let is_whole = || MappedFile::open(path).is_ok_and(|file| claims(file.as_slice()));
+    let marks = [CONFIG_NAME, ARRAYS_NAME, archive::WEIGHTS];
     let has_mark = |folder: PathBuf| marks.iter().any(|name| folder.join(name).exists());
-    path.is_file() && is_gguf() || hub::resolve(path).is_ok_and(has_mark)
+    path.is_file() && is_whole() || hub::resolve(path).is_ok_and(has_mark)
 }
 
 impl Source {
@@ -128,6 +138,9 @@ impl Source {
         if is_gguf {
             let all = Bytes::mapped(&file, 0..file.as_slice().len())?;
             return Source::of_gguf(path, &tensor_file, file, &all, None, given);
+        }
+        if by_content && archive::claims(file.as_slice()) {
+            return Source::of_archive(path, &tensor_file, file, given);
         }
         let config = side_file(&folder, CONFIG_NAME, json::read_object)?;
         let mut settings = BTreeMap::new();
@@ -164,6 +177,28 @@ impl Source {
             gguf: None,
             config,
             settings,
+            given,
+        })
+    }
+
+    /// An archive holds its settings, and has no other files.
+    fn of_archive(path: &Path, tensor_file: &Path, file: Arc<MappedFile>, given: Given) -> Result<Source> {
+        let archive::Archive { tensors, mut config, others } = archive::read(&file, MAX_CONFIG_BYTES)?;
+        // What an adapter says about itself has a place of its own elsewhere.
+        let own: Vec<_> = config.keys().filter(|name| name.starts_with("lora_tool.")).cloned().collect();
+        let text = |name: String| Some((name.clone(), config.remove(&name)?.as_str()?.to_string()));
+        let metadata = own.into_iter().filter_map(text).collect();
+        Ok(Source {
+            path: path.to_path_buf(),
+            tensor_file: tensor_file.to_path_buf(),
+            file,
+            shards: Vec::new(),
+            tensors,
+            metadata,
+            other_values: others,
+            gguf: None,
+            config: None,
+            settings: BTreeMap::from([(archive::CONFIG, (tensor_file.to_path_buf(), config))]),
             given,
         })
     }

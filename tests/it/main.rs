@@ -9,6 +9,7 @@
     reason = "a test stops at the first thing that is not as expected, and may say what it found"
 )]
 
+mod adapterhub;
 mod batch;
 mod cli;
 mod compare;
@@ -28,8 +29,10 @@ mod kernels;
 mod laws;
 mod lint;
 mod llama_cpp;
+mod loralib;
 mod mlx;
 mod models;
+mod nemo;
 mod parity;
 mod program;
 mod provenance;

@@ -43,12 +43,33 @@ pub fn claims(head: &[u8]) -> bool {
 /// Where the outermost dict holds no tensor and exactly one of its values is a dict that does, that one is read in
 /// its place.
 pub fn read_with_rest(file: &Arc<MappedFile>) -> Result<(StateDict, Vec<String>)> {
-    let all = file.as_slice();
-    let read = if all.starts_with(b"PK") { read_zip(file, all) } else { read_legacy(file, all) };
+    read_within(file, 0..file.as_slice().len())
+}
+
+/// The same of a file that lies in another, at `range`.
+pub fn read_within(file: &Arc<MappedFile>, range: Range<usize>) -> Result<(StateDict, Vec<String>)> {
+    let outside = || Error::malformed("lies outside of the file it is in");
+    let inner = Inner { file, all: file.as_slice().get(range.clone()).ok_or_else(outside)?, at: range.start };
+    let read = if inner.all.starts_with(b"PK") { read_zip(&inner) } else { read_legacy(&inner) };
     read.in_file(file.path())
 }
 
-fn read_zip(file: &Arc<MappedFile>, all: &[u8]) -> Result<(StateDict, Vec<String>)> {
+/// A PyTorch file and where it begins in the file that holds it.
+struct Inner<'f> {
+    file: &'f Arc<MappedFile>,
+    all: &'f [u8],
+    at: usize,
+}
+
+impl Inner<'_> {
+    /// A range of this file in the one that holds it.
+    fn place(&self, range: Range<usize>) -> Range<usize> {
+        self.at + range.start..self.at + range.end // inside the file, as `all` is
+    }
+}
+
+fn read_zip(inner: &Inner) -> Result<(StateDict, Vec<String>)> {
+    let all = inner.all;
     let archive = zip::Archive::open(all)?;
     let root = root_folder(&archive)?;
     if let Some(order) = archive.checked(&format!("{root}/byteorder"))?
@@ -64,7 +85,9 @@ fn read_zip(file: &Arc<MappedFile>, all: &[u8]) -> Result<(StateDict, Vec<String
         let what = format!("{} bytes after the end of the pickle", data.len() - pickle.end);
         return Err(Error::malformed(what).at_key(name));
     }
-    tensors(file, &pickle, |key| archive.get(&format!("{root}/data/{key}")).map(|member| member.range.clone()))
+    tensors(inner.file, &pickle, |key| {
+        archive.get(&format!("{root}/data/{key}")).map(|member| inner.place(member.range.clone()))
+    })
 }
 
 /// The folder all members of the archive are in.
@@ -82,9 +105,9 @@ fn root_folder<'a>(archive: &zip::Archive<'a>) -> Result<&'a str> {
     Ok(root)
 }
 
-fn read_legacy(file: &Arc<MappedFile>, all: &[u8]) -> Result<(StateDict, Vec<String>)> {
-    let (pickle, places) = legacy::read(all)?;
-    tensors(file, &pickle, |key| places.get(key).cloned())
+fn read_legacy(inner: &Inner) -> Result<(StateDict, Vec<String>)> {
+    let (pickle, places) = legacy::read(inner.all)?;
+    tensors(inner.file, &pickle, |key| places.get(key).map(|range| inner.place(range.clone())))
 }
 
 /// The tensors of the dict that holds them. `find` says where a storage lies.
