@@ -21,7 +21,7 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
 use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
 use crate::error::{Context, Error, Result};
-use crate::names::{Index, ModulePath};
+use crate::names::{Index, ModulePath, checkpoint};
 use crate::tensor::{Bytes, Hash, Tensor};
 
 /// The config beside a model.
@@ -39,6 +39,9 @@ pub struct BaseModel {
     pub files: Sharded,
     /// `config.json`, also for a file by itself where one lies beside it.
     pub config: Option<Map<String, Value>>,
+    /// What says what model it is: `model_type`, `architectures` and `_class_name` of the config, inner configs included,
+    /// or what the keys tell of a checkpoint without one.
+    types: Vec<String>,
     /// Names on disk and the way to them.
     pub names: Index,
     fingerprint: OnceLock<Hash>, // found when it is asked for
@@ -59,8 +62,14 @@ impl BaseModel {
             None => None,
         };
         let shapes = files.tensors().map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
-        let names = Index::new(shapes, &model_types(config.as_ref()));
-        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, names, fingerprint: OnceLock::new() })
+        let mut types = model_types(config.as_ref());
+        if types.is_empty() {
+            // Checkpoints of image models have no config; their keys say what they are.
+            let keys: Vec<&str> = files.tensors().map(|(_, key, _)| key.as_str()).collect();
+            types.extend(checkpoint::of_keys(keys.iter().copied()).map(str::to_string));
+        }
+        let names = Index::new(shapes, &types);
+        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, types, names, fingerprint: OnceLock::new() })
     }
 
     /// The config's path, where there is one.
@@ -96,9 +105,9 @@ impl BaseModel {
         &self.files.shards[shard].contents.metadata
     }
 
-    /// The words of the config that say what model it is: `model_type` and `architectures`, inner configs included.
+    /// The words that say what model it is.
     pub fn model_types(&self) -> Vec<String> {
-        model_types(self.config.as_ref())
+        self.types.clone()
     }
 
     /// What tells it from other models, whatever its files; see [`fingerprint`].
@@ -170,7 +179,7 @@ fn gather_types(config: &Map<String, Value>, out: &mut Vec<String>, depth: usize
             out.push(text.to_string());
         }
     };
-    if let Some(text) = config.get("model_type").and_then(Value::as_str) {
+    for text in ["model_type", "_class_name"].iter().filter_map(|name| config.get(*name)?.as_str()) {
         add(text);
     }
     for name in config.get("architectures").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {

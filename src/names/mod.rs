@@ -21,7 +21,7 @@ mod rewrite;
 mod similar;
 
 pub use experts::{Expert, Which, parse as expert_of};
-pub use family::interleaved;
+pub use family::{checkpoint, interleaved};
 pub use index::{Index, Listing};
 pub use path::ModulePath;
 pub use place::{Found, How, Piece, Region};

@@ -3,6 +3,7 @@
 //! A model type that is not here has the same names in both. These tables are data: what their words mean is in
 //! `rewrite`, and the order of the files is the order in which rules of several parts of one model are applied.
 
+pub mod checkpoint;
 mod detection;
 mod encoder;
 mod hybrid;
@@ -16,8 +17,17 @@ mod tower;
 use super::rewrite::{Set, stack};
 
 /// The groups, composite models first: their rules put the parts in place, and the rules of a part come after.
-const GROUPS: &[&[Set]] =
-    &[llava::SETS, multimodal::SETS, text::SETS, moe::SETS, hybrid::SETS, encoder::SETS, detection::SETS, tower::SETS];
+const GROUPS: &[&[Set]] = &[
+    checkpoint::SETS,
+    llava::SETS,
+    multimodal::SETS,
+    text::SETS,
+    moe::SETS,
+    hybrid::SETS,
+    encoder::SETS,
+    detection::SETS,
+    tower::SETS,
+];
 
 /// The rule sets for these model types, each with the type that called for it. What holds for every model comes last.
 pub fn sets(model_types: &[String]) -> Vec<(&'static Set, Option<&'static str>)> {

@@ -1,0 +1,229 @@
+//! Checkpoints of image and video models in one file, which have no config: their parts behind prefixes of their own, the
+//! larger text encoder as OpenCLIP has it.
+//!
+//! Sources: Stability-AI/generative-models (prefixes), mlfoundations/open_clip (text encoders); the same maps in
+//! kohya-ss/sd-scripts:library/{model_util,sdxl_model_util}.py. In memory each part stands behind diffusers' word for it;
+//! what is inside the denoiser keeps the names of the checkpoint.
+
+use super::super::rewrite::{Set, rename, split, transpose};
+
+/// Stable Diffusion 1, with CLIP-L in transformers' names, in older files without their first level.
+pub const SD1: &str = "checkpoint of Stable Diffusion 1";
+/// Stable Diffusion 2, with OpenCLIP-H.
+pub const SD2: &str = "checkpoint of Stable Diffusion 2";
+/// SDXL, with CLIP-L and OpenCLIP-G.
+pub const SDXL: &str = "checkpoint of SDXL";
+/// The refiner of SDXL, with OpenCLIP-G alone.
+pub const REFINER: &str = "checkpoint of the refiner of SDXL";
+/// A transformer, with or without text encoders beside it.
+pub const TRANSFORMER: &str = "checkpoint of a diffusion transformer";
+
+/// Modules at the root of transformers that are stored without any prefix.
+const ROOTS: &[&str] = &[
+    "double_blocks.",
+    "single_blocks.",
+    "joint_blocks.",
+    "transformer_blocks.",
+    "single_transformer_blocks.",
+    "double_layers.",
+    "noise_refiner.",
+];
+const DENOISER: &str = "model.diffusion_model.";
+
+/// What kind of checkpoint has these keys; none where it is nothing of the sort.
+pub fn of_keys<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'static str> {
+    let has = |start: &str| keys.clone().any(|key| key.starts_with(start));
+    if has("model.diffusion_model.input_blocks.") {
+        return Some(if has("conditioner.embedders.1.") {
+            SDXL
+        } else if has("conditioner.embedders.0.model.") {
+            REFINER
+        } else if has("cond_stage_model.model.") {
+            SD2
+        } else {
+            SD1
+        });
+    }
+    (has(DENOISER) || ROOTS.iter().any(|root| has(root))).then_some(TRANSFORMER)
+}
+
+/// OpenCLIP's names in those of transformers, behind the text encoder's word.
+macro_rules! open_clip {
+    ($from:literal, $to:literal) => {
+        [
+            split(
+                &[concat!("^", $from, r"transformer\.resblocks\.(\d+)\.attn\.in_proj_weight")],
+                &[
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.q_proj.weight"),
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.k_proj.weight"),
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.v_proj.weight"),
+                ],
+            ),
+            split(
+                &[concat!("^", $from, r"transformer\.resblocks\.(\d+)\.attn\.in_proj_bias")],
+                &[
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.q_proj.bias"),
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.k_proj.bias"),
+                    concat!($to, "text_model.encoder.layers.$1.self_attn.v_proj.bias"),
+                ],
+            ),
+            rename(
+                concat!("^", $from, r"transformer\.resblocks\.(\d+)\.attn\.out_proj\."),
+                concat!($to, "text_model.encoder.layers.$1.self_attn.out_proj."),
+            ),
+            rename(
+                concat!("^", $from, r"transformer\.resblocks\.(\d+)\.ln_(\d+)\."),
+                concat!($to, "text_model.encoder.layers.$1.layer_norm$2."),
+            ),
+            rename(
+                concat!("^", $from, r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\."),
+                concat!($to, "text_model.encoder.layers.$1.mlp.fc1."),
+            ),
+            rename(
+                concat!("^", $from, r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\."),
+                concat!($to, "text_model.encoder.layers.$1.mlp.fc2."),
+            ),
+            rename(concat!("^", $from, r"ln_final\."), concat!($to, "text_model.final_layer_norm.")),
+            rename(concat!("^", $from, r"token_embedding\."), concat!($to, "text_model.embeddings.token_embedding.")),
+            rename(
+                concat!("^", $from, r"positional_embedding$"),
+                concat!($to, "text_model.embeddings.position_embedding.weight"),
+            ),
+            // OpenCLIP multiplies by it from the right, a linear layer of transformers from the left.
+            transpose(&[concat!("^", $from, r"text_projection$")], &[concat!($to, "text_projection.weight")]),
+        ]
+    };
+}
+
+const OF_SD2: &[super::super::rewrite::Rule] = &open_clip!(r"cond_stage_model\.model\.", "text_encoder.");
+const OF_SDXL: &[super::super::rewrite::Rule] = &open_clip!(r"conditioner\.embedders\.1\.model\.", "text_encoder_2.");
+const OF_REFINER: &[super::super::rewrite::Rule] =
+    &open_clip!(r"conditioner\.embedders\.0\.model\.", "text_encoder_2.");
+
+const UNET: &[super::super::rewrite::Rule] =
+    &[rename(r"^model\.diffusion_model\.", "unet."), rename(r"^first_stage_model\.", "vae.")];
+
+/// The denoisers of diffusers by their classes (`_class_name` of the config), each a model by itself.
+const U_NETS: &[&str] =
+    &["UNet2DConditionModel", "StableCascadeUNet", "UNetMotionModel", "UNetSpatioTemporalConditionModel"];
+const TRANSFORMERS: &[&str] = &[
+    "AllegroTransformer3DModel",
+    "AuraFlowTransformer2DModel",
+    "BriaTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "CogView3PlusTransformer2DModel",
+    "CogView4Transformer2DModel",
+    "ConsisIDTransformer3DModel",
+    "CosmosTransformer3DModel",
+    "EasyAnimateTransformer3DModel",
+    "Flux2Transformer2DModel",
+    "FluxTransformer2DModel",
+    "HiDreamImageTransformer2DModel",
+    "HunyuanDiT2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoFramepackTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "LTX2VideoTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "LatteTransformer3DModel",
+    "Lumina2Transformer2DModel",
+    "LuminaNextDiT2DModel",
+    "MochiTransformer3DModel",
+    "OmniGenTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "QwenImageTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+    "SanaVideoTransformer3DModel",
+    "SkyReelsV2Transformer3DModel",
+    "WanTransformer3DModel",
+    "WanVACETransformer3DModel",
+    "ZImageTransformer2DModel",
+];
+
+/// The rule sets of this group.
+pub(super) const SETS: &[Set] = &[
+    Set::whole(U_NETS, &[rename(r"^", "unet.")]),
+    Set::whole(TRANSFORMERS, &[rename(r"^", "transformer.")]),
+    Set::whole(&[SD1, SD2, SDXL, REFINER], UNET),
+    Set::whole(&[SD1], &[rename(r"^cond_stage_model\.transformer\.(text_model\.)?", "text_encoder.text_model.")]),
+    Set::whole(&[SD2], OF_SD2),
+    Set::whole(
+        &[SDXL],
+        &[rename(r"^conditioner\.embedders\.0\.transformer\.(text_model\.)?", "text_encoder.text_model.")],
+    ),
+    Set::whole(&[SDXL], OF_SDXL),
+    Set::whole(&[REFINER], OF_REFINER),
+    Set::whole(
+        &[TRANSFORMER],
+        &[
+            rename(r"^model\.diffusion_model\.", "transformer."),
+            rename(r"^first_stage_model\.", "vae."),
+            rename(r"^vae\.", "vae."),
+            rename(r"^text_encoders\.clip_l\.transformer\.(text_model\.)?", "text_encoder.text_model."),
+            rename(r"^text_encoders\.clip_g\.transformer\.(text_model\.)?", "text_encoder_2.text_model."),
+            rename(r"^text_encoders\.t5xxl\.transformer\.", "text_encoder_3."),
+            // Without a prefix the whole file is the transformer.
+            rename(r"^", "transformer.").unless_before(&["transformer.", "vae.", "text_encoder", "text_encoders."]),
+        ],
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Index;
+    use super::*;
+
+    fn index(keys: &[(&str, &[usize])]) -> Index {
+        let kind = of_keys(keys.iter().map(|(key, _)| *key)).unwrap();
+        Index::new(keys.iter().map(|(key, shape)| (key.to_string(), shape.to_vec())), &[kind.to_string()])
+    }
+
+    #[test]
+    fn parts_of_sdxl_stand_behind_their_words() {
+        let index = index(&[
+            ("model.diffusion_model.input_blocks.4.1.proj_in.weight", &[8, 8]),
+            ("conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight", &[8, 8]),
+            ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight", &[12, 4]),
+            ("conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_bias", &[12]),
+            ("conditioner.embedders.1.model.transformer.resblocks.0.mlp.c_fc.weight", &[16, 4]),
+            ("conditioner.embedders.1.model.text_projection", &[4, 6]),
+            ("first_stage_model.decoder.conv_in.weight", &[4, 4, 3, 3]),
+        ]);
+        let key = |name: &str| index.find(name).unwrap_or_else(|| panic!("{name}")).pieces[0].key.clone();
+        assert_eq!(
+            key("unet.input_blocks.4.1.proj_in.weight"),
+            "model.diffusion_model.input_blocks.4.1.proj_in.weight"
+        );
+        let te2 = "text_encoder_2.text_model.encoder.layers.0";
+        let found = index.find(&format!("{te2}.self_attn.k_proj.weight")).unwrap();
+        assert_eq!((found.memory_shape.as_slice(), found.pieces[0].disk.rows.clone()), (&[4, 4][..], Some(4..8)));
+        assert!(index.find(&format!("{te2}.self_attn.v_proj.bias")).is_some());
+        assert!(key(&format!("{te2}.mlp.fc1.weight")).ends_with("c_fc.weight"));
+        let found = index.find("text_encoder_2.text_projection.weight").unwrap();
+        assert!(found.pieces[0].transposed && found.memory_shape == [6, 4]);
+        assert!(key("vae.decoder.conv_in.weight").starts_with("first_stage_model"));
+    }
+
+    #[test]
+    fn older_files_lack_a_level_of_the_text_encoder() {
+        let index = index(&[
+            ("model.diffusion_model.input_blocks.1.1.proj_in.weight", &[8, 8, 1, 1]),
+            ("cond_stage_model.transformer.encoder.layers.0.mlp.fc1.weight", &[8, 8]),
+        ]);
+        assert!(index.find("text_encoder.text_model.encoder.layers.0.mlp.fc1.weight").is_some());
+    }
+
+    #[test]
+    fn a_transformer_may_stand_alone() {
+        for prefix in ["", "model.diffusion_model."] {
+            let key = format!("{prefix}double_blocks.0.img_attn.qkv.weight");
+            let index = index(&[(&key, &[24, 8])]);
+            assert_eq!(index.find("transformer.double_blocks.0.img_attn.qkv.weight").unwrap().pieces[0].key, key);
+        }
+        let llama = ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight"];
+        assert_eq!(of_keys(llama.into_iter()), None);
+    }
+}
