@@ -9,6 +9,7 @@
 
 mod assemble;
 mod base_model;
+pub mod diffusion;
 mod equivalent;
 mod experts;
 mod family;

@@ -17,6 +17,7 @@ mod consumers;
 mod containers;
 mod convert;
 mod dialects;
+mod diffusion_names;
 mod extract;
 mod faults;
 mod fixtures;

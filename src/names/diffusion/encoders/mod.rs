@@ -1,0 +1,4 @@
+//! Text encoders, a file for each.
+
+pub(super) mod clip_l;
+pub(super) mod open_clip;

@@ -1,0 +1,95 @@
+//! Sizes written as small formulas: `3d+f`, `n-1`, `64`, and shapes made of them: `3d d`, `o i 3 3`.
+//!
+//! A table gives the extents of a module in letters, for all sizes a family comes in. What the letters stand for is a
+//! list of [`Extent`]s: those of a [`Variant`](super::Variant), or what the caller counted in a base model.
+
+/// A letter (or a short word) of the formulas, and its number.
+pub type Extent = (&'static str, u64);
+
+/// The number a letter stands for; of several the last.
+pub fn letter(name: &str, extents: &[Extent]) -> Option<u64> {
+    extents.iter().rev().find(|(letter, _)| *letter == name).map(|(_, number)| *number)
+}
+
+/// The value of a formula, if all of its letters are known and nothing overflows or falls below zero.
+pub(super) fn value(formula: &str, extents: &[Extent]) -> Option<u64> {
+    let mut total = 0i128;
+    let mut rest = formula;
+    let mut sign = 1;
+    loop {
+        let end = rest.find(['+', '-']).unwrap_or(rest.len());
+        let (term, tail) = rest.split_at_checked(end)?;
+        total = total.checked_add(sign * i128::from(term_value(term, extents)?))?;
+        let mut tail = tail.chars();
+        match tail.next() {
+            None => return u64::try_from(total).ok(),
+            Some(operator) => sign = if operator == '+' { 1 } else { -1 },
+        }
+        rest = tail.as_str();
+    }
+}
+
+/// The value of `3d`, `d` or `3`.
+fn term_value(term: &str, extents: &[Extent]) -> Option<u64> {
+    let start = term.find(|c: char| !c.is_ascii_digit()).unwrap_or(term.len());
+    let (factor, name) = term.split_at_checked(start)?;
+    let factor = if factor.is_empty() { 1 } else { factor.parse().ok()? };
+    match name {
+        "" if term.is_empty() => None,
+        "" => Some(factor),
+        name => letter(name, extents)?.checked_mul(factor),
+    }
+}
+
+/// The extents of a shape, if all of its letters are known.
+pub(super) fn shape(formulas: &str, extents: &[Extent]) -> Option<Vec<u64>> {
+    formulas.split(' ').filter(|f| !f.is_empty()).map(|f| value(f, extents)).collect()
+}
+
+/// The numbers a block may have: `n` is any number, of which a whole model has those below `n`; `a..b` is exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Count(pub &'static str);
+
+impl Count {
+    /// The numbers a whole model has.
+    pub(super) fn range(self, extents: &[Extent]) -> Option<std::ops::Range<u64>> {
+        match self.0.split_once("..") {
+            None => Some(0..value(self.0, extents)?),
+            Some((from, to)) => Some(value(from, extents)?..value(to, extents)?),
+        }
+    }
+
+    /// Whether a block may have this number as far as is known.
+    pub(super) fn admits(self, number: u64, extents: &[Extent]) -> bool {
+        let Some((from, to)) = self.0.split_once("..") else { return true };
+        value(from, extents).is_none_or(|from| from <= number) && value(to, extents).is_none_or(|to| number < to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: &[Extent] = &[("d", 3072), ("f", 12288), ("n", 19)];
+
+    #[test]
+    fn formulas_have_values() {
+        assert_eq!(value("3d+f", SIZES), Some(21504));
+        assert_eq!(value("n-1", SIZES), Some(18));
+        assert_eq!(value("64", SIZES), Some(64));
+        for bad in ["", "d+", "x", "1-n", "99999999999999999999d", "18446744073709551615d"] {
+            assert_eq!(value(bad, SIZES), None, "{bad}");
+        }
+        assert_eq!(shape("3d d", SIZES), Some(vec![9216, 3072]));
+        assert_eq!(shape("3d x", SIZES), None);
+    }
+
+    #[test]
+    fn a_plain_count_is_open_and_a_range_is_not() {
+        assert_eq!(Count("n").range(SIZES), Some(0..19));
+        assert!(Count("n").admits(40, SIZES));
+        assert!(Count("0..n-1").admits(17, SIZES) && !Count("0..n-1").admits(18, SIZES));
+        assert!(Count("n-1..n").admits(18, SIZES) && !Count("n-1..n").admits(17, SIZES));
+        assert!(Count("n-1..n").admits(17, &[]), "nothing is known of n");
+    }
+}
