@@ -44,6 +44,15 @@ pub fn split(target: &Target, parts: &[Vec<usize>]) -> Result<Vec<Target>> {
     Ok(out)
 }
 
+/// Whether a target changes nothing: all of its B is zero, and there is nothing else.
+pub fn does_nothing(target: &Target) -> bool {
+    let zero = |delta: &Delta| match delta {
+        Delta::LowRank(d) => d.b.to_f32().is_ok_and(|values| values.iter().all(|v| *v == 0.0)),
+        _ => false,
+    };
+    target.magnitude.is_none() && target.bias.is_empty() && target.weight.iter().all(zero)
+}
+
 /// Some elements of a vector, which may be stored with extents of 1.
 fn pick_vector(vector: &Tensor, rows: &[usize]) -> Result<Tensor> {
     let dims = vector.shape.dims();

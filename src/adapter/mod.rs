@@ -26,6 +26,7 @@ pub use scale::{Scale, ScaleRule};
 
 use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
+use crate::names::diffusion::Naming;
 use crate::tensor::Tensor;
 
 use delta::Residual;
@@ -43,6 +44,8 @@ pub struct Adapter {
     pub about: BTreeMap<String, String>,
     /// What is known of the base beside that.
     pub base: Facts,
+    /// How the modules of an image model's denoiser are called; none for other models, and where it is not known.
+    pub spelling: Option<Spelling>,
     /// Where the adapter needs another base than the one it names: the method that changed the base before training.
     pub residual_base: Option<String>,
     /// Whether the adapter says that the two uses of a tied embedding are adapted together.
@@ -52,6 +55,15 @@ pub struct Adapter {
     pub kernels_by_row: bool,
     /// What its files said beyond all this; only the layout that put it there looks at it again.
     pub carried: Carried,
+}
+
+/// The naming of a denoiser's modules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spelling {
+    /// The family of the model, by its name in [`crate::names::diffusion`].
+    pub family: &'static str,
+    /// Whose names they are.
+    pub naming: Naming,
 }
 
 /// What the files of an adapter said that changes nothing it does: settings of the training, how it chose its modules.

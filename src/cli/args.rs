@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ColorChoice, ValueEnum};
 
 use super::size;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{self, Kernels};
 use crate::layout::{self, Given, Opened, SideFile};
 use crate::model::BaseModel;
+use crate::ops::retarget;
 use crate::stream::Limits;
 use crate::tensor::{Dtype, dtype};
 
@@ -71,7 +72,13 @@ pub struct ReadAs {
 impl ReadAs {
     /// Opens an adapter, for this base where there is one.
     pub fn open(&self, path: &Path, base: Option<&BaseModel>) -> Result<Opened> {
-        layout::open_with(path, self.from.as_deref(), self.given(base))
+        let mut opened = layout::open_with(path, self.from.as_deref(), self.given(base))?;
+        if let Some(naming) = base.and_then(BaseModel::naming) {
+            let (spelt, notes) = retarget::spell(&opened.adapter, naming).in_file(path)?;
+            opened.adapter = spelt;
+            opened.notes.extend(notes);
+        }
+        Ok(opened)
     }
 
     /// What is known beside an adapter's files.

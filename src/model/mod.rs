@@ -21,6 +21,7 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
 use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
 use crate::error::{Context, Error, Result};
+use crate::names::diffusion::Naming;
 use crate::names::{Index, ModulePath, checkpoint};
 use crate::tensor::{Bytes, Hash, Tensor};
 
@@ -108,6 +109,11 @@ impl BaseModel {
     /// The words that say what model it is.
     pub fn model_types(&self) -> Vec<String> {
         self.types.clone()
+    }
+
+    /// Whose names the modules of an image model's denoiser have; none for other models.
+    pub fn naming(&self) -> Option<Naming> {
+        self.types.iter().find_map(|name| checkpoint::naming(name))
     }
 
     /// What tells it from other models, whatever its files; see [`fingerprint`].

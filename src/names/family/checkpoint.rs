@@ -5,6 +5,7 @@
 //! kohya-ss/sd-scripts:library/{model_util,sdxl_model_util}.py. In memory each part stands behind diffusers' word for it;
 //! what is inside the denoiser keeps the names of the checkpoint.
 
+use super::super::diffusion::Naming;
 use super::super::rewrite::{Set, rename, split, transpose};
 
 /// Stable Diffusion 1, with CLIP-L in transformers' names, in older files without their first level.
@@ -45,6 +46,14 @@ pub fn of_keys<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'stat
         });
     }
     (has(DENOISER) || ROOTS.iter().any(|root| has(root))).then_some(TRANSFORMER)
+}
+
+/// Whose names the denoiser of such a model has.
+pub fn naming(model_type: &str) -> Option<Naming> {
+    if [SD1, SD2, SDXL, REFINER, TRANSFORMER].contains(&model_type) {
+        return Some(Naming::Native);
+    }
+    (U_NETS.contains(&model_type) || TRANSFORMERS.contains(&model_type)).then_some(Naming::Diffusers)
 }
 
 /// OpenCLIP's names in those of transformers, behind the text encoder's word.

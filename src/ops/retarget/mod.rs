@@ -6,7 +6,10 @@
 //! that is a note, and `resize` makes it smaller.
 
 mod experts;
+mod naming;
 mod projections;
+
+pub use naming::spell;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -24,11 +24,11 @@ pub fn split(work: &mut Work) -> Result<()> {
         }
         let parts = fused::split(&target, &rows).at_key(path.as_str())?;
         work.adapter.targets.remove(&path);
-        let changed = parts.iter().filter(|part| !does_nothing(part)).count();
+        let changed = parts.iter().filter(|part| !fused::does_nothing(part)).count();
         let parent = path.parent().unwrap_or_default();
         for (name, part) in fusion.parts.iter().zip(parts) {
             // A part of which the whole says nothing is no target of its own.
-            if changed == 0 || !does_nothing(&part) {
+            if changed == 0 || !fused::does_nothing(&part) {
                 work.put(parent.join(name).as_str(), part)?;
             }
         }
@@ -91,15 +91,6 @@ fn sizes(work: &Work, path: &ModulePath, fusion: &Fusion, outputs: Option<usize>
 fn heads_unknown() -> Error {
     Error::missing("how many rows query, key and value have is not known")
         .hint("--base names the base model, whose config says how many heads there are")
-}
-
-/// Whether a part changes nothing: all of its B is zero, and there is nothing else.
-fn does_nothing(target: &Target) -> bool {
-    let zero = |delta: &Delta| match delta {
-        Delta::LowRank(d) => d.b.to_f32().is_ok_and(|values| values.iter().all(|v| *v == 0.0)),
-        _ => false,
-    };
-    target.magnitude.is_none() && target.bias.is_empty() && target.weight.iter().all(zero)
 }
 
 /// Puts parts together.

@@ -1,0 +1,165 @@
+//! The modules of an image model's denoiser by other names: those of its authors, or those of diffusers.
+//!
+//! Where one naming has a projection whole and the other in parts, changes are taken apart and put together as for any
+//! other projection; where the halves of the rows have changed places, so do those of B.
+
+use std::collections::BTreeMap;
+
+use crate::adapter::fused::{self, Part};
+use crate::adapter::{Adapter, Delta, Note, SiteKind, Spelling, Target};
+use crate::error::{Context, Error, Result};
+use crate::names::ModulePath;
+use crate::names::diffusion::{self, Container, Naming, Order, Ratio, Rows};
+
+/// What a module becomes a part of.
+struct Whole {
+    of: Ratio,
+    order: Order,
+    parts: BTreeMap<usize, (ModulePath, Target)>,
+}
+
+/// The adapter with its denoiser's modules in this naming, and what that took. One that says nothing of its naming is none
+/// of an image model and stays as it is.
+pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
+    let Some(spelling) = adapter.spelling.filter(|spelling| spelling.naming != to) else {
+        return Ok((adapter.clone(), Vec::new()));
+    };
+    let part = diffusion::family(spelling.family).and_then(diffusion::Family::denoiser);
+    let Some(part) = part else { return Ok((adapter.clone(), Vec::new())) };
+    let prefix = part.homes(Container::Diffusers).next().map_or("transformer", |home| home.prefix);
+    let mut out =
+        Adapter { targets: BTreeMap::new(), spelling: Some(Spelling { naming: to, ..spelling }), ..adapter.clone() };
+    let mut wholes: BTreeMap<String, Whole> = BTreeMap::new();
+    let (mut split, mut unknown, mut grown) = (0, Vec::new(), Vec::new());
+    for (path, target) in &adapter.targets {
+        let inner = path.as_str().strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
+        let Some(inner) = inner else {
+            out.targets.insert(path.clone(), target.clone());
+            continue;
+        };
+        let Some(targets) = part.translate(spelling.naming, to, inner, &[]) else {
+            unknown.push(path.clone());
+            out.targets.insert(path.clone(), target.clone());
+            continue;
+        };
+        let named = |inner: &str| format!("{prefix}.{inner}");
+        match targets.as_slice() {
+            [one] => match (one.take, one.put) {
+                (Rows::Whole, Rows::Whole) => {
+                    let target = ordered(target, one.order).at_key(path.as_str())?;
+                    put(&mut out, &named(&one.path), target)?;
+                }
+                (Rows::Whole, Rows::Part { number, of }) => {
+                    let empty = || Whole { of, order: one.order, parts: BTreeMap::new() };
+                    let whole = wholes.entry(named(&one.path)).or_insert_with(empty);
+                    whole.parts.insert(number, (path.clone(), target.clone()));
+                }
+                _ => return Err(Error::unsupported("rows of a module alone").at_key(path.as_str())),
+            },
+            several => {
+                let total = outputs(target).ok_or_else(|| not_by_rows(target)).at_key(path.as_str())?;
+                let mut rows = Vec::with_capacity(several.len());
+                for one in several {
+                    let range = one.take.range(total as u64);
+                    let range = range
+                        .ok_or_else(|| Error::mismatch(format!("{total} outputs, not those of {}", several.len())));
+                    let range = range.at_key(path.as_str())?;
+                    rows.push((range.start as usize..range.end as usize).collect::<Vec<_>>());
+                }
+                for (one, own) in several.iter().zip(fused::split(target, &rows).at_key(path.as_str())?) {
+                    if !fused::does_nothing(&own) || fused::does_nothing(target) {
+                        put(&mut out, &named(&one.path), ordered(&own, one.order)?)?;
+                    }
+                }
+                split += 1;
+            }
+        }
+    }
+    let fused = wholes.values().map(|whole| whole.parts.len()).sum::<usize>();
+    for (path, whole) in wholes {
+        let (target, more) = together(&whole).at_key(&path)?;
+        if more {
+            grown.push(path.clone());
+        }
+        put(&mut out, &path, target)?;
+    }
+    Ok((out, notes(split, fused, &unknown, &grown)))
+}
+
+fn notes(split: usize, fused: usize, unknown: &[ModulePath], grown: &[String]) -> Vec<Note> {
+    let mut notes = Vec::new();
+    if split > 0 {
+        notes.push(Note::info("", format!("{split} modules taken apart, as the other naming has them")));
+    }
+    if fused > 0 {
+        notes.push(Note::info("", format!("{fused} modules put together, as the other naming has them")));
+    }
+    if let Some(first) = grown.first() {
+        let text = format!(
+            "parts with an A of their own make the rank of the whole their sum, in {} modules; `lora-tool resize` makes it \
+             smaller",
+            grown.len()
+        );
+        notes.push(Note::info(first, text));
+    }
+    if let Some(first) = unknown.first() {
+        let text = format!(
+            "{} modules have no other name that is known here, and keep theirs; this is the first",
+            unknown.len()
+        );
+        notes.push(Note::lossy(first.as_str(), text));
+    }
+    notes
+}
+
+fn put(out: &mut Adapter, path: &str, target: Target) -> Result<()> {
+    match out.targets.insert(path.into(), target) {
+        None => Ok(()),
+        Some(_) => Err(Error::unsupported("two modules of the adapter are one in the other naming").at_key(path)),
+    }
+}
+
+fn not_by_rows(target: &Target) -> Error {
+    Error::unsupported(format!("{} of a fused projection, which is not taken apart by rows", target.kind()))
+}
+
+/// Outputs of what a target changes.
+fn outputs(target: &Target) -> Option<usize> {
+    target.weight.iter().chain(&target.bias).find_map(|delta| match delta {
+        Delta::LowRank(d) if d.experts.is_none() => Some(d.b.shape.matrix().0),
+        Delta::Full(d) if target.site == SiteKind::Layer => d.tensor.shape.dims().first().copied(),
+        _ => None,
+    })
+}
+
+/// The target with its rows in the other order.
+fn ordered(target: &Target, order: Order) -> Result<Target> {
+    match order {
+        Order::Same => Ok(target.clone()),
+        Order::SwapHalves => {
+            let rows = outputs(target).ok_or_else(|| not_by_rows(target))?;
+            if rows % 2 != 0 {
+                return Err(Error::mismatch(format!("{rows} outputs, which have no halves")));
+            }
+            let swapped: Vec<usize> = (rows / 2..rows).chain(0..rows / 2).collect();
+            let mut parts = fused::split(target, &[swapped])?;
+            parts.pop().ok_or_else(|| not_by_rows(target))
+        }
+        Order::Transposed => Err(Error::unsupported("a weight that lies transposed in the other naming")),
+    }
+}
+
+/// All parts of a whole; those that are not adapted have rows of zeros.
+fn together(whole: &Whole) -> Result<(Target, bool)> {
+    let known = whole.parts.iter().find_map(|(number, (_, target))| whole.of.total(*number, outputs(target)? as u64));
+    let total = known.ok_or_else(|| Error::unsupported("changes of parts whose outputs are not told apart"))?;
+    let ranges =
+        whole.of.ranges(total).ok_or_else(|| Error::mismatch(format!("{total} outputs in all, not those of parts")))?;
+    let mut parts = Vec::with_capacity(ranges.len());
+    for (number, range) in ranges.iter().enumerate() {
+        let target = whole.parts.get(&number).map(|(_, target)| target);
+        parts.push(Part { target, rows: (range.end - range.start) as usize });
+    }
+    let (target, grown) = fused::fuse(&parts)?;
+    Ok((ordered(&target, whole.order)?, grown))
+}
