@@ -4,6 +4,7 @@
 
 pub mod adapterhub;
 pub mod consumer;
+pub mod diffusers;
 pub mod facts;
 pub mod gguf;
 mod grouped;
@@ -104,8 +105,15 @@ pub enum Format {
 }
 
 /// All layouts.
-pub const LAYOUTS: &[&dyn Layout] =
-    &[&adapterhub::AdapterHub, &gguf::Gguf, &loralib::Loralib, &mlx::Mlx, &nemo::Nemo, &peft::Peft];
+pub const LAYOUTS: &[&dyn Layout] = &[
+    &adapterhub::AdapterHub,
+    &diffusers::Diffusers,
+    &gguf::Gguf,
+    &loralib::Loralib,
+    &mlx::Mlx,
+    &nemo::Nemo,
+    &peft::Peft,
+];
 
 /// An adapter and how it was recognised.
 #[derive(Debug)]
