@@ -1,4 +1,5 @@
-//! YAML side files as the JSON values they stand for: bounded in size, aliases and depth, with no key twice.
+//! YAML side files as the JSON values they stand for: bounded in size, aliases and depth, with no key twice; and written,
+//! one line for each key of the outermost mapping.
 
 use std::path::Path;
 

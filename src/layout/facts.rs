@@ -3,7 +3,7 @@
 //! Fields are those of huggingface/transformers, `src/transformers/models/*/configuration_*.py`. A model of several
 //! parts has the language model's in an object of its own.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::adapter::Facts;
 
@@ -42,6 +42,29 @@ pub fn of_config(config: &Map<String, Value>) -> Facts {
     }
 }
 
+/// The same in the words of such a config, for files that keep what has to be known of their base; none where nothing is.
+pub fn to_config(facts: &Facts) -> Option<Map<String, Value>> {
+    let mut out = Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            out.insert(name.to_string(), value);
+        }
+    };
+    let number = |number: Option<usize>| number.map(|n| json!(n));
+    set("architectures", facts.class.as_ref().map(|class| json!([class])));
+    set("head_dim", number(facts.head_width));
+    set("hidden_size", number(facts.hidden));
+    set("intermediate_size", number(facts.intermediate));
+    set("model_type", facts.family.as_ref().map(|family| json!(family)));
+    set("num_attention_heads", number(facts.heads));
+    set("num_experts", number(facts.experts));
+    set("num_hidden_layers", number(facts.layers));
+    set("num_key_value_heads", number(facts.key_heads));
+    set("tie_word_embeddings", facts.tied.map(|tied| json!(tied)));
+    set("vocab_size", number(facts.vocabulary));
+    (!out.is_empty()).then_some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -57,11 +80,13 @@ mod tests {
         assert_eq!(facts.class.as_deref(), Some("LlavaForConditionalGeneration"));
         assert_eq!(facts.attention_rows(), Some([64, 64, 64]));
         assert_eq!(facts.tied, None);
+        assert_eq!(of_config(&to_config(&facts).unwrap()), facts);
     }
 
     #[test]
     fn what_makes_no_sense_is_not_known() {
         let text = r#"{"num_attention_heads": 0, "hidden_size": "64", "num_key_value_heads": -2, "vocab_size": 1.5}"#;
         assert_eq!(of_config(&json::parse_object(text).unwrap()), Facts::default());
+        assert_eq!(to_config(&Facts::default()), None);
     }
 }

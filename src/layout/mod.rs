@@ -5,17 +5,21 @@
 pub mod adapterhub;
 pub mod consumer;
 pub mod diffusers;
+pub mod even;
 pub mod facts;
 pub mod gguf;
 mod grouped;
 mod holding;
 pub mod lint;
+pub mod litgpt;
 pub mod loralib;
 pub mod mlx;
 pub mod nemo;
 pub mod peft;
 mod save;
 pub mod source;
+mod stacks;
+pub mod torchtune;
 
 use std::path::Path;
 
@@ -109,10 +113,12 @@ pub const LAYOUTS: &[&dyn Layout] = &[
     &adapterhub::AdapterHub,
     &diffusers::Diffusers,
     &gguf::Gguf,
+    &litgpt::LitGpt,
     &loralib::Loralib,
     &mlx::Mlx,
     &nemo::Nemo,
     &peft::Peft,
+    &torchtune::Torchtune,
 ];
 
 /// An adapter and how it was recognised.
@@ -167,7 +173,9 @@ pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
     if source.tensors.is_empty() && adapter.targets.is_empty() {
         return Err(Error::missing("no tensors in this adapter").in_file(&source.tensor_file));
     }
-    let base_fingerprint = source.base_fingerprint()?;
+    // A layout may keep it in a file of another kind.
+    let named = adapter.about.get(source::BASE_FINGERPRINT).and_then(|text| Hash::from_hex(text));
+    let base_fingerprint = source.base_fingerprint()?.or(named);
     Ok(Opened { adapter, notes, layout: layout.name(), because, base_fingerprint, source })
 }
 

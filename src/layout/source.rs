@@ -17,8 +17,9 @@ use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 const CONFIG_NAME: &str = "adapter_config.json";
 /// Name of a model's config: beside an adapter it is that of the base.
 const BASE_CONFIG_NAME: &str = "config.json";
-/// Tensor files looked for in a folder, best first.
-const TENSOR_NAMES: [&str; 7] = [
+/// Tensor files looked for in a folder, best first. What torchtune saves of its own tensors for PEFT comes after them.
+const TENSOR_NAMES: [&str; 11] = [
+    "adapter_model.pt",
     "adapter_model.safetensors",
     "adapter_model.bin",
     "adapters.safetensors",
@@ -26,13 +27,22 @@ const TENSOR_NAMES: [&str; 7] = [
     "adapter.safetensors",
     "pytorch_adapter.bin",
     archive::WEIGHTS,
+    LITGPT_NAME,
+    PIPELINE_NAMES[0],
+    PIPELINE_NAMES[1],
 ];
+/// What diffusers saves, which needs no config beside it.
+const PIPELINE_NAMES: [&str; 2] = ["pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"];
 /// A file of arrays, of adapters that had no config.
 const ARRAYS_NAME: &str = "adapters.npz";
+/// LitGPT's file, which needs no adapter's config beside it.
+const LITGPT_NAME: &str = "lit_model.pth.lora";
+/// What the file of an epoch of torchtune is called before and after its number.
+const EPOCH_NAME: (&str, &str) = ("adapter_", ".pt");
 /// The index of an adapter in several files. PEFT has no such thing; some hubs' tools make them.
 const INDEX_NAME: &str = "adapter_model.safetensors.index.json";
 /// Settings of trainings, kept beside the tensors.
-const SETTINGS: [&str; 3] = ["hyperparameters.yaml", archive::CONFIG, "run_config.yaml"];
+const SETTINGS: [&str; 4] = ["hyperparameters.yaml", archive::CONFIG, "run_config.yaml", "torchtune_config.yaml"];
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Key of the header metadata, or field of the config, that names the base an adapter was made for.
 pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
@@ -102,8 +112,10 @@ impl Given {
 pub fn looks_like_adapter(path: &Path) -> bool {
     let claims = |all: &[u8]| gguf::claims(all) || archive::claims(all);
     let is_whole = || MappedFile::open(path).is_ok_and(|file| claims(file.as_slice()));
-    let marks = [CONFIG_NAME, ARRAYS_NAME, archive::WEIGHTS];
-    let has_mark = |folder: PathBuf| marks.iter().any(|name| folder.join(name).exists());
+    let [pipeline, pickled] = PIPELINE_NAMES;
+    let marks = [CONFIG_NAME, ARRAYS_NAME, LITGPT_NAME, TENSOR_NAMES[0], archive::WEIGHTS, pipeline, pickled];
+    let has_mark =
+        |folder: PathBuf| marks.iter().any(|name| folder.join(name).exists()) || last_epoch(&folder).is_some();
     path.is_file() && is_whole() || hub::resolve(path).is_ok_and(has_mark)
 }
 
@@ -145,7 +157,11 @@ impl Source {
         let config = side_file(&folder, CONFIG_NAME, json::read_object)?;
         let mut settings = BTreeMap::new();
         for name in SETTINGS {
-            if let Some(found) = side_file(&folder, name, yaml::read_object)? {
+            let mut found = side_file(&folder, name, yaml::read_object)?;
+            if let Some(run) = folder.parent().filter(|_| found.is_none() && is_epoch(&folder)) {
+                found = side_file(run, name, yaml::read_object)?;
+            }
+            if let Some(found) = found {
                 settings.insert(name, found);
             }
         }
@@ -379,8 +395,25 @@ fn index_of(tensor_file: &Path) -> Option<String> {
     (is_shard && index.symlink_metadata().is_ok()).then(|| INDEX_NAME.to_string())
 }
 
+/// Whether a folder is that of one epoch of torchtune's, beside which the training's settings are.
+fn is_epoch(folder: &Path) -> bool {
+    let number = folder.file_name().and_then(|name| name.to_str()?.strip_prefix("epoch_"));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// The file of the last epoch, of adapters that torchtune saved without a folder for each.
+fn last_epoch(folder: &Path) -> Option<PathBuf> {
+    let number = |name: &str| name.strip_prefix(EPOCH_NAME.0)?.strip_suffix(EPOCH_NAME.1)?.parse::<u64>().ok();
+    let names = std::fs::read_dir(folder).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok());
+    let last = names.filter_map(|name| Some((number(&name)?, name))).max()?;
+    Some(folder.join(last.1))
+}
+
 fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
-    if let Some(found) = TENSOR_NAMES.iter().map(|n| folder.join(n)).find(|p| p.symlink_metadata().is_ok()) {
+    let there = |name: &str| Some(folder.join(name)).filter(|p| p.symlink_metadata().is_ok());
+    let [first, others @ ..] = TENSOR_NAMES;
+    let found = there(first).or_else(|| last_epoch(folder)).or_else(|| others.into_iter().find_map(there));
+    if let Some(found) = found {
         return Ok(found);
     }
     if let Some(first) = first_shard(folder)? {

@@ -99,6 +99,17 @@ fn of_kind(content: Content) -> &'static [&'static str] {
     }
 }
 
+/// The adapter with its modules in a part of a pipeline, for layouts of those.
+fn placed(layout: &dyn Layout, adapter: &Adapter) -> Adapter {
+    if layout.name() != "diffusers" {
+        return adapter.clone();
+    }
+    let inside = |(path, t): (&lora_tool::names::ModulePath, &Target)| {
+        (format!("transformer.{path}").as_str().into(), t.clone())
+    };
+    Adapter { targets: adapter.targets.iter().map(inside).collect(), ..adapter.clone() }
+}
+
 fn given(config: &str) -> Given {
     let map = serde_json::from_str(config).expect("a config");
     Given { base: Some(("config.json".into(), map)), alpha: Some(4.0) }
@@ -145,6 +156,8 @@ fn check(layout: &dyn Layout, content: Content, adapter: &Adapter, given: Given)
     let (draft, _) = match (holding, written) {
         (Holding::No, Err(_)) => return None,
         (Holding::No, Ok(_)) => return Some("is written, and said not to be held".into()),
+        // Of some families only.
+        (_, Err(e)) if e.what().contains("are not known here") => return None,
         (_, Err(e)) => return Some(format!("is said to be held, and {e}")),
         (_, Ok(written)) => written,
     };
@@ -182,7 +195,7 @@ fn layouts_hold_what_they_say() {
         for content in Content::ALL {
             for (adapter, given) in adapter(content) {
                 count += 1;
-                let found = check(*layout, content, &adapter, given);
+                let found = check(*layout, content, &placed(*layout, &adapter), given);
                 failed.extend(found.map(|what| format!("{}, {}: {what}", layout.name(), content.word())));
             }
         }

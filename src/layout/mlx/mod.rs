@@ -5,7 +5,6 @@
 //! the transposes of PEFT's, and one scale multiplies all of them.
 
 mod config;
-mod fused;
 mod keys;
 mod read;
 mod write;

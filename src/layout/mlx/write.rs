@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use super::config::{ABOUT, DEFAULT_SCALE, EXPERTS_FIELD, Training};
-use super::{fused, keys};
+use super::keys;
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
 use crate::adapter::fold::{self, Folded};
 use crate::adapter::{Adapter, Note, SiteKind, Target, experts};
 use crate::container::json;
 use crate::error::{Context, Error, Result};
-use crate::layout::Draft;
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::layout::{Draft, stacks};
 use crate::names::ModulePath;
 use crate::tensor::{Tensor, rearrange};
 
@@ -113,7 +113,7 @@ impl Writer<'_> {
         modules: &mut BTreeMap<String, Module>,
     ) -> Result<()> {
         let base = self.adapter.about.get("base_model_name_or_path").map(|name| name.replace('_', "-").to_lowercase());
-        let projections = fused::projections(path, base.as_deref())?;
+        let projections = stacks::projections(path, base.as_deref())?;
         let holder = path.parent().unwrap_or_default();
         if projections.len() > 1 {
             let what = "taken apart with the rows of the gate first, as all models but gpt-oss have them";
@@ -123,7 +123,7 @@ impl Writer<'_> {
         }
         for (number, single) in experts::singles(factors)?.into_iter().enumerate() {
             let (a, b) = self.fitted(path.as_str(), &single, rank, scale)?;
-            for (projection, b) in projections.iter().zip(fused::shares(&b, projections.len())?) {
+            for (projection, b) in projections.iter().zip(stacks::shares(&b, projections.len())?) {
                 let module = Module { site: SiteKind::Layer, a: a.clone(), b, magnitude: None };
                 modules.insert(format!("{holder}.{number}.{projection}"), module);
             }

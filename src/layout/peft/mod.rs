@@ -16,7 +16,7 @@ pub mod writer;
 use crate::adapter::{Adapter, Carried, Note};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
-use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
+use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict, torchtune};
 
 use config::Config;
 use keys::Modules;
@@ -50,6 +50,10 @@ impl Layout for Peft {
     }
 
     fn detect(&self, source: &Source) -> Verdict {
+        if torchtune::own_keys(&source.tensors) > 0 {
+            // torchtune saves a config for PEFT beside its own tensors.
+            return Verdict::No;
+        }
         if let Some((_, config)) = &source.config {
             if let Some(kind) = config.get("peft_type") {
                 return Verdict::Likely { score: 100, because: format!("adapter_config.json has peft_type {kind}") };

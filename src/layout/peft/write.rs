@@ -83,7 +83,9 @@ fn tuner_for(adapter: &Adapter) -> Result<&'static Tuner> {
                 Some(name) => drop(found.insert(name)),
                 None if matches!(delta, Delta::Full(_) | Delta::TokenRows(_)) => {}
                 None => {
-                    let what = format!("{} cannot be written in PEFT's layout", delta.kind());
+                    let why =
+                        if let Delta::Opaque(opaque) = delta { format!(": {}", opaque.reason) } else { String::new() };
+                    let what = format!("{} cannot be written in PEFT's layout{why}", delta.kind());
                     return Err(Error::unsupported(what).at_key(path.as_str()));
                 }
             }

@@ -1,7 +1,6 @@
 //! A family of models: those with the same names.
 
 use super::extent::Extent;
-use super::families::FAMILIES;
 use super::part::{Part, Role};
 
 /// Models whose modules have the same names.
@@ -41,9 +40,4 @@ impl Family {
     pub fn variant(&self, name: &str) -> Option<&'static Variant> {
         self.variants.iter().find(|variant| variant.name == name)
     }
-}
-
-/// A family by its name.
-pub fn family(name: &str) -> Option<&'static Family> {
-    FAMILIES.iter().copied().find(|family| family.name == name)
 }

@@ -19,8 +19,8 @@ mod rows;
 mod table;
 
 pub use extent::{Extent, letter};
-pub use families::FAMILIES;
-pub use family::{Family, Variant, family};
+pub use families::{FAMILIES, family};
+pub use family::{Family, Variant};
 pub use part::{Container, Home, Module, Naming, Part, Role, Target};
 pub use rows::{Order, Ratio, Rows};
 pub use table::{Ending, Kind};

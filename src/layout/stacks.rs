@@ -1,4 +1,4 @@
-//! What the fused stacks of experts hold that MLX has apart.
+//! What the fused stacks of experts hold that other layouts have apart.
 
 use crate::error::{Error, Result};
 use crate::names::ModulePath;
