@@ -19,6 +19,8 @@ pub enum Role {
     T5,
     /// A language model that encodes the text.
     Llm,
+    /// A network between the text and the denoiser.
+    Conditioner,
 }
 
 /// A way of naming the modules of a part.

@@ -4,10 +4,11 @@
 //! the oldest checkpoints of SD1, and again in pipelines saved with transformers 5.23 and later.
 
 use super::super::extent::{Count, Extent};
+use super::super::part::{Home, Part, Role};
 use super::super::table::{Row, TOP, Table, blocks, group, same};
 
 /// `w` width, `f` width of the feed-forward layer, `n` blocks.
-pub(in super::super) const EXTENTS: &[Extent] = &[("w", 768), ("f", 3072), ("n", 12)];
+const EXTENTS: &[Extent] = &[("w", 768), ("f", 3072), ("n", 12)];
 
 const BLOCK: &[Row] = &[
     same("self_attn.q_proj", "w w"),
@@ -27,7 +28,12 @@ const ENDS: &[Row] = &[
 ];
 
 /// Both sides are the same.
-pub(in super::super) static CLIP_L: Table = Table::new(&[
+static CLIP_L: Table = Table::new(&[
     group(&[blocks("text_model.encoder.layers.#", "text_model.encoder.layers.#", &[Count("n")])], BLOCK),
     group(TOP, ENDS),
 ]);
+
+/// The part of a family that keeps it here.
+pub(in super::super) const fn part(homes: &'static [Home]) -> Part {
+    Part::new(Role::ClipL, &CLIP_L, homes).optional("text_model").sized(EXTENTS)
+}

@@ -5,6 +5,7 @@
 //! huggingface/diffusers:src/diffusers/loaders/single_file_utils.py for the way between the two.
 
 use super::super::extent::{Count, Extent};
+use super::super::part::{Home, Part, Role};
 use super::super::table::{Row, TOP, Table, blocks, fused, group, row};
 
 /// `w` width, `f` width of the feed-forward layer, `n` blocks. The last of the 24 blocks of ViT-H is in the checkpoints
@@ -31,7 +32,12 @@ const ENDS: &[Row] = &[
 ];
 
 /// OpenCLIP on the left, transformers on the right.
-pub(in super::super) static OPEN_CLIP: Table = Table::new(&[
+static OPEN_CLIP: Table = Table::new(&[
     group(&[blocks("transformer.resblocks.#", "text_model.encoder.layers.#", &[Count("n")])], BLOCK),
     group(TOP, ENDS),
 ]);
+
+/// The part of a family that keeps it here, of this size.
+pub(in super::super) const fn part(size: &'static [Extent], homes: &'static [Home]) -> Part {
+    Part::new(Role::OpenClip, &OPEN_CLIP, homes).optional("text_model").sized(size)
+}

@@ -2,7 +2,7 @@
 //!
 //! Sources: CompVis/stable-diffusion, huggingface/diffusers (see `unet`). kohya's adapters have the diffusers names.
 
-use super::super::encoders::clip_l::{CLIP_L, EXTENTS};
+use super::super::encoders::clip_l;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
 use super::super::table::{TOP, Table, group};
@@ -30,18 +30,12 @@ const DENOISER: Part = Part::new(
     ],
 );
 
-const TEXT: Part = Part::new(
-    Role::ClipL,
-    &CLIP_L,
-    &[
-        kohya("lora_te", Naming::Diffusers),
-        diffusers("text_encoder"),
-        comfy("text_encoders.clip_l.transformer", Naming::Diffusers),
-        checkpoint("cond_stage_model.transformer", Naming::Diffusers),
-    ],
-)
-.optional("text_model")
-.sized(EXTENTS);
+const TEXT: Part = clip_l::part(&[
+    kohya("lora_te", Naming::Diffusers),
+    diffusers("text_encoder"),
+    comfy("text_encoders.clip_l.transformer", Naming::Diffusers),
+    checkpoint("cond_stage_model.transformer", Naming::Diffusers),
+]);
 
 /// Stable Diffusion 1.
 pub(super) static SD1: Family = Family {

@@ -2,7 +2,7 @@
 //!
 //! Sources: Stability-AI/stablediffusion, huggingface/diffusers (see `unet`). kohya's adapters have the diffusers names.
 
-use super::super::encoders::open_clip::{OPEN_CLIP, VIT_H};
+use super::super::encoders::open_clip;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
 use super::super::table::{TOP, Table, group};
@@ -30,18 +30,15 @@ const DENOISER: Part = Part::new(
     ],
 );
 
-const TEXT: Part = Part::new(
-    Role::OpenClip,
-    &OPEN_CLIP,
+const TEXT: Part = open_clip::part(
+    open_clip::VIT_H,
     &[
         kohya("lora_te", Naming::Diffusers),
         diffusers("text_encoder"),
         comfy("text_encoders.clip_h.transformer", Naming::Diffusers),
         checkpoint("cond_stage_model.model", Naming::Native),
     ],
-)
-.optional("text_model")
-.sized(VIT_H);
+);
 
 /// Stable Diffusion 2.
 pub(super) static SD2: Family = Family {

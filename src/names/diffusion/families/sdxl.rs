@@ -3,8 +3,8 @@
 //! Sources: Stability-AI/generative-models, huggingface/diffusers (see `unet`). kohya's adapters have the native names of
 //! the U-Net and the names of transformers for both text encoders; OneTrainer's flat files have the diffusers names.
 
-use super::super::encoders::clip_l::{CLIP_L, EXTENTS};
-use super::super::encoders::open_clip::{OPEN_CLIP, VIT_BIG_G};
+use super::super::encoders::clip_l;
+use super::super::encoders::open_clip;
 use super::super::extent::Extent;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
@@ -109,31 +109,22 @@ const DENOISER: Part = Part::new(
     ],
 );
 
-const TEXT: Part = Part::new(
-    Role::ClipL,
-    &CLIP_L,
-    &[
-        kohya("lora_te1", Naming::Diffusers),
-        diffusers("text_encoder"),
-        comfy("text_encoders.clip_l.transformer", Naming::Diffusers),
-        checkpoint("conditioner.embedders.0.transformer", Naming::Diffusers),
-    ],
-)
-.optional("text_model")
-.sized(EXTENTS);
+const TEXT: Part = clip_l::part(&[
+    kohya("lora_te1", Naming::Diffusers),
+    diffusers("text_encoder"),
+    comfy("text_encoders.clip_l.transformer", Naming::Diffusers),
+    checkpoint("conditioner.embedders.0.transformer", Naming::Diffusers),
+]);
 
-const TEXT_2: Part = Part::new(
-    Role::OpenClip,
-    &OPEN_CLIP,
+const TEXT_2: Part = open_clip::part(
+    open_clip::VIT_BIG_G,
     &[
         kohya("lora_te2", Naming::Diffusers),
         diffusers("text_encoder_2"),
         comfy("text_encoders.clip_g.transformer", Naming::Diffusers),
         checkpoint("conditioner.embedders.1.model", Naming::Native),
     ],
-)
-.optional("text_model")
-.sized(VIT_BIG_G);
+);
 
 const BASE: &[Extent] = &[("m", 320), ("t", 1280), ("e", 2048), ("l", 2816), ("x", 4)];
 const EDIT: &[Extent] = &[("m", 320), ("t", 1280), ("e", 2048), ("l", 2816), ("x", 8)];

@@ -3,7 +3,7 @@
 //! Sources: Stability-AI/generative-models, huggingface/diffusers (see `unet`). Nobody's trainer is
 //! known to make adapters for it; the flat names are those of the base model.
 
-use super::super::encoders::open_clip::{OPEN_CLIP, VIT_BIG_G};
+use super::super::encoders::open_clip;
 use super::super::extent::Extent;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
@@ -115,18 +115,15 @@ const DENOISER: Part = Part::new(
     ],
 );
 
-const TEXT: Part = Part::new(
-    Role::OpenClip,
-    &OPEN_CLIP,
+const TEXT: Part = open_clip::part(
+    open_clip::VIT_BIG_G,
     &[
         kohya("lora_te", Naming::Diffusers),
         diffusers("text_encoder_2"),
         comfy("text_encoders.clip_g.transformer", Naming::Diffusers),
         checkpoint("conditioner.embedders.0.model", Naming::Native),
     ],
-)
-.optional("text_model")
-.sized(VIT_BIG_G);
+);
 
 /// The refiner of Stable Diffusion XL.
 pub(super) static SDXL_REFINER: Family = Family {
