@@ -21,7 +21,7 @@ use crate::layout::consumer::{self, Consumer};
 use crate::layout::source::config_alone;
 use crate::layout::{self, Draft, Layout, Opened, SideFile};
 use crate::model::BaseModel;
-use crate::names::ModulePath;
+use crate::names::{ModulePath, diffusion};
 use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
 use crate::ops::{matching, retarget};
@@ -244,6 +244,12 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         let matched = matching::check(&opened.adapter, base);
         let matched = matched.or_else(|e| matching::check(&given, base).map_err(|_| e));
         notes.extend(matched.in_file(path)?);
+    }
+    let family = opened.adapter.spelling.and_then(|spelling| diffusion::family(spelling.family));
+    if let Some(naming) = family.and_then(|family| layout.naming(family)) {
+        let (spelt, spelling) = retarget::spell(&opened.adapter, naming).in_file(path)?;
+        opened.adapter = spelt;
+        notes.extend(spelling);
     }
     let (mut folded, mut rounded, mut approximated) = (0, Rounded::default(), Vec::new());
     if args.normalise {

@@ -30,6 +30,7 @@ pub use source::{Given, SideFile, Source};
 use crate::adapter::{Adapter, Note};
 use crate::container::gguf::Metadata;
 use crate::error::{Context, Error, Kind, Result};
+use crate::names::diffusion::{Family, Naming};
 use crate::tensor::{Hash, StateDict, hash};
 
 /// How sure a layout is that a source is its own.
@@ -63,6 +64,11 @@ pub trait Layout: Sync {
     }
     /// Whether and how it holds a content: what can be read of it, and written where there is a way back.
     fn holds(&self, content: Content) -> Holding;
+    /// Whose names for the denoiser of this family of image models it has; none where that is no business of it.
+    fn naming(&self, family: &Family) -> Option<Naming> {
+        let _ = family;
+        None
+    }
     /// Whether there is a way back; [`Layout::write`] is an error otherwise.
     fn can_write(&self) -> bool {
         true

@@ -11,6 +11,7 @@ mod write;
 use crate::adapter::{Adapter, Note};
 use crate::error::Result;
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
+use crate::names::diffusion::{Family, Naming};
 
 /// The layout.
 pub struct Diffusers;
@@ -50,6 +51,10 @@ impl Layout for Diffusers {
             | Content::Biases => Holding::Yes,
             _ => Holding::No,
         }
+    }
+
+    fn naming(&self, _: &Family) -> Option<Naming> {
+        Some(Naming::Diffusers)
     }
 
     fn detect(&self, source: &Source) -> Verdict {
