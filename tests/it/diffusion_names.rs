@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lora_tool::names::diffusion::{Ending, Extent, Module, Naming, Order, Part, Role, Target, family};
+use lora_tool::names::diffusion::{
+    Candidate, Container, Ending, Extent, FAMILIES, Module, Naming, Order, Part, Role, Seen, Target, detect, family,
+};
 
 use crate::sources::project;
 
@@ -274,4 +276,150 @@ fn the_other_families() {
     let theirs =
         all.iter().filter_map(|(n, s)| Some((n.strip_prefix("llm_adapter.")?.to_string(), s.clone()))).collect();
     compare("llm_adapter", &ours, &theirs, &[]);
+}
+
+/// What is detected in modules, by the names of families.
+fn detected(modules: &[(String, Option<Vec<u64>>)]) -> Vec<Candidate> {
+    let seen: Vec<_> = modules.iter().map(|(path, shape)| Seen { path, shape: shape.as_deref() }).collect();
+    detect(&seen)
+}
+
+fn names_of(candidates: &[Candidate]) -> Vec<&'static str> {
+    candidates.iter().map(|c| c.family.name).collect()
+}
+
+/// The modules of a family that `keep`, after a prefix, flat or dotted.
+fn some(
+    (name, variant): (&str, &str),
+    naming: Naming,
+    prefix: &str,
+    keep: impl Fn(&str) -> bool,
+    shapes: bool,
+) -> Vec<(String, Option<Vec<u64>>)> {
+    let family = family(name).unwrap();
+    let part = family.denoiser().unwrap();
+    let modules = part.modules(naming, family.variant(variant).unwrap().extents);
+    let kept = modules.into_iter().filter(|m| keep(&m.path));
+    let write = |path: &str| if prefix.ends_with('_') { path.replace('.', "_") } else { path.to_string() };
+    kept.map(|m| (format!("{prefix}{}", write(&m.path)), m.shape.filter(|_| shapes))).collect()
+}
+
+#[test]
+fn every_family_knows_itself_in_every_naming() {
+    for family in FAMILIES {
+        let part = family.denoiser().unwrap();
+        for variant in family.variants {
+            for naming in part.namings() {
+                let usual = std::ptr::eq(variant, &raw const family.variants[0]);
+                let prefixes = ["lora_unet_", "diffusion_model.", ""];
+                for prefix in if usual { &prefixes[..] } else { &prefixes[..1] } {
+                    let all = some((family.name, variant.name), *naming, prefix, |_| true, true);
+                    let found = detected(&all);
+                    let what = format!("{} {} {naming:?} {prefix}", family.name, variant.name);
+                    let own = found.iter().find(|c| c.family.name == family.name).unwrap_or_else(|| {
+                        panic!("{what}: found {:?}", found.iter().map(|c| (c.family.name, c.score)).collect::<Vec<_>>())
+                    });
+                    assert!(own.variants.contains(&variant), "{what}: {own:?}");
+                    assert_eq!(own.score, 1.0, "{what}");
+                    // The two that have a transformer in common.
+                    let twins = ["cosmos2", "anima"];
+                    assert!(found.len() == 1 || twins.contains(&family.name), "{what}: {:?}", names_of(&found));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn stable_diffusion_is_told_apart() {
+    let attention = |path: &str| path.contains("attn") || path.contains("ff.net") || path.contains("proj_");
+    let kohya = |name, variant, naming| some((name, variant), naming, "lora_unet_", attention, true);
+    let first = |modules: &[_]| names_of(&detected(modules));
+    assert_eq!(first(&kohya("sd1", "SD 1.5", Naming::Diffusers)), ["sd1"]);
+    assert_eq!(first(&kohya("sd2", "SD 2.1", Naming::Diffusers)), ["sd2"]);
+    assert_eq!(first(&kohya("sdxl", "SDXL base", Naming::Native)), ["sdxl"]);
+    assert_eq!(first(&kohya("sdxl", "SDXL base", Naming::Diffusers)), ["sdxl"]);
+    assert_eq!(first(&kohya("sdxl_refiner", "SDXL refiner", Naming::Native)), ["sdxl_refiner"]);
+    // Without shapes, SD1 and SD2 are the same, and SDXL is not.
+    let bare = |name, variant, naming| some((name, variant), naming, "lora_unet_", attention, false);
+    assert_eq!(first(&bare("sd2", "SD 2.1", Naming::Diffusers)), ["sd1", "sd2"]);
+    assert_eq!(first(&bare("sdxl", "SDXL base", Naming::Native)), ["sdxl"]);
+    // Self-attention alone: SD1 or SD2.
+    let own = some(("sd1", "SD 1.5"), Naming::Diffusers, "unet.", |p| p.contains("attn1"), true);
+    assert_eq!(first(&own), ["sd1", "sd2"]);
+}
+
+#[test]
+fn text_encoders_alone_tell_the_family() {
+    let layer = |te: &str, w: u64| (format!("{te}_text_model_encoder_layers_0_self_attn_q_proj"), Some(vec![w, w]));
+    assert_eq!(names_of(&detected(&[layer("lora_te", 768)])), ["sd1"]);
+    assert_eq!(names_of(&detected(&[layer("lora_te", 1024)])), ["sd2"]);
+    assert_eq!(names_of(&detected(&[layer("lora_te1", 768), layer("lora_te2", 1280)])), ["sdxl", "sd3"]);
+    let qwen = ("lora_te_layers_0_self_attn_k_proj".to_string(), Some(vec![1024, 1024]));
+    assert_eq!(names_of(&detected(&[qwen])), ["anima"]);
+    let gemma = ("lora_te_layers_0_self_attn_k_proj".to_string(), Some(vec![1024, 2304]));
+    assert_eq!(names_of(&detected(&[gemma])), ["lumina2"]);
+}
+
+#[test]
+fn the_false_friends_of_flux() {
+    let first = |modules: &[_]| names_of(&detected(modules));
+    let attention = |path: &str| path.contains("attn.qkv") || path.contains("attn_qkv") || path.contains("linear1");
+    // Attention alone has the names and shapes of three families; the number of blocks tells Hunyuan.
+    let flux = some(("flux1", "FLUX.1 dev"), Naming::Native, "lora_unet_", attention, true);
+    assert_eq!(first(&flux), ["flux1", "chroma", "hunyuan_video"]);
+    let hunyuan = some(("hunyuan_video", "HunyuanVideo"), Naming::Native, "lora_unet_", attention, true);
+    assert_eq!(first(&hunyuan), ["hunyuan_video"]);
+    let image = some(("hunyuan_image", "HunyuanImage 2.1"), Naming::Native, "lora_unet_", attention, true);
+    assert_eq!(first(&image), ["hunyuan_image"]);
+    let dotted = some(("hunyuan_video", "HunyuanVideo"), Naming::Native, "transformer.", attention, true);
+    let found = detected(&dotted);
+    assert_eq!((names_of(&found), found[0].naming), (vec!["hunyuan_video"], Naming::Native));
+    // Klein 4B is as wide as FLUX.1, and has other shapes.
+    let klein = some(("flux2", "FLUX.2 Klein 4B"), Naming::Native, "diffusion_model.", |p| p.contains("mlp"), true);
+    assert_eq!(first(&klein), ["flux2"]);
+    // With the modulation it is not Chroma; ComfyUI's names for HunyuanVideo are the same.
+    let modulated = some(("flux1", "FLUX.1 dev"), Naming::Native, "lora_unet_", |p| p.contains("_blocks"), true);
+    assert_eq!(first(&modulated), ["flux1", "hunyuan_video"]);
+}
+
+#[test]
+fn layers_of_three_families_have_one_name() {
+    let first = |modules: &[_]| names_of(&detected(modules));
+    let attention = |path: &str| path.starts_with("layers") && path.contains("attention.");
+    let names = [("lumina2", "Lumina Image 2"), ("z_image", "Z-Image"), ("ideogram4", "Ideogram 4")];
+    for name in names {
+        let modules = some(name, Naming::Native, "diffusion_model.", attention, true);
+        assert_eq!(first(&modules), [name.0]);
+    }
+}
+
+#[test]
+fn a_name_that_begins_like_a_prefix_is_not_cut() {
+    // `transformer` is a prefix, and Wan has `blocks.#.attn1.to_q`.
+    let path = "transformer_blocks.0.attn1.to_q".to_string();
+    let found = names_of(&detected(&[(path, None)]));
+    assert!(found.contains(&"ltx") && !found.contains(&"wan"), "{found:?}");
+}
+
+#[test]
+fn homes_take_what_they_write() {
+    for part in FAMILIES.iter().flat_map(|family| family.parts) {
+        for home in part.homes {
+            let written = home.join("a.0.b_c");
+            let path = home.strip(&written).unwrap();
+            assert_eq!(path.replace('.', "_"), "a_0_b_c", "{home:?}");
+            assert_eq!(path.contains('.'), home.container != Container::Kohya, "{home:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_nobodys_is_not_guessed() {
+    let llama = ("model.layers.0.self_attn.q_proj".to_string(), Some(vec![4096, 4096]));
+    assert_eq!(detected(&[llama]), []);
+    assert_eq!(detected(&[]), []);
+    for odd in ["", ".", "_", "lora_unet_", "lora_unet_.", "..", "transformer..", "\u{1f600}", "lora_te_\u{e9}"] {
+        assert_eq!(detected(&[(odd.to_string(), Some(vec![]))]), [], "{odd}");
+    }
 }

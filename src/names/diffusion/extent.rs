@@ -53,16 +53,35 @@ pub(super) struct Count(pub &'static str);
 impl Count {
     /// The numbers a whole model has.
     pub(super) fn range(self, extents: &[Extent]) -> Option<std::ops::Range<u64>> {
-        match self.0.split_once("..") {
-            None => Some(0..value(self.0, extents)?),
-            Some((from, to)) => Some(value(from, extents)?..value(to, extents)?),
-        }
+        let bounds = self.bounds(extents);
+        Some(bounds.from?..bounds.to?)
     }
 
-    /// Whether a block may have this number as far as is known.
-    pub(super) fn admits(self, number: u64, extents: &[Extent]) -> bool {
-        let Some((from, to)) = self.0.split_once("..") else { return true };
-        value(from, extents).is_none_or(|from| from <= number) && value(to, extents).is_none_or(|to| number < to)
+    /// What is known of it.
+    pub(super) fn bounds(self, extents: &[Extent]) -> Bounds {
+        let (from, to) = self.0.split_once("..").unwrap_or(("0", self.0));
+        Bounds { from: value(from, extents), to: value(to, extents), exact: self.0.contains("..") }
+    }
+}
+
+/// A count with numbers in it, as far as they are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bounds {
+    from: Option<u64>,
+    /// The number after the last.
+    pub to: Option<u64>,
+    exact: bool,
+}
+
+impl Bounds {
+    /// Whether a block of a whole model has this number.
+    pub(super) fn contain(self, number: u64) -> bool {
+        self.from.is_none_or(|from| from <= number) && self.to.is_none_or(|to| number < to)
+    }
+
+    /// Whether a block of any model has it.
+    pub(super) fn admit(self, number: u64) -> bool {
+        !self.exact || self.contain(number)
     }
 }
 
@@ -87,9 +106,10 @@ mod tests {
     #[test]
     fn a_plain_count_is_open_and_a_range_is_not() {
         assert_eq!(Count("n").range(SIZES), Some(0..19));
-        assert!(Count("n").admits(40, SIZES));
-        assert!(Count("0..n-1").admits(17, SIZES) && !Count("0..n-1").admits(18, SIZES));
-        assert!(Count("n-1..n").admits(18, SIZES) && !Count("n-1..n").admits(17, SIZES));
-        assert!(Count("n-1..n").admits(17, &[]), "nothing is known of n");
+        let admit = |count, number| Count(count).bounds(SIZES).admit(number);
+        assert!(admit("n", 40) && !Count("n").bounds(SIZES).contain(40));
+        assert!(admit("0..n-1", 17) && !admit("0..n-1", 18));
+        assert!(admit("n-1..n", 18) && !admit("n-1..n", 17));
+        assert!(Count("n-1..n").bounds(&[]).admit(17), "nothing is known of n");
     }
 }

@@ -9,6 +9,7 @@
 //! `families` has a file for each family and `encoders` one for each text encoder. `table`, `pattern`, `extent` and
 //! `rows` are what they are written in. Strings and shapes only.
 
+mod detect;
 mod encoders;
 mod extent;
 mod families;
@@ -18,6 +19,7 @@ mod pattern;
 mod rows;
 mod table;
 
+pub use detect::{Candidate, Seen, detect};
 pub use extent::{Extent, letter};
 pub use families::{FAMILIES, family};
 pub use family::{Family, Variant};

@@ -58,6 +58,27 @@ pub struct Home {
     pub naming: Naming,
 }
 
+impl Home {
+    /// What stands between the prefix and a path.
+    fn separator(&self) -> char {
+        if self.container == Container::Kohya { '_' } else { '.' }
+    }
+
+    /// What follows the prefix: a path, flat in kohya's files and dotted elsewhere. None if it does not stand there.
+    pub fn strip<'a>(&self, path: &'a str) -> Option<&'a str> {
+        match self.prefix {
+            "" => Some(path),
+            prefix => path.strip_prefix(prefix)?.strip_prefix(self.separator()),
+        }
+    }
+
+    /// A dotted path as it is written here.
+    pub fn join(&self, path: &str) -> String {
+        let path = if self.container == Container::Kohya { path.replace('.', "_") } else { path.to_owned() };
+        if self.prefix.is_empty() { path } else { format!("{}{}{path}", self.prefix, self.separator()) }
+    }
+}
+
 /// A place in adapters of kohya.
 pub(super) const fn kohya(prefix: &'static str, naming: Naming) -> Home {
     Home { container: Container::Kohya, prefix, naming }
@@ -192,7 +213,7 @@ impl Part {
         let (table, side) = self.column(naming);
         let extents = self.all_extents(extents);
         let hits = self.find(table, side, naming, path, Form::Dotted, &extents);
-        hits.iter().any(|hit| hit.line.contains(&hit.numbers, &extents))
+        hits.iter().any(|hit| hit.line.limits(&extents).contain(&hit.numbers))
     }
 
     /// The dotted path of a flat one: `double_blocks_0_img_attn_qkv`. An optional level at its head is put in.
@@ -239,6 +260,26 @@ impl Part {
         }
     }
 
+    /// All lines a path with this key can belong to, with their side.
+    pub(super) fn hits(&self, naming: Naming, path: &str, key: &str, form: Form) -> (Side, Vec<Hit<'static>>) {
+        let (table, side) = self.column(naming);
+        let hits = table.find_by_key(side, path, key, form);
+        if hits.is_empty() && self.has_optional(naming) {
+            return (side, table.find(side, &self.with_optional(path, form), form, &[]));
+        }
+        (side, hits)
+    }
+
+    /// Whether a level may be missing at the head of these names.
+    fn has_optional(&self, naming: Naming) -> bool {
+        !self.optional.is_empty() && naming == Naming::Diffusers
+    }
+
+    fn with_optional(&self, path: &str, form: Form) -> String {
+        let separator = if form == Form::Flat { '_' } else { '.' };
+        format!("{}{separator}{path}", self.optional)
+    }
+
     /// The table and side of a naming.
     fn column(&self, naming: Naming) -> (&'static Table, Side) {
         match (naming, self.comfy) {
@@ -263,11 +304,10 @@ impl Part {
         extents: &[Extent],
     ) -> Vec<Hit<'static>> {
         let hits = table.find(side, path, form, extents);
-        if !hits.is_empty() || self.optional.is_empty() || naming != Naming::Diffusers {
-            return hits;
+        if hits.is_empty() && self.has_optional(naming) {
+            return table.find(side, &self.with_optional(path, form), form, extents);
         }
-        let separator = if form == Form::Flat { '_' } else { '.' };
-        table.find(side, &format!("{}{separator}{path}", self.optional), form, extents)
+        hits
     }
 }
 

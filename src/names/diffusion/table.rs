@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use super::extent::{Count, Extent, shape, value};
+use super::extent::{Bounds, Count, Extent, shape, value};
 use super::pattern::{Form, captures, fill, join, key};
 use super::rows::{Order, Ratio};
 
@@ -208,6 +208,35 @@ impl Name {
     }
 }
 
+/// Which blocks have a line.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    /// Whether any has.
+    present: bool,
+    /// The numbers of each, after the formula they come from.
+    counts: Vec<(&'static str, Bounds)>,
+}
+
+impl Limits {
+    /// Whether blocks of these numbers have it in some model.
+    pub(super) fn admit(&self, numbers: &[u64]) -> bool {
+        self.present && self.counts.iter().zip(numbers).all(|((_, bounds), number)| bounds.admit(*number))
+    }
+
+    /// Whether they do in a whole model.
+    pub(super) fn contain(&self, numbers: &[u64]) -> bool {
+        self.present && self.counts.iter().zip(numbers).all(|((_, bounds), number)| bounds.contain(*number))
+    }
+
+    /// The counts of which one of these is the last. A single block is no count.
+    pub(super) fn ends(&self, numbers: &[u64]) -> impl Iterator<Item = &'static str> {
+        let last = |((name, bounds), number): (&(&'static str, Bounds), &u64)| {
+            (*number > 0 && bounds.to == number.checked_add(1)).then_some(*name)
+        };
+        self.counts.iter().zip(numbers).filter_map(last)
+    }
+}
+
 /// Where a pattern is found: the line, and which of the parts on its right.
 type Spot = (usize, usize);
 
@@ -243,15 +272,22 @@ impl Table {
 
     /// The lines a path can belong to, as far as the extents are known.
     pub(super) fn find(&self, side: Side, path: &str, form: Form, extents: &[Extent]) -> Vec<Hit<'_>> {
+        let mut hits = self.find_by_key(side, path, &key(path), form);
+        hits.retain(|hit| hit.line.limits(extents).admit(&hit.numbers));
+        hits
+    }
+
+    /// All lines with its name, of a path whose key is at hand.
+    pub(super) fn find_by_key(&self, side: Side, path: &str, key: &str, form: Form) -> Vec<Hit<'_>> {
         let index = self.index();
         let spots = match side {
-            Side::Left => index.left.get(&key(path)),
-            Side::Right => index.right.get(&key(path)),
+            Side::Left => index.left.get(key),
+            Side::Right => index.right.get(key),
         };
         let hit = |&(line, part): &Spot| {
             let line = index.lines.get(line)?;
             let numbers = captures(line.pattern(side, part)?, path, form)?;
-            line.admits(&numbers, extents).then_some(Hit { line, part, numbers })
+            Some(Hit { line, part, numbers })
         };
         spots.into_iter().flatten().filter_map(hit).collect()
     }
@@ -330,17 +366,11 @@ impl Line {
         extents.iter().chain(self.place.extents).copied().collect()
     }
 
-    fn admits(&self, numbers: &[u64], extents: &[Extent]) -> bool {
+    /// Which blocks have it, as far as the extents are known.
+    pub(super) fn limits(&self, extents: &[Extent]) -> Limits {
         let extents = self.extents(extents);
-        value(self.group.when, &extents) != Some(0)
-            && self.counts().zip(numbers).all(|(count, number)| count.admits(*number, &extents))
-    }
-
-    /// Whether a whole model of these extents has blocks of these numbers.
-    pub(super) fn contains(&self, numbers: &[u64], extents: &[Extent]) -> bool {
-        let extents = self.extents(extents);
-        let inside = |(count, n): (Count, &u64)| count.range(&extents).is_none_or(|range| range.contains(n));
-        self.counts().zip(numbers).all(inside)
+        let present = value(self.group.when, &extents) != Some(0);
+        Limits { present, counts: self.counts().map(|count| (count.0, count.bounds(&extents))).collect() }
     }
 
     /// The shape of the weight on a side, as far as the extents are known.
