@@ -18,6 +18,7 @@ pub mod nemo;
 pub mod peft;
 mod save;
 pub mod source;
+mod spelling;
 mod stacks;
 pub mod torchtune;
 

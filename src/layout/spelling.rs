@@ -16,7 +16,11 @@ pub fn recognise(adapter: &mut Adapter, naming: Naming) -> Option<Note> {
     if others.is_empty() {
         return None;
     }
-    let text = format!("taken for an adapter of {}; by its modules it could be for {} as well", first.family.name, others.join(", "));
+    let text = format!(
+        "taken for an adapter of {}; by its modules it could be for {} as well",
+        first.family.name,
+        others.join(", ")
+    );
     Some(Note::info("", text))
 }
 

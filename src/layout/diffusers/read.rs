@@ -10,8 +10,9 @@ use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
 use crate::adapter::{Adapter, Carried, Note, Scale, ScaleRule, Target};
 use crate::container::json;
 use crate::error::{Context, Error, Result};
-use crate::layout::Source;
 use crate::layout::peft::config::{Config, Patterns};
+use crate::layout::{Source, spelling};
+use crate::names::diffusion::Naming;
 use crate::tensor::Tensor;
 
 type Tensors = BTreeMap<Role, (String, Tensor)>;
@@ -61,6 +62,7 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
     if config.is_none() && !alphas {
         notes.push(Note::info(CONFIG, "no alpha anywhere: scale 1, as diffusers takes it"));
     }
+    notes.extend(spelling::recognise(&mut adapter, Naming::Diffusers));
     adapter.carried = Carried {
         layout: "diffusers".to_string(),
         fields: Vec::new(),
