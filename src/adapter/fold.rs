@@ -25,6 +25,9 @@ pub fn scaled(tensor: &Tensor, scale: f64) -> Result<Folded> {
     if scale == 1.0 {
         return Ok(Folded { tensor: tensor.clone(), exact: true, widened: false });
     }
+    if let Some(tensor) = tensor.shifted(scale) {
+        return Ok(Folded { tensor, exact: true, widened: false });
+    }
     let mut values = cast::widen_f64(tensor.dtype, tensor.bytes.as_slice())?;
     values.iter_mut().for_each(|v| *v *= scale);
     if dtype::is_plain_float(tensor.dtype) {

@@ -122,6 +122,12 @@ impl Common {
         self.machine.limits()
     }
 
+    /// The same on so many threads.
+    pub fn on(&self, threads: usize) -> Common {
+        let threads = u16::try_from(threads.max(1)).ok();
+        Common { machine: Machine { threads, ..self.machine.clone() }, ..self.clone() }
+    }
+
     /// The backend of `--device`.
     pub fn kernels(&self) -> Result<Box<dyn Kernels>> {
         self.machine.kernels()

@@ -1,7 +1,7 @@
 //! `lora-tool convert`: adapters in another layout, or in their own as it is written today.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,6 +12,7 @@ use super::flatten::{self, Flatten, Means};
 use super::inspect::thousands;
 use super::loaded::last_name;
 use super::merge::notes_json;
+use super::progress::Counter;
 use super::signals::Signals;
 use super::{output, ranks};
 use crate::adapter::{Adapter, Note, Target};
@@ -25,6 +26,7 @@ use crate::names::{ModulePath, diffusion};
 use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
 use crate::ops::{matching, retarget};
+use crate::stream::{self, Budget, Progress, Workers};
 use crate::tensor::size;
 
 /// Write adapters in another layout
@@ -32,7 +34,7 @@ use crate::tensor::size;
 /// Tensors keep their bytes unless --dtype or --normalise asks for others. To the layout it is in already, an adapter is
 /// written as that layout has it today: .bin becomes .safetensors, keys and config are spelt in full. Everything that the
 /// new layout cannot hold is an error or named in a note. Several adapters go into a folder, one entry each.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(before_long_help = ranks::HELP, after_long_help = "\
 Examples:
   lora-tool convert old-adapter/adapter_model.bin -o adapter --to peft
@@ -95,6 +97,8 @@ struct Goal {
     base: Option<BaseModel>,
     /// The base's config, which may be all there is of it.
     config: Option<SideFile>,
+    /// For one adapter at a time; none where several share the threads.
+    workers: Workers,
 }
 
 /// One adapter in its new form.
@@ -113,6 +117,9 @@ struct Converted {
     /// Files that the result must not overwrite.
     inputs: Vec<PathBuf>,
 }
+
+/// Bytes up to which an adapter is not worth a thread.
+const SMALL: u64 = 1 << 20;
 
 /// What is said of one adapter.
 struct Said {
@@ -136,10 +143,12 @@ pub fn run(args: &Args) -> Result<()> {
         ));
     }
     let signals = Signals::listen()?;
-    let alone = args.base.as_deref().map(config_alone).transpose()?.flatten();
-    let base = args.base.as_deref().filter(|_| alone.is_none()).map(BaseModel::open).transpose()?;
-    let config = base.as_ref().and_then(|base| Some((base.config_path()?, base.config.clone()?))).or(alone);
-    let goal = Goal { layout, consumer, base, config };
+    let config_only = args.base.as_deref().map(config_alone).transpose()?.flatten();
+    let base = args.base.as_deref().filter(|_| config_only.is_none()).map(BaseModel::open).transpose()?;
+    let config = base.as_ref().and_then(|base| Some((base.config_path()?, base.config.clone()?))).or(config_only);
+    let alone = matches!(args.adapters.as_slice(), [one] if bytes_of(one) > SMALL);
+    let workers = if alone { Workers::new(args.common.limits().threads) } else { Workers::default() };
+    let goal = Goal { layout, consumer, base, config, workers };
     let began = Instant::now();
     let said = match args.adapters.as_slice() {
         [adapter] => vec![one(args, adapter, &goal, &args.out, signals)?],
@@ -156,7 +165,8 @@ fn one(args: &Args, adapter: &Path, goal: &Goal, out: &Path, signals: Signals) -
         atomic::refuse_input(out, &inputs)?;
         atomic::refuse_existing(out, form(&converted.draft), args.common.force)?;
     } else {
-        layout::save(&converted.draft, out, &inputs, args.common.force, !args.common.no_sync)?;
+        let save = || layout::save(&converted.draft, out, &inputs, args.common.force, !args.common.no_sync);
+        goal.workers.run(save)?;
     }
     output::notes(&converted.notes);
     Ok(said(args, adapter, out, &converted))
@@ -172,24 +182,68 @@ fn all(args: &Args, adapters: &[PathBuf], goal: &Goal, signals: Signals) -> Resu
     } else {
         Some(Pending::new(&args.out, Form::Folder, args.common.force, !args.common.no_sync)?)
     };
+    let threads = args.common.limits().threads;
+    let at_a_time = threads.min(adapters.len()).max(1);
+    let each = Args { common: args.common.on(threads / at_a_time), ..args.clone() };
+    let entries = Entries { args: &each, goal, place: pending.as_ref().map(Pending::path), signals: signals.clone() };
+    let budget = Budget::new(args.common.limits().memory);
+    let progress = Counter::new(adapters.len(), "adapters", signals);
+    let done = stream::each(adapters.len(), at_a_time, &progress, |n| {
+        let (Some(adapter), Some(name)) = (adapters.get(n), names.get(n)) else {
+            return Err(Error::missing("no entry"));
+        };
+        let _admitted = budget.admit(bytes_of(adapter));
+        let (entry, heard) = output::listen_to(|| entries.one(adapter, name));
+        progress.advance(1);
+        Ok((entry?, heard))
+    });
+    progress.finish();
     let mut out = Vec::with_capacity(adapters.len());
-    for (adapter, mut name) in adapters.iter().zip(names) {
-        let converted = convert(args, adapter, goal, signals.clone())?;
+    for ((said, notes), heard) in done? {
+        output::repeat(heard);
+        output::notes(&notes);
+        out.push(said);
+    }
+    pending.map_or(Ok(()), Pending::commit)?;
+    Ok(out)
+}
+
+/// Bytes that the files of an adapter have, about.
+fn bytes_of(adapter: &Path) -> u64 {
+    let bytes = |path: &Path| path.metadata().map_or(0, |about| about.len());
+    match std::fs::read_dir(adapter) {
+        Ok(entries) => entries.flatten().map(|entry| bytes(&entry.path())).sum(),
+        Err(_) => bytes(adapter),
+    }
+}
+
+/// Adapters that are written beside each other.
+struct Entries<'a> {
+    args: &'a Args,
+    goal: &'a Goal,
+    /// The folder they go into; none where nothing is written.
+    place: Option<&'a Path>,
+    signals: Signals,
+}
+
+impl Entries<'_> {
+    fn one(&self, adapter: &Path, name: &OsStr) -> Result<(Said, Vec<Note>)> {
+        let args = self.args;
+        let converted = convert(args, adapter, self.goal, self.signals.clone())?;
+        let mut name = name.to_os_string();
         if form(&converted.draft) == Form::File
             && let Some(extension) = Path::new(&converted.draft.tensor_file).extension()
         {
             name.push(".");
             name.push(extension);
         }
-        if let Some(pending) = &pending {
-            layout::save(&converted.draft, &pending.path().join(&name), &[], false, !args.common.no_sync)?;
+        if let Some(place) = self.place {
+            layout::save(&converted.draft, &place.join(&name), &[], false, !args.common.no_sync)?;
         }
         let label = |note: &Note| Note { key: keyed(adapter, &note.key), ..note.clone() };
-        output::notes(&converted.notes.iter().map(label).collect::<Vec<_>>());
-        out.push(said(args, adapter, &args.out.join(&name), &converted));
+        let notes = converted.notes.iter().map(label).collect();
+        Ok((said(args, adapter, &args.out.join(&name), &converted), notes))
     }
-    pending.map_or(Ok(()), Pending::commit)?;
-    Ok(out)
 }
 
 fn keyed(adapter: &Path, key: &str) -> String {
@@ -218,14 +272,15 @@ fn form(draft: &Draft) -> Form {
 }
 
 fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Converted> {
-    let Goal { layout, consumer, base, config } = goal;
+    let Goal { layout, consumer, base, config, workers } = goal;
     let base = base.as_ref();
     let mut opened = args.read.open_beside(path, config.clone())?;
-    if let Some((_, config)) = config.as_ref().filter(|_| layout.name() == "gguf") {
-        layout::gguf::base::tell(&mut opened.adapter, config);
+    let known = config.as_ref().or(opened.source.given.base.as_ref()).filter(|_| layout.name() == "gguf").cloned();
+    if let Some((_, config)) = known {
+        layout::gguf::base::tell(&mut opened.adapter, &config);
     }
     if !args.allow_nonfinite {
-        opened.source.require_finite()?;
+        workers.run(|| opened.source.require_finite())?;
     }
     let mut notes = std::mem::take(&mut opened.notes);
     if let Some(base) = base {
@@ -259,20 +314,21 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         notes.extend(done.notes);
     }
     if let Some(to) = args.dtype.get() {
-        rounded.add(cast::adapter(&mut opened.adapter, to).in_file(path)?);
+        rounded.add(workers.run(|| cast::adapter(&mut opened.adapter, to)).in_file(path)?);
     }
     if let Some(consumer) = consumer {
         let (fitted, fitting) = consumer.fit(&opened.adapter).in_file(path)?;
         opened.adapter = fitted;
         notes.extend(fitting);
     }
-    let (mut draft, written) = layout.write(&opened.adapter).map_err(|e| flatten::advised(e, &opened.adapter, path))?;
+    let written = workers.run(|| layout.write(&opened.adapter));
+    let (mut draft, written) = written.map_err(|e| flatten::advised(e, &opened.adapter, path))?;
     notes.extend(written);
     if let Some(consumer) = consumer {
         notes.extend(consumer.finish(&mut draft).in_file(path)?);
     }
     if let Some(to) = args.dtype.get() {
-        rounded.add(cast::tensors(&mut draft.tensors, to).in_file(path)?);
+        rounded.add(workers.run(|| cast::tensors(&mut draft.tensors, to)).in_file(path)?);
         if rounded.changed > 0 {
             let (changed, values) = (thousands(rounded.changed), thousands(rounded.values));
             notes.push(Note::info("", format!("{changed} of {values} values were rounded to {to}")));

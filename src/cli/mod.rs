@@ -87,6 +87,9 @@ fn run() -> u8 {
     };
     output::set_up(&cli.verbosity);
     let json = cli.command.answers_in_json();
+    if matches!(&cli.command, Command::Batch(args) if args.json_lines) {
+        output::documents_are_lines();
+    }
     signals::prepare(json);
     match perform(&cli.command) {
         Ok(None) => exit::DONE,
@@ -105,7 +108,7 @@ impl Command {
             Command::Extract(args) => args.common.json,
             Command::Resize(args) => args.common.json,
             Command::Convert(args) => args.common.json,
-            Command::Batch(args) => args.json,
+            Command::Batch(args) => args.json || args.json_lines,
             Command::Inspect(args) => args.json,
             Command::Lint(args) => args.json,
             Command::Compare(args) => args.json,

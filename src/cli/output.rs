@@ -12,9 +12,10 @@ use super::args::Verbosity;
 use crate::adapter::{Note, Severity};
 use crate::error::{Error, Kind, Result};
 
-/// 0 quiet, 1 usual, 2 verbose; plus 4 with colour.
+/// 0 quiet, 1 usual, 2 verbose; plus 4 with colour, plus 8 where every document is one line.
 static MANNER: AtomicU8 = AtomicU8::new(1);
 const COLOUR: u8 = 4;
+const LINES: u8 = 8;
 /// Notes of one severity shown without `-v`.
 const NOTES_SHOWN: usize = 12;
 
@@ -34,9 +35,14 @@ thread_local! {
 
 /// Does `work` and keeps what it says, on this thread, to itself.
 pub fn listen_to<T>(work: impl FnOnce() -> T) -> (T, Heard) {
-    HEARD.set(Some(Heard::default()));
+    let before = HEARD.replace(Some(Heard::default()));
     let out = work();
-    (out, HEARD.take().unwrap_or_default())
+    (out, HEARD.replace(before).unwrap_or_default())
+}
+
+/// Says what another thread would have said.
+pub fn repeat(heard: Heard) {
+    heard.said.into_iter().for_each(say);
 }
 
 /// Whether what this thread says is kept.
@@ -103,9 +109,16 @@ pub fn answer(text: &str) -> Result<()> {
     })
 }
 
+/// Has every document from now on take one line.
+pub fn documents_are_lines() {
+    MANNER.fetch_or(LINES, Ordering::Relaxed);
+}
+
 /// Prints a JSON document on stdout.
 pub fn document(value: &Value) -> Result<()> {
-    answer(&serde_json::to_string_pretty(value).map_err(|e| Error::malformed(e.to_string()))?)
+    let in_lines = MANNER.load(Ordering::Relaxed) & LINES != 0;
+    let text = if in_lines { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
+    answer(&text.map_err(|e| Error::malformed(e.to_string()))?)
 }
 
 /// True for the error of a reader that went away, which ends a run quietly.

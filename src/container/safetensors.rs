@@ -19,15 +19,10 @@ use rustix::io::Errno;
 use safetensors::tensor::Metadata;
 
 use super::header::{self, FileMetadata, Header, MAX_HEADER_BYTES};
-use super::system;
+use super::system::{self, WRITE_BYTES};
 use super::torch;
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
-
-/// Bytes of one write. Linux asks for as large a block of memory as a write is long, and looks for it at length where
-/// memory is in pieces: 2 MiB at a time took three times as long on a machine that had been up for a while, 32 KiB half
-/// as long again.
-const WRITE_BYTES: usize = 128 << 10;
 
 /// A file opened for reading. Nothing but its header has been touched.
 #[derive(Clone, Debug)]
@@ -277,7 +272,7 @@ impl SafetensorsWriter {
             None => 0,
         };
         if done < source.len() {
-            self.write(at + done as u64, &source.as_slice()[done..]).map_err(|e| {
+            self.write(at + done as u64, &source.read()[done..]).map_err(|e| {
                 // Writing from a part of the map that its file has lost is a bad address: the input is to blame.
                 source.origin().and_then(|(file, _)| file.unchanged().err()).unwrap_or(e)
             })?;

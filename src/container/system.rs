@@ -4,6 +4,11 @@ use std::fs::File;
 
 use crate::error::Result;
 
+/// Bytes of one write. Linux asks for as large a block of memory as a write is long, and looks for it at length where
+/// memory is in pieces: 2 MiB at a time took three times as long on a machine that had been up for a while, 32 KiB half
+/// as long again.
+pub const WRITE_BYTES: usize = 128 << 10;
+
 /// Copies inside the kernel (by reference where the file system can) from `from` at `off_in` to `to` at `off_out`.
 /// Returns the bytes taken over: fewer than `len` where it cannot be done, and the caller writes the rest.
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -3,11 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use super::{Draft, Format};
 use crate::container::atomic::{self, Form, Pending};
 use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, tar, torch};
 use crate::error::Result;
-use crate::tensor::StateDict;
+use crate::tensor::{Bytes, StateDict};
 
 /// Refuses a place that is an input or taken, before the work. Most layouts are folders, and what a file is refused for
 /// a folder is, too.
@@ -21,7 +23,7 @@ pub fn check(destination: &Path, inputs: &[&Path], replace: bool) -> Result<()> 
 /// everything is on disk before the name is.
 pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, sync: bool) -> Result<()> {
     let form = if draft.texts.is_empty() { Form::File } else { Form::Folder };
-    let sources: Vec<_> = draft.tensors.values().filter_map(|t| t.bytes.origin()).map(|(file, _)| file).collect();
+    let sources: Vec<_> = draft.tensors.values().filter_map(|t| t.bytes.file()).collect();
     let paths: Vec<&Path> = inputs.iter().copied().chain(sources.iter().map(|file| file.path())).collect();
     atomic::refuse_input(destination, &paths)?;
     atomic::refuse_existing(destination, form, replace)?;
@@ -73,13 +75,34 @@ impl tar::Content for StateDict {
     }
 }
 
+/// Bytes after which the disk may begin.
+const PART: usize = 16 << 20;
+
+/// Tensors that lie behind one another in a file and here are copied as one, inside the kernel where that works. What is
+/// made from others is made and written on all threads, and no more of it is in memory than is being written.
 fn write_safetensors(draft: &Draft, path: &Path, head: &[u8], sync: bool) -> Result<()> {
     let writer = SafetensorsWriter::create(path, &manifest(draft), head, None, sync)?;
-    for (index, tensor) in draft.tensors.values().enumerate() {
-        writer.put(index, 0, tensor.bytes.as_slice())?;
-        tensor.bytes.release(0..tensor.bytes.len());
+    let mut runs: Vec<(u64, Bytes)> = Vec::new();
+    let mut at = 0;
+    for tensor in draft.tensors.values() {
+        match runs.last_mut().and_then(|(_, run)| Some((run.followed_by(&tensor.bytes)?, run))) {
+            Some((longer, run)) => *run = longer,
+            None => runs.push((at, tensor.bytes.clone())),
+        }
+        at += tensor.bytes.len() as u64;
     }
+    runs.par_iter().try_for_each(|(at, bytes)| copy(&writer, *at, bytes))?;
     writer.finish()
+}
+
+fn copy(writer: &SafetensorsWriter, at: u64, bytes: &Bytes) -> Result<()> {
+    if bytes.origin().is_none() {
+        return writer.copy(at, bytes);
+    }
+    for start in (0..bytes.len()).step_by(PART) {
+        writer.copy(at + start as u64, &bytes.slice(start..(start + PART).min(bytes.len())))?;
+    }
+    Ok(())
 }
 
 fn manifest(draft: &Draft) -> Manifest {

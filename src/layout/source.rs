@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use serde_json::{Map, Value};
 
 use super::facts;
@@ -349,18 +351,19 @@ impl Source {
 
     /// An error for the first tensor with NaN or infinity in it.
     pub fn require_finite(&self) -> Result<()> {
-        for (key, tensor) in &self.tensors {
-            if let Some((count, first)) = tensor.nonfinite()? {
-                let what =
-                    format!("{count} values of {} are NaN or infinite, the first is number {first}", tensor.shape);
-                return Err(Error::new(Kind::Nonfinite, what)
-                    .at_key(key)
-                    .in_file(&self.tensor_file)
-                    .hint("--allow-nonfinite lets them through"));
-            }
+        let check = |(key, tensor): &(&String, &Tensor)| {
+            let found = tensor.nonfinite();
             tensor.bytes.release(0..tensor.bytes.len());
-        }
-        Ok(())
+            let (count, first) = match found {
+                Ok(found) => found?,
+                Err(e) => return Some(e),
+            };
+            let what = format!("{count} values of {} are NaN or infinite, the first is number {first}", tensor.shape);
+            let error = Error::new(Kind::Nonfinite, what).at_key(*key).in_file(&self.tensor_file);
+            Some(error.hint("--allow-nonfinite lets them through"))
+        };
+        let all: Vec<_> = self.tensors.iter().collect();
+        all.par_iter().find_map_first(check).map_or(Ok(()), Err)
     }
 }
 

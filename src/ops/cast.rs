@@ -30,8 +30,7 @@ pub fn narrowed(to: Dtype, shape: &Shape, values: &[f64]) -> Result<Tensor> {
     if tensor.nonfinite()?.is_some() {
         let found = cast::widen_f64(to, tensor.bytes.as_slice())?;
         if let Some((value, _)) = values.iter().zip(found).find(|(v, found)| v.is_finite() && !found.is_finite()) {
-            let what = format!("a value of {value:.4e} does not fit {to}");
-            return Err(Error::new(Kind::Nonfinite, what).hint("--dtype f32 or bf16 has room for it"));
+            return Err(no_room(*value, to));
         }
     }
     Ok(tensor)
@@ -42,12 +41,15 @@ pub fn tensor(tensor: &Tensor, to: Dtype) -> Result<Option<(Tensor, Rounded)>> {
     if tensor.dtype == to || !dtype::is_plain_float(tensor.dtype) {
         return Ok(None);
     }
-    let values = cast::widen_f64(tensor.dtype, tensor.bytes.as_slice())?;
-    let out = narrowed(to, &tensor.shape, &values)?;
+    let (changed, lost) = cast::losses(tensor.dtype, to, tensor.bytes.as_slice())?;
     tensor.bytes.release(0..tensor.bytes.len());
-    let found = cast::widen_f64(to, out.bytes.as_slice())?;
-    let changed = values.iter().zip(&found).filter(|(v, found)| v != found && !v.is_nan()).count() as u64;
-    Ok(Some((out, Rounded { values: values.len() as u64, changed })))
+    lost.map_or(Ok(()), |value| Err(no_room(value, to)))?;
+    Ok(Some((tensor.converted(to)?, Rounded { values: tensor.elements() as u64, changed })))
+}
+
+fn no_room(value: f64, to: Dtype) -> Error {
+    let what = format!("a value of {value:.4e} does not fit {to}");
+    Error::new(Kind::Nonfinite, what).hint("--dtype f32 or bf16 has room for it")
 }
 
 /// Casts the tensors that every layout stores as they are: factors, magnitudes, whole tensors. A layout may say their

@@ -137,6 +137,25 @@ pub fn run(
 }
 
 /// A pool of `threads`, or of as many as the system lets us have.
+/// The threads of a run, for work that deals itself out.
+#[derive(Debug, Default)]
+pub struct Workers(Option<rayon::ThreadPool>);
+
+impl Workers {
+    /// So many threads.
+    pub fn new(threads: usize) -> Workers {
+        Workers(pool(threads))
+    }
+
+    /// Does `work` on them; where there are none, on those it is on.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
 fn pool(mut threads: usize) -> Option<rayon::ThreadPool> {
     while threads > 0 {
         if let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(threads).build() {

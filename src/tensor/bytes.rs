@@ -1,4 +1,5 @@
-//! `Bytes`: a cheap handle on owned memory or on a range of a mapped file. The only place that maps files.
+//! `Bytes`: a cheap handle on owned memory, on a range of a mapped file, or on what is made of others when it is wanted.
+//! The only place that maps files.
 //!
 //! Inputs are mapped read-only and never written. A mapping remembers which file it is of, its size and modification
 //! time, so that a change under our feet is noticed before a result is committed. It does not keep the file open: a
@@ -6,11 +7,13 @@
 
 #![expect(unsafe_code, reason = "mapping a file, and letting mapped pages go")]
 
+use std::borrow::Cow;
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::SystemTime;
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -147,10 +150,38 @@ impl MappedFile {
     }
 }
 
+/// Makes bytes from others.
+type Make = Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+
+/// Bytes that are made when they are wanted, from others.
+struct Made {
+    from: Bytes,
+    len: usize,
+    make: Make,
+    kept: OnceLock<Vec<u8>>,
+}
+
+impl Made {
+    fn make(&self) -> Vec<u8> {
+        self.from.fetch(0..self.from.len());
+        let mut out = (self.make)(&self.from.read());
+        self.from.release(0..self.from.len());
+        out.resize(self.len, 0);
+        out
+    }
+}
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Made({} bytes of {:?})", self.len, self.from)
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Owner {
-    Memory(Arc<[u8]>),
+    Memory(Arc<Vec<u8>>), // not Arc<[u8]>, which would copy them
     File(Arc<MappedFile>),
+    Made(Arc<Made>),
 }
 
 /// A range of bytes; cloning copies the handle, not the bytes.
@@ -170,13 +201,42 @@ impl Bytes {
         Ok(Bytes { owner: Owner::File(Arc::clone(file)), range })
     }
 
-    /// The bytes.
+    /// `len` bytes that `make` makes from others when they are wanted. It is to work on the thread it is called on: another
+    /// that took over other work meanwhile could wait for the same bytes.
+    pub fn made(from: &Bytes, len: usize, make: impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static) -> Bytes {
+        let made = Made { from: from.clone(), len, make: Box::new(make), kept: OnceLock::new() };
+        Bytes { owner: Owner::Made(Arc::new(made)), range: 0..len }
+    }
+
+    /// The bytes. Those that are made are kept from then on.
     pub fn as_slice(&self) -> &[u8] {
         let all = match &self.owner {
             Owner::Memory(bytes) => bytes,
             Owner::File(file) => file.as_slice(),
+            Owner::Made(made) => made.kept.get_or_init(|| made.make()),
         };
         &all[self.range.clone()]
+    }
+
+    /// The bytes, to be looked at once: those that are made are not kept.
+    pub fn read(&self) -> Cow<'_, [u8]> {
+        match &self.owner {
+            Owner::Made(made) if made.kept.get().is_none() => {
+                let mut all = made.make();
+                all.truncate(self.range.end);
+                Cow::Owned(if self.range.start == 0 { all } else { all.split_off(self.range.start) })
+            }
+            _ => Cow::Borrowed(self.as_slice()),
+        }
+    }
+
+    /// The mapped file that they lie in, or are made from.
+    pub fn file(&self) -> Option<&Arc<MappedFile>> {
+        match &self.owner {
+            Owner::Memory(_) => None,
+            Owner::File(file) => Some(file),
+            Owner::Made(made) => made.from.file(),
+        }
     }
 
     /// Number of bytes.
@@ -209,7 +269,7 @@ impl Bytes {
     /// The mapped file and the offset these bytes start at, where they come from one.
     pub fn origin(&self) -> Option<(&Arc<MappedFile>, u64)> {
         match &self.owner {
-            Owner::Memory(_) => None,
+            Owner::Memory(_) | Owner::Made(_) => None,
             Owner::File(file) => Some((file, self.range.start as u64)),
         }
     }
@@ -239,6 +299,6 @@ impl Bytes {
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
         let range = 0..bytes.len();
-        Bytes { owner: Owner::Memory(bytes.into()), range }
+        Bytes { owner: Owner::Memory(Arc::new(bytes)), range }
     }
 }

@@ -98,6 +98,9 @@ impl Tensor {
         let (mut count, mut first) = (0, None);
         let mut values = vec![0f32; STEP.min(self.elements())];
         for (block, chunk) in self.bytes.as_slice().chunks(STEP * size).enumerate() {
+            if cast::is_finite(self.dtype, chunk) {
+                continue;
+            }
             let values = &mut values[..chunk.len() / size];
             cast::widen(self.dtype, chunk, values)?;
             let bad = values.iter().filter(|v| !v.is_finite()).count();
@@ -107,6 +110,25 @@ impl Tensor {
             count += bad;
         }
         Ok(first.map(|first| (count, first)))
+    }
+
+    /// The elements in another type, made when they are wanted: rounded to nearest even, once.
+    pub fn converted(&self, to: Dtype) -> Result<Tensor> {
+        let from = self.dtype;
+        let len = dtype::byte_len(to, self.elements())?;
+        let make = move |old: &[u8]| cast::converted(from, to, old).unwrap_or_default();
+        Tensor::new(to, self.shape.clone(), Bytes::made(&self.bytes, len, make))
+    }
+
+    /// The elements times a power of two, made when they are wanted, where it moves the exponents and nothing else; none
+    /// where other scales or numbers that are not normal need a closer look.
+    pub fn shifted(&self, scale: f64) -> Option<Tensor> {
+        let (power, dtype) = (cast::power_of_two(scale)?, self.dtype);
+        self.bytes.fetch(0..self.bytes.len());
+        let fits = cast::is_shift(dtype, self.bytes.as_slice(), power);
+        self.bytes.release(0..self.bytes.len());
+        let make = move |old: &[u8]| cast::shifted(dtype, old, power);
+        fits.then(|| Tensor { bytes: Bytes::made(&self.bytes, self.bytes.len(), make), ..self.clone() })
     }
 
     /// The same bytes under another shape of as many elements.

@@ -193,18 +193,48 @@ pub fn zeros(like: &Tensor, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
     Tensor::new(like.dtype, shape, bytes.into())
 }
 
-/// The transpose of a matrix.
+/// The transpose of a matrix, made when it is wanted.
 pub fn transposed(tensor: &Tensor) -> Result<Tensor> {
     let (size, (rows, cols)) = (element(tensor)?, matrix(tensor)?);
-    let old = tensor.bytes.as_slice();
-    let mut out = Vec::with_capacity(old.len());
-    for col in 0..cols {
-        for row in 0..rows {
-            let at = (row * cols + col) * size;
-            out.extend_from_slice(&old[at..at + size]);
+    let make = move |old: &[u8]| {
+        let mut out = vec![0; old.len()];
+        match size {
+            2 => transpose(old.as_chunks::<2>().0, rows, cols, out.as_chunks_mut::<2>().0),
+            4 => transpose(old.as_chunks::<4>().0, rows, cols, out.as_chunks_mut::<4>().0),
+            _ => transpose(old.as_chunks::<8>().0, rows, cols, out.as_chunks_mut::<8>().0),
+        }
+        out
+    };
+    let bytes = Bytes::made(&tensor.bytes, tensor.bytes.len(), make);
+    Tensor::new(tensor.dtype, Shape::new([cols, rows]), bytes)
+}
+
+/// Rows and columns of a tile: of 16-bit elements a row of it is a line of the cache.
+const TILE: usize = 32;
+
+/// Moves elements tile by tile. A tile is put together in a place of its own, so that every line of the cache is read once
+/// and written once as a whole: rows whose distance is a power of two push each other out.
+fn transpose<const N: usize>(old: &[[u8; N]], rows: usize, cols: usize, out: &mut [[u8; N]]) {
+    if out.is_empty() {
+        return;
+    }
+    let mut tile = [[[0; N]; TILE]; TILE];
+    for (number, out) in out.chunks_mut(TILE * rows).enumerate() {
+        let (left, width) = (number * TILE, out.len() / rows);
+        for top in (0..rows).step_by(TILE) {
+            let bottom = (top + TILE).min(rows);
+            for (row, line) in (top..bottom).zip(&mut tile) {
+                let old = &old[row * cols + left..][..width];
+                match old.first_chunk() {
+                    Some(whole) => *line = *whole,
+                    None => line[..width].copy_from_slice(old),
+                }
+            }
+            for (col, new) in out.chunks_exact_mut(rows).enumerate() {
+                new[top..bottom].iter_mut().zip(&tile).for_each(|(new, line)| *new = line[col]);
+            }
         }
     }
-    Tensor::new(tensor.dtype, Shape::new([cols, rows]), out.into())
 }
 
 /// One matrix of a stack.
@@ -234,7 +264,7 @@ pub enum Rotary {
 /// meta-pytorch/torchtune, `torchtune/models/convert_weights.py`).
 pub fn rotary_order(rows: usize, heads: usize, way: Rotary) -> Result<Vec<usize>> {
     let width = rows.checked_div(heads).unwrap_or(0);
-    if width == 0 || width * heads != rows || width % 2 != 0 {
+    if width == 0 || width * heads != rows || !width.is_multiple_of(2) {
         let what = format!("{rows} rows, which are not {heads} heads of an even size");
         return Err(Error::mismatch(what).hint("is this the config of the base model the adapter was trained on?"));
     }
@@ -287,6 +317,27 @@ mod tests {
         assert!(cut(&stack, 3, &[2, 3]).is_err() && stacked(&[numbers(&[1, 2]), numbers(&[2, 1])]).is_err());
         assert_eq!(values(slice(&numbers(&[2, 1, 2]), 1)), [2., 3.]);
         assert!(slice(&numbers(&[2, 1, 2]), 2).is_err());
+    }
+
+    #[test]
+    fn a_transpose_has_every_element_in_its_place() {
+        for (rows, cols) in [(1, 1), (0, 3), (3, 0), (1, 100), (100, 1), (33, 65), (64, 129), (1000, 3)] {
+            let count = rows * cols;
+            for (dtype, size) in [(Dtype::BF16, 2), (Dtype::F32, 4), (Dtype::F64, 8)] {
+                let bytes: Vec<u8> = (0..count as u64).flat_map(|i| i.to_le_bytes()[..size].to_vec()).collect();
+                let turned =
+                    transposed(&Tensor::new(dtype, Shape::new([rows, cols]), bytes.clone().into()).unwrap()).unwrap();
+                assert_eq!(turned.shape.dims(), [cols, rows]);
+                let (all, half) = (turned.bytes.read(), turned.bytes.slice(0..turned.bytes.len() / 2));
+                assert_eq!(&*half.read(), &all[..half.len()]);
+                let new = turned.bytes.as_slice();
+                assert_eq!(new, &*all);
+                for (row, col) in (0..rows).flat_map(|row| (0..cols).map(move |col| (row, col))) {
+                    let (from, to) = ((row * cols + col) * size, (col * rows + row) * size);
+                    assert_eq!(bytes[from..from + size], new[to..to + size], "{rows} x {cols}: {row}, {col}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -244,6 +244,51 @@ fn several_adapters_go_into_a_folder_that_appears_whole() {
 }
 
 #[test]
+fn files_of_a_folder_are_converted_at_once() {
+    let scratch = Scratch::new();
+    let files = |folder: &str, ending: &str, count: usize, from: &Path| -> Vec<PathBuf> {
+        std::fs::create_dir_all(scratch.join(folder)).expect("a folder");
+        let paths: Vec<_> = (0..count).map(|i| scratch.join(&format!("{folder}/a{i:02}.{ending}"))).collect();
+        for path in &paths {
+            std::fs::copy(from, path).expect("a copy");
+        }
+        paths
+    };
+    // GGUF to PEFT and back; on one thread and on several the same, in the same order.
+    let gguf = crate::fixtures::root().join("adapters/gguf/llama/adapter.gguf");
+    let many = files("gguf", "gguf", 12, &gguf);
+    let base = text(&base("llama"));
+    let (one, several) = (scratch.join("one"), scratch.join("several"));
+    let first = convert_all(&many, &one, &["--base", &base, "--threads", "1"]).expect(0);
+    let second = convert_all(&many, &several, &["--base", &base, "--threads", "4", "--memory", "1KB"]).expect(0);
+    let without_time = |ran: &Ran| {
+        let lines: Vec<_> = ran.out.lines().filter(|l| !l.contains("adapters in")).map(str::to_string).collect();
+        lines.join("\n").replace("/one/", "/several/")
+    };
+    assert_eq!(without_time(&first), without_time(&second));
+    assert_eq!(names(&one), names(&several));
+    assert_eq!((names(&one).len(), names(&one)[0].as_str()), (12, "a00"));
+    for name in names(&one) {
+        assert_eq!(read(&one.join(&name)), read(&several.join(&name)));
+    }
+    let out = scratch.join("back");
+    let args = ["convert", "--to", "gguf", "--base", &base, "-o"].map(String::from).into_iter().chain([text(&out)]);
+    run(args.chain(names(&one).into_iter().map(|name| text(&one.join(name))))).expect(0);
+    assert_eq!(names(&out)[11], "a11.gguf");
+    // Tensors without a config, where alpha is said; one that fails takes the others with it.
+    let many = files("tensors", "safetensors", 5, &adapter("lora").join("adapter_model.safetensors"));
+    let plain = scratch.join("plain");
+    convert_all(&many, &plain, &["--assume-alpha", "4"]).expect(0);
+    assert_eq!(names(&plain), ["a00", "a01", "a02", "a03", "a04"]);
+    assert_eq!(json_file(&plain.join("a03/adapter_config.json"))["lora_alpha"], 4);
+    std::fs::write(&many[2], "x").expect("a file");
+    std::fs::write(&many[4], "x").expect("a file");
+    let e = convert_all(&many, &scratch.join("none"), &["--assume-alpha", "4"]).expect(1).err;
+    assert!(e.contains("a02.safetensors"), "the first that fails: {e}");
+    assert!(!names(&scratch.join(".")).iter().any(|name| name.contains("none")));
+}
+
+#[test]
 fn what_is_lost_is_said_and_refused_with_strict() {
     let scratch = Scratch::new();
     let folder = scratch.join("in");

@@ -92,7 +92,9 @@ fn answer(command: &str, folder: &Path) -> String {
 fn without_times(said: &str) -> String {
     let rate = Regex::new(r"in \d+\.\d s \([^)]*/s\)").expect("a pattern");
     let time = Regex::new(r"in \d+\.\d s").expect("a pattern");
-    time.replace_all(&rate.replace_all(said, "in T s (T/s)"), "in T s").into_owned()
+    let column = Regex::new(r"(?m)\b\d+\.\d s$").expect("a pattern");
+    let said = rate.replace_all(said, "in T s (T/s)");
+    column.replace_all(&time.replace_all(&said, "in T s"), "T s").into_owned()
 }
 
 /// The first lines that differ, with the command they belong to.

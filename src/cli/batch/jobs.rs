@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::tensor::size;
 
 /// Largest file of jobs.
 const MAX_BYTES: u64 = 16 << 20;
@@ -25,10 +26,16 @@ pub struct Job {
     pub line: Vec<String>,
     /// Whether it can be told how many threads to take, and has not been.
     pub may_take_threads: bool,
+    /// Whether it can be told how much memory to use, and has not been.
+    pub may_take_memory: bool,
+    /// The working memory it asks for, in bytes.
+    pub memory: Option<u64>,
     /// Its output, where it has one.
     pub out: Option<String>,
     /// Paths that it reads.
     pub inputs: Vec<String>,
+    /// Paths that it writes: its output and what goes with it.
+    pub outputs: Vec<String>,
 }
 
 /// What a job says of one argument.
@@ -158,7 +165,7 @@ fn texts(arg: &Arg, value: &Value) -> Result<Vec<String>> {
 
 /// Whether it names files that are read.
 fn is_input(arg: &Arg) -> bool {
-    arg.is_positional() || ["adapter", "base"].contains(&arg.get_id().as_str()) || arg.get_id() == "adapters"
+    arg.is_positional() || ["adapter", "adapters", "base", "look_in"].contains(&arg.get_id().as_str())
 }
 
 /// Paths for patterns, each with the strength behind its `@`.
@@ -216,7 +223,7 @@ fn line(
 ) -> Job {
     let mut options = Vec::new();
     let mut positional: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    let (mut out, mut inputs) = (None, Vec::new());
+    let (mut out, mut inputs, mut outputs) = (None, Vec::new(), Vec::new());
     for (i, Given { arg, values }) in given.iter().enumerate() {
         let values = match one {
             Some((spread, value)) if spread == i => std::slice::from_ref(value),
@@ -224,8 +231,11 @@ fn line(
         };
         for value in values {
             let value = if is_input(arg) { value.clone() } else { fill(value) };
-            if is_input(arg) || (arg.get_id() == "undo" && command.get_name() == "unmerge") {
-                inputs.push(value.clone());
+            match arg.get_id().as_str() {
+                "undo" if command.get_name() == "unmerge" => inputs.push(value.clone()),
+                "out" | "undo" => outputs.push(value.clone()),
+                _ if is_input(arg) => inputs.push(value.clone()),
+                _ => {}
             }
             match (arg.get_index(), arg.get_long()) {
                 (Some(index), _) => positional.entry(index).or_default().push(value),
@@ -245,16 +255,26 @@ fn line(
     line.extend(options);
     line.push("--".to_string());
     line.extend(positional.into_values().flatten());
-    let may_take_threads =
-        command.get_arguments().any(|a| a.get_id() == "threads") && !given.iter().any(|g| g.arg.get_id() == "threads");
-    Job { number, command: command.get_name().to_string(), line, may_take_threads, out, inputs }
+    let may_take =
+        |id| command.get_arguments().any(|a| a.get_id() == id) && !given.iter().any(|g| g.arg.get_id() == id);
+    let memory = given.iter().filter(|g| g.arg.get_id() == "memory").find_map(|g| size::parse(g.values.first()?).ok());
+    Job {
+        number,
+        command: command.get_name().to_string(),
+        line,
+        may_take_threads: may_take("threads"),
+        may_take_memory: may_take("memory"),
+        memory,
+        out,
+        inputs,
+        outputs,
+    }
 }
 
 /// Two jobs that write to one place would be a race.
 fn require_places_of_their_own(jobs: &[Job]) -> Result<()> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
-    for job in jobs {
-        let Some(out) = job.out.as_deref() else { continue };
+    for (job, out) in jobs.iter().flat_map(|job| job.outputs.iter().map(move |out| (job, out))) {
         if let Some(other) = seen.insert(out, job.number) {
             let what = format!("writes to `{out}`, and so does job {other}");
             return Err(usage(what).at_key(format!("job {}", job.number)));

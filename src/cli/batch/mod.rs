@@ -1,19 +1,22 @@
 //! `lora-tool batch`: the jobs of a file, each a command with the names it has on the command line, run in this process.
 
+mod contents;
+mod files;
 mod jobs;
 mod record;
+mod report;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use serde_json::{Value, json};
-
 use super::output::{self, Heard};
+use super::progress::Counter;
 use super::signals::Signals;
-use crate::error::{Error, Kind, Result, printable};
+use crate::error::{Error, Kind, Result};
+use crate::stream::Budget;
+use crate::tensor::size;
 use jobs::Job;
 use record::Record;
 
@@ -40,22 +43,43 @@ A file of jobs:
 
 Examples:
   lora-tool batch jobs.toml
-  lora-tool batch jobs.toml --jobs 8 --resume --keep-going --json")]
+  lora-tool batch jobs.toml --jobs 8 --memory 4GB --keep-going --json
+  lora-tool batch jobs.toml --resume
+  lora-tool batch jobs.toml --json-lines | jq -r 'select(.status == \"failed\") | .out'")]
 pub struct Args {
     /// File of jobs
     file: PathBuf,
     /// How many jobs run at a time
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: u16,
-    /// Leave out jobs that were done before, with the same inputs and options, and whose output is there
-    #[arg(long)]
+    /// Working memory of all jobs together
+    #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse)]
+    memory: u64,
+    /// Leave out jobs that were done before, with the same options and the same bytes in their inputs, and whose output is
+    /// as they wrote it
+    #[arg(long, conflicts_with = "no_record")]
     resume: bool,
+    /// Read all files again to see whether they are the same, also those that the system says are unchanged
+    #[arg(long, conflicts_with = "no_record")]
+    rehash: bool,
+    /// Keep no record of what is done, which saves reading the inputs once for their hashes
+    #[arg(long)]
+    no_record: bool,
     /// Go on after a job has failed
     #[arg(long)]
     keep_going: bool,
     /// Print the answer as one JSON document
     #[arg(long, help_heading = "Output")]
     pub json: bool,
+    /// Print a line of JSON for each job as it ends, and one that counts them
+    #[arg(long, help_heading = "Output", conflicts_with = "json")]
+    pub json_lines: bool,
+}
+
+impl Args {
+    fn answers_in_json(&self) -> bool {
+        self.json || self.json_lines
+    }
 }
 
 /// What a command line of a job is given to.
@@ -86,15 +110,28 @@ pub fn run(args: &Args, mut program: clap::Command, commands: &dyn Commands) -> 
     let all = jobs::read(&args.file, &program)?;
     for job in &all {
         commands.check(&job.line).map_err(|e| refused(args, job, &e))?;
+        require_fitting(args, job)?;
     }
     let signals = Signals::listen()?;
-    let batch = Batch { args, commands, jobs: &all, record: Record::of(&args.file), signals: signals.clone() };
+    let batch = Batch {
+        args,
+        commands,
+        jobs: &all,
+        slots: usize::from(args.jobs).min(all.len()).max(1),
+        budget: Budget::new(args.memory),
+        record: (!args.no_record).then(|| Record::of(&args.file, args.rehash)),
+        signals: signals.clone(),
+        bar: Counter::new(all.len(), "jobs", signals.clone()),
+    };
     let began = Instant::now();
     let ran = batch.all();
+    batch.bar.finish();
     if signals.arrived() != 0 {
-        return Err(Error::new(Kind::Stopped(signals.arrived()), format!("stopped by signal {}", signals.arrived())));
+        let stopped = Error::new(Kind::Stopped(signals.arrived()), format!("stopped by signal {}", signals.arrived()));
+        let has_record = batch.record.is_some();
+        return Err(if has_record { stopped.hint("--resume leaves out what is done") } else { stopped });
     }
-    answer(args, &all, &ran, began.elapsed().as_secs_f64())
+    report::answer(args, &all, &ran, began.elapsed().as_secs_f64())
 }
 
 fn refused(args: &Args, job: &Job, e: &clap::Error) -> Error {
@@ -106,34 +143,52 @@ fn refused(args: &Args, job: &Job, e: &clap::Error) -> Error {
     Error::new(Kind::Usage, what).at_key(format!("job {}", job.number)).in_file(&args.file)
 }
 
+/// A job may ask for a part of the memory, or for all of it.
+fn require_fitting(args: &Args, job: &Job) -> Result<()> {
+    let Some(asked) = job.memory.filter(|asked| *asked > args.memory) else { return Ok(()) };
+    let what = format!("{}, and all jobs together have {}", size::show(asked), size::show(args.memory));
+    Err(Error::new(Kind::Usage, what)
+        .at_key(format!("job {}, memory", job.number))
+        .in_file(&args.file)
+        .hint(format!("--memory {} lets it run, with no job beside it that needs more", size::exact(asked))))
+}
+
 struct Batch<'a> {
     args: &'a Args,
     commands: &'a dyn Commands,
     jobs: &'a [Job],
-    record: Record,
+    /// Jobs that run at a time.
+    slots: usize,
+    /// Their memory.
+    budget: Budget,
+    record: Option<Record>,
     signals: Signals,
+    bar: Counter,
 }
 
 impl Batch<'_> {
     /// What became of each job; none of those that were not begun.
     fn all(&self) -> Vec<Option<Ran>> {
         let ran: Vec<Mutex<Option<Ran>>> = self.jobs.iter().map(|_| Mutex::new(None)).collect();
-        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let (next, failures, ends) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
-            while self.signals.arrived() == 0 && (self.args.keep_going || !failed.load(Ordering::Relaxed)) {
+            while self.signals.arrived() == 0 && !ends.load(Ordering::Relaxed) {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 let (Some(job), Some(place)) = (self.jobs.get(number), ran.get(number)) else { break };
                 let one = self.one(job);
                 if matches!(one.end, End::Failed(_)) {
-                    failed.store(true, Ordering::Relaxed);
+                    failures.fetch_add(1, Ordering::Relaxed);
+                    ends.fetch_or(!self.args.keep_going, Ordering::Relaxed);
                 }
-                self.say(number, job, &one);
+                self.bar.ended(failures.load(Ordering::Relaxed), || {
+                    report::ended(self.args, number, self.jobs.len(), job, &one);
+                });
                 *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(one);
             }
         };
         std::thread::scope(|scope| {
             // This thread works as well; one that cannot be started is one less.
-            for _ in 1..usize::from(self.args.jobs).min(self.jobs.len()) {
+            for _ in 1..self.slots {
                 let _ = std::thread::Builder::new().name("job".into()).spawn_scoped(scope, work);
             }
             work();
@@ -143,114 +198,50 @@ impl Batch<'_> {
 
     fn one(&self, job: &Job) -> Ran {
         let began = Instant::now();
-        if self.args.resume && self.record.has(job) {
-            return Ran { end: End::UpToDate, heard: Heard::default(), seconds: 0.0 };
+        let record = self.record.as_ref().filter(|_| !job.outputs.is_empty());
+        let inputs = record.and_then(|record| record.inputs(job));
+        let known = record.zip(inputs.as_ref());
+        if self.args.resume && known.is_some_and(|(record, inputs)| record.has(job, inputs)) {
+            return Ran { end: End::UpToDate, heard: Heard::default(), seconds: began.elapsed().as_secs_f64() };
         }
-        let inputs = record::inputs(job);
-        let line = self.whole_line(job);
+        let memory = job.memory.unwrap_or_else(|| self.share());
+        let _admitted = self.budget.admit(memory);
+        let line = self.whole_line(job, memory);
         let (result, heard) = output::listen_to(|| self.commands.run(&line));
-        let dry = job.line.iter().any(|word| word == "--dry-run");
         let end = match result {
-            Ok(None) => match if dry { Ok(()) } else { self.record.add(job, inputs) } {
-                Ok(()) => End::Done,
-                Err(e) => {
-                    output::warn(&e.to_string());
-                    End::Done
-                }
-            },
+            Ok(None) => End::Done,
             Ok(Some(e)) | Err(e) => End::Failed(e),
         };
+        let is_dry = job.line.iter().any(|word| word == "--dry-run");
+        if let (End::Done, false, Some((record, inputs))) = (&end, is_dry, known)
+            && let Err(e) = record.add(job, inputs)
+        {
+            output::warn(&e.to_string());
+        }
         Ran { end, heard, seconds: began.elapsed().as_secs_f64() }
     }
 
-    /// With what all jobs have in common: the form of the answer, and a fair share of the cores.
-    fn whole_line(&self, job: &Job) -> Vec<String> {
+    /// The memory of a job that does not say what it needs.
+    fn share(&self) -> u64 {
+        (self.args.memory / self.slots as u64).max(1)
+    }
+
+    /// With what all jobs have in common: the form of the answer, and a fair share of the cores and the memory.
+    fn whole_line(&self, job: &Job, memory: u64) -> Vec<String> {
         let mut out = job.line.clone();
         let at = out.iter().position(|word| word == "--").unwrap_or(out.len());
         let mut more = Vec::new();
-        if self.args.json {
+        if self.args.answers_in_json() {
             more.push("--json".to_string());
         }
         if self.args.jobs > 1 && job.may_take_threads {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            more.push(format!("--threads={}", (cores / usize::from(self.args.jobs)).max(1)));
+            more.push(format!("--threads={}", (cores / self.slots).max(1)));
+        }
+        if job.may_take_memory {
+            more.push(format!("--memory={memory}"));
         }
         out.splice(at..at, more);
         out
     }
-
-    /// What is said as a job ends: its notes, and without `--json` one line of the answer.
-    fn say(&self, number: usize, job: &Job, ran: &Ran) {
-        let label = format!("{}/{}", number + 1, self.jobs.len());
-        for line in &ran.heard.said {
-            output::error_line(&format!("{label}: {line}"));
-        }
-        if !self.args.json {
-            // A reader that went away does not stop the jobs.
-            let _ = output::answer(&self.line(&label, job, ran));
-        }
-        if let End::Failed(e) = &ran.end
-            && let Some(hint) = e.advice()
-        {
-            output::error_line(&format!("{label}: hint: {}", printable(hint)));
-        }
-    }
-
-    fn line(&self, label: &str, job: &Job, ran: &Ran) -> String {
-        let last = ran.heard.answer.lines().next_back().unwrap_or_default();
-        let out = printable(job.out.as_deref().unwrap_or_default());
-        match &ran.end {
-            End::Done => format!("{label} {}: {last}", job.command),
-            End::UpToDate => format!("{label} {}: {out}: up to date", job.command),
-            End::Failed(e) => format!("{label} {}: failed: {e}", job.command),
-        }
-    }
-}
-
-fn answer(args: &Args, all: &[Job], ran: &[Option<Ran>], seconds: f64) -> Result<()> {
-    let mut counts: BTreeMap<&str, usize> = ["done", "up_to_date", "failed", "not_run"].map(|w| (w, 0)).into();
-    ran.iter().for_each(|ran| *counts.entry(word(ran.as_ref())).or_default() += 1);
-    let count = |word: &str| counts.get(word).copied().unwrap_or(0);
-    if args.json {
-        let jobs: Vec<Value> = all.iter().zip(ran).map(|(job, ran)| document(job, ran.as_ref())).collect();
-        output::document(&json!({ "file": args.file, "seconds": seconds, "counts": counts, "jobs": jobs }))?;
-    } else {
-        let parts = [("done", "done"), ("up_to_date", "up to date"), ("failed", "failed"), ("not_run", "not run")];
-        let said: Vec<_> =
-            parts.iter().filter(|(w, _)| count(w) > 0).map(|(w, text)| format!("{} {text}", count(w))).collect();
-        output::answer(&format!("{} in {seconds:.1} s", said.join(", ")))?;
-    }
-    match count("failed") {
-        0 => Ok(()),
-        n => {
-            let what = format!("{n} of {} jobs failed", all.len());
-            let error = Error::new(Kind::Differs, what).in_file(&args.file);
-            let left = count("not_run");
-            Err(if left > 0 { error.hint(format!("not run: {left}; --keep-going runs them all")) } else { error })
-        }
-    }
-}
-
-fn word(ran: Option<&Ran>) -> &'static str {
-    match ran.map(|ran| &ran.end) {
-        None => "not_run",
-        Some(End::Done) => "done",
-        Some(End::UpToDate) => "up_to_date",
-        Some(End::Failed(_)) => "failed",
-    }
-}
-
-fn document(job: &Job, ran: Option<&Ran>) -> Value {
-    let error = match ran.map(|ran| &ran.end) {
-        Some(End::Failed(e)) => json!({
-            "kind": e.kind().word(), "file": e.file().map(|f| f.to_string_lossy()), "key": e.key(), "what": e.what(),
-            "hint": e.advice(),
-        }),
-        _ => Value::Null,
-    };
-    let answer: Value = ran.and_then(|ran| serde_json::from_str(&ran.heard.answer).ok()).unwrap_or(Value::Null);
-    json!({
-        "job": job.number, "command": job.command, "arguments": job.line.get(2..), "out": job.out,
-        "status": word(ran), "seconds": ran.map(|ran| ran.seconds), "answer": answer, "error": error,
-    })
 }

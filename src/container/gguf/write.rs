@@ -11,8 +11,9 @@ pub fn write(out: &mut dyn Write, head: &[u8], tensors: &StateDict) -> Result<()
     let fail = |e: std::io::Error| Error::io("cannot write", e);
     out.write_all(head).map_err(fail)?;
     for tensor in tensors.values() {
-        let bytes = tensor.bytes.as_slice();
-        out.write_all(bytes).map_err(fail)?;
+        tensor.bytes.fetch(0..tensor.bytes.len());
+        let bytes = tensor.bytes.read();
+        out.write_all(&bytes).map_err(fail)?;
         out.write_all(&[0; DEFAULT_ALIGNMENT][..padding(bytes.len())]).map_err(fail)?;
         tensor.bytes.release(0..bytes.len());
     }
