@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::delta::{Full, LowRank, full::Mode};
-use super::{Delta, Scale, SiteKind, Target};
+use super::{Along, Delta, Scale, SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor, rearrange};
 
@@ -27,6 +27,7 @@ pub fn split(target: &Target, parts: &[Vec<usize>]) -> Result<Vec<Target>> {
     if matches!(site, SiteKind::Embedding | SiteKind::Parameter) {
         return Err(Error::unsupported(format!("{} of no layer, which has no outputs to part", target.kind())));
     }
+    require_norms_of_rows(target)?;
     let mut out = vec![Target { site, ..Target::default() }; parts.len()];
     for delta in &target.weight {
         for (into, delta) in out.iter_mut().zip(split_weight(delta, parts, site)?) {
@@ -51,6 +52,15 @@ pub fn does_nothing(target: &Target) -> bool {
         _ => false,
     };
     target.magnitude.is_none() && target.bias.is_empty() && target.weight.iter().all(zero)
+}
+
+/// An error for a magnitude of inputs: norms of columns mix the parts.
+fn require_norms_of_rows(target: &Target) -> Result<()> {
+    if target.magnitude.is_some() && target.magnitude_along == Along::Cols {
+        let what = "DoRA with a magnitude for each input, whose norms are those of all parts of a projection together";
+        return Err(Error::unsupported(what));
+    }
+    Ok(())
 }
 
 /// Some elements of a vector, which may be stored with extents of 1.
@@ -156,6 +166,9 @@ pub fn fuse(parts: &[Part]) -> Result<(Target, bool)> {
     let mut grown = false;
     if let Some(other) = present.iter().find(|t| t.site != first.site) {
         return Err(Error::mismatch(format!("{:?} beside {:?} in one projection", other.site, first.site)));
+    }
+    for target in &present {
+        require_norms_of_rows(target)?;
     }
     if present.iter().any(|t| t.magnitude.is_some()) {
         out.magnitude = Some(fuse_magnitudes(parts)?);
@@ -346,7 +359,7 @@ mod tests {
             weight: vec![Delta::LowRank(lora(3, 2, 1, 1.0))],
             magnitude: Some(magnitude),
             bias: vec![Delta::Full(bias)],
-            site: SiteKind::Layer,
+            ..Target::default()
         };
         let parts = split(&target, &rows(&[2, 1])).unwrap();
         assert_eq!(parts[0].magnitude.as_ref().unwrap().shape.dims(), [1, 2]);

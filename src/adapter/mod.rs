@@ -31,6 +31,7 @@ use crate::tensor::Tensor;
 
 use delta::Residual;
 use delta::derived::{Projection, Seed};
+pub use delta::rescale::Along;
 use delta::residual::Method;
 
 /// An adapter as a whole.
@@ -77,6 +78,8 @@ pub struct Carried {
     pub metadata: Vec<(String, String)>,
     /// [`Adapter::outline`] of the adapter as it was read: what was said of its modules holds while this is the same.
     pub outline: Vec<String>,
+    /// Tensors that change no weight, by their keys.
+    pub tensors: Vec<(String, Tensor)>,
 }
 
 /// Everything an adapter does to one module.
@@ -86,6 +89,8 @@ pub struct Target {
     pub weight: Vec<Delta>,
     /// DoRA's magnitude, applied after them.
     pub magnitude: Option<Tensor>,
+    /// What the magnitude has a number for: each output, as in the paper, or each input.
+    pub magnitude_along: Along,
     /// Changes of the bias, in order.
     pub bias: Vec<Delta>,
     /// What kind of place the module path names.
@@ -119,6 +124,15 @@ impl Target {
         out
     }
 
+    /// An error where the magnitude is one of inputs, for layouts that know only those of outputs.
+    pub fn require_magnitude_of_outputs(&self) -> Result<()> {
+        if self.magnitude.is_none() || self.magnitude_along == Along::Rows {
+            return Ok(());
+        }
+        let what = "DoRA with a magnitude for each input, and this layout has room for one of each output only";
+        Err(Error::unsupported(what).hint("which is no matter of form: norms of columns are others than norms of rows"))
+    }
+
     /// The name of what is done to the weight, or to the bias where only that changes.
     pub fn kind(&self) -> &'static str {
         let main = self.weight.last().or(self.bias.last());
@@ -136,7 +150,11 @@ impl Adapter {
     pub fn outline(&self) -> Vec<String> {
         let words = |deltas: &[Delta]| deltas.iter().map(Delta::kind).collect::<Vec<_>>().join(" + ");
         let line = |(path, target): (&ModulePath, &Target)| {
-            let magnitude = if target.magnitude.is_some() { " with magnitude" } else { "" };
+            let magnitude = match (&target.magnitude, target.magnitude_along) {
+                (None, _) => "",
+                (Some(_), Along::Rows) => " with magnitude",
+                (Some(_), Along::Cols) => " with magnitude of inputs",
+            };
             format!("{path}: {}{magnitude}; bias: {}", words(&target.weight), words(&target.bias))
         };
         self.targets.iter().map(line).collect()

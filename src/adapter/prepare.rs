@@ -6,7 +6,7 @@ use ndarray::{Array2, ArrayViewMut2};
 
 use super::delta::dora::with_magnitude;
 use super::delta::{Act, Action, Before, Delta, Inverse, Reversal, Site};
-use super::{SiteKind, Target};
+use super::{Along, SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::{Rows, Shape, Tensor};
@@ -30,7 +30,10 @@ impl Target {
         let action = one_after_the_other(actions)?;
         match &self.magnitude {
             None => Ok(action),
-            Some(magnitude) => with_magnitude(action, magnitude, transposed, stored.matrix()),
+            Some(magnitude) => {
+                let columns = transposed != (self.magnitude_along == Along::Cols);
+                with_magnitude(action, magnitude, columns, stored)
+            }
         }
     }
 

@@ -10,6 +10,7 @@ pub mod facts;
 pub mod gguf;
 mod grouped;
 mod holding;
+pub mod kohya;
 pub mod lint;
 pub mod litgpt;
 pub mod loralib;
@@ -91,6 +92,8 @@ pub struct Draft {
     pub format: Format,
     /// Other files of the folder: name and text. A layout that is one file has none.
     pub texts: Vec<(String, Vec<u8>)>,
+    /// Completes metadata that depends on the tensors as they are written, such as their hash.
+    pub seal: Option<fn(&mut Draft) -> Result<()>>,
 }
 
 /// The kind of file that tensors are written to.
@@ -120,6 +123,7 @@ pub const LAYOUTS: &[&dyn Layout] = &[
     &adapterhub::AdapterHub,
     &diffusers::Diffusers,
     &gguf::Gguf,
+    &kohya::Kohya,
     &litgpt::LitGpt,
     &loralib::Loralib,
     &mlx::Mlx,

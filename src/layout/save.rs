@@ -27,6 +27,11 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
     let paths: Vec<&Path> = inputs.iter().copied().chain(sources.iter().map(|file| file.path())).collect();
     atomic::refuse_input(destination, &paths)?;
     atomic::refuse_existing(destination, form, replace)?;
+    let mut sealed = draft.clone();
+    if let Some(seal) = draft.seal {
+        seal(&mut sealed)?;
+    }
+    let draft = &sealed;
     let data: u64 = draft.tensors.values().map(|t| t.bytes.len() as u64).sum();
     let head = match &draft.format {
         Format::Gguf(metadata) => gguf::head(metadata, &draft.tensors)?,

@@ -1,27 +1,41 @@
 //! Which family of image models an adapter is for, by the names of its modules and the sizes of its factors.
 
 use crate::adapter::{Adapter, Delta, Note, Spelling, Target};
-use crate::names::diffusion::{self, Naming, Seen};
+use crate::names::diffusion::{self, Candidate, Naming, Seen};
 
-/// Recognises the family of an adapter whose denoiser has names of this sort; where several would fit, the likeliest one is
-/// taken, with a note that says which.
-pub fn recognise(adapter: &mut Adapter, naming: Naming) -> Option<Note> {
-    let shapes: Vec<(String, Option<Vec<u64>>)> =
-        adapter.targets.iter().map(|(path, target)| (path.to_string(), shape(target))).collect();
-    let seen: Vec<Seen> = shapes.iter().map(|(path, shape)| Seen { path, shape: shape.as_deref() }).collect();
-    let found: Vec<_> = diffusion::detect(&seen).into_iter().filter(|c| c.naming == naming).collect();
-    let first = found.first().filter(|c| c.score > 0.5)?;
-    adapter.spelling = Some(Spelling { family: first.family.name, naming });
-    let others: Vec<_> = found.iter().skip(1).filter(|c| c.score >= first.score).map(|c| c.family.name).collect();
-    if others.is_empty() {
-        return None;
+/// Least share of modules that have to be a family's.
+const LEAST: f64 = 0.5;
+
+/// The likeliest family of modules of these names, given with the shapes of their weights, and a remark where they could
+/// be of others. Models of sizes of their own are known by their names.
+pub fn family(names: &[(String, Option<Vec<u64>>)], wanted: Option<Naming>) -> Option<(Candidate, Option<Note>)> {
+    let detect = |with_shapes: bool| {
+        let seen: Vec<Seen> =
+            names.iter().map(|(path, shape)| Seen { path, shape: shape.as_deref().filter(|_| with_shapes) }).collect();
+        let mut found = diffusion::detect(&seen);
+        found.retain(|c| c.score > LEAST && wanted.is_none_or(|naming| c.naming == naming));
+        found
+    };
+    let mut found = detect(true);
+    if found.is_empty() {
+        found = detect(false);
     }
-    let text = format!(
-        "taken for an adapter of {}; by its modules it could be for {} as well",
-        first.family.name,
-        others.join(", ")
-    );
-    Some(Note::info("", text))
+    let first = found.first()?.clone();
+    let others: Vec<_> = found.iter().skip(1).filter(|c| c.score >= first.score).map(|c| c.family.name).collect();
+    let text = || {
+        let name = first.family.name;
+        format!("taken for an adapter of {name}; by its modules it could be for {} as well", others.join(", "))
+    };
+    let note = (!others.is_empty()).then(|| Note::info("", text()));
+    Some((first, note))
+}
+
+/// Recognises the family of an adapter whose denoiser has names of this sort.
+pub fn recognise(adapter: &mut Adapter, naming: Naming) -> Option<Note> {
+    let names: Vec<_> = adapter.targets.iter().map(|(path, target)| (path.to_string(), shape(target))).collect();
+    let (found, note) = family(&names, Some(naming))?;
+    adapter.spelling = Some(Spelling { family: found.family.name, naming });
+    note
 }
 
 /// The shape of the weight, where the factors tell all of it.

@@ -83,6 +83,19 @@ impl Tensor {
             .map_err(|e| Error::malformed(format!("shape {}: {e}", self.shape)))
     }
 
+    /// The finite number of a tensor of one element, whatever its type.
+    pub fn to_number(&self) -> Result<f64> {
+        if self.elements() != 1 {
+            return Err(Error::mismatch(format!("shape {}, expected a single number", self.shape)));
+        }
+        let found = match self.dtype {
+            Dtype::BOOL => self.bytes.as_slice().first().map(|byte| f64::from(u8::from(*byte != 0))),
+            found if dtype::is_float(found) => cast::widen_f64(found, self.bytes.as_slice())?.first().copied(),
+            _ => self.to_integers()?.first().map(|whole| *whole as f64),
+        };
+        found.filter(|value| value.is_finite()).ok_or_else(|| Error::unsupported("a number that is not finite"))
+    }
+
     /// All elements as i64; an error where they are not integers.
     pub fn to_integers(&self) -> Result<Vec<i64>> {
         cast::integers(self.dtype, self.bytes.as_slice())

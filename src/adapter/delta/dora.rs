@@ -1,5 +1,8 @@
 //! DoRA: `m · V / ‖V‖` with `V = W + s·B·A`, the norm over everything but the magnitude's axis (Liu et al.,
 //! <https://arxiv.org/abs/2402.09353>). The magnitude belongs to the target and may follow any additive delta.
+//!
+//! The axis is that of the outputs (huggingface/peft) or of the inputs (KohakuBlueleaf/LyCORIS, `wd_on_out=False`); the
+//! norm of an input of a convolution runs over the outputs and the kernel.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -10,7 +13,7 @@ use super::{Act, Action, Before, Inverse, Reversal};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::linalg::norm::sum_of_squares;
-use crate::tensor::{Rows, Tensor};
+use crate::tensor::{Rows, Shape, Tensor};
 
 /// Rows read at a time when column norms are gathered.
 const SURVEY_BYTES: usize = 4 << 20;
@@ -19,31 +22,31 @@ const SURVEY_BYTES: usize = 4 << 20;
 pub struct Dora {
     inner: Box<dyn Act>,
     magnitude: Array1<f32>,
-    columns: bool,
+    /// Columns that share a number where it runs along them: the kernel of a convolution.
+    columns: Option<usize>,
     norms: OnceLock<Array1<f64>>,
 }
 
 /// Puts `magnitude` behind `action`. With `columns` it runs along the columns of the stored weight, as for embeddings
-/// and weights stored `[in, out]`; else along its rows.
-pub fn with_magnitude(
-    action: Action,
-    magnitude: &Tensor,
-    columns: bool,
-    (rows, cols): (usize, usize),
-) -> Result<Action> {
+/// and weights stored `[in, out]`, or a magnitude of inputs; else along its rows.
+pub fn with_magnitude(action: Action, magnitude: &Tensor, columns: bool, stored: &Shape) -> Result<Action> {
     let values = magnitude.to_f32()?;
-    let expected = if columns { cols } else { rows };
+    let (rows, cols) = stored.matrix();
+    let inputs = stored.dims().get(1).copied().unwrap_or(1);
+    let expected = if columns { inputs } else { rows };
     if values.len() != expected {
-        return Err(Error::mismatch(format!("magnitude {} for a weight with {expected} outputs", magnitude.shape)));
+        let what = format!("magnitude {} for a weight {stored}, expected {expected} numbers", magnitude.shape);
+        return Err(Error::mismatch(what));
     }
+    let columns = columns.then(|| cols / inputs.max(1));
     let inner = action.into_act()?;
     let magnitude = Array1::from_vec(values);
     Ok(Action::Act(Box::new(Dora { inner, magnitude, columns, norms: OnceLock::new() })))
 }
 
 impl Dora {
-    /// Norms of the columns of V, gathered once over all rows.
-    fn column_norms(&self, kernels: &dyn Kernels, before: &dyn Before) -> Result<&Array1<f64>> {
+    /// Norms of the columns of V, `kernel` of them together, gathered once over all rows.
+    fn column_norms(&self, kernels: &dyn Kernels, before: &dyn Before, kernel: usize) -> Result<&Array1<f64>> {
         if let Some(norms) = self.norms.get() {
             return Ok(norms);
         }
@@ -59,7 +62,8 @@ impl Dora {
             }
         }
         // Two threads may both come here first; they compute the same numbers.
-        Ok(self.norms.get_or_init(|| sums.mapv(f64::sqrt)))
+        let norms = sums.as_slice().unwrap_or(&[]).chunks(kernel.max(1)).map(|part| part.iter().sum::<f64>().sqrt());
+        Ok(self.norms.get_or_init(|| norms.collect()))
     }
 }
 
@@ -70,8 +74,8 @@ impl Act for Dora {
 
     fn reversal(&self) -> Reversal {
         match (self.inner.reversal(), self.columns) {
-            (Reversal::Sum, false) => Reversal::Rows,
-            (Reversal::Sum, true) => Reversal::Cols,
+            (Reversal::Sum, None) => Reversal::Rows,
+            (Reversal::Sum, Some(_)) => Reversal::Cols,
             _ => Reversal::Nothing,
         }
     }
@@ -85,7 +89,7 @@ impl Act for Dora {
     }
 
     fn footprint(&self, rows: usize, cols: usize) -> u64 {
-        self.inner.footprint(rows, cols) + if self.columns { 3 * SURVEY_BYTES as u64 } else { 0 }
+        self.inner.footprint(rows, cols) + if self.columns.is_some() { 3 * SURVEY_BYTES as u64 } else { 0 }
     }
 
     fn act(
@@ -96,10 +100,10 @@ impl Act for Dora {
         before: &dyn Before,
     ) -> Result<()> {
         self.inner.act(kernels, rows.clone(), w.view_mut(), before)?;
-        if self.columns {
-            let norms = self.column_norms(kernels, before)?;
-            let factors: Array1<f32> =
-                self.magnitude.iter().zip(norms).map(|(&m, &n)| (f64::from(m) / n) as f32).collect();
+        if let Some(kernel) = self.columns {
+            let norms = self.column_norms(kernels, before, kernel)?;
+            let factors = self.magnitude.iter().zip(norms).map(|(&m, &n)| (f64::from(m) / n) as f32);
+            let factors: Array1<f32> = factors.flat_map(|f| std::iter::repeat_n(f, kernel)).collect();
             for mut row in w.axis_iter_mut(Axis(0)) {
                 row *= &factors;
             }

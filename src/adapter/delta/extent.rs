@@ -10,6 +10,7 @@ impl Delta {
             Delta::LowRank(d) => Some((d.b.shape.matrix().0, d.a.shape.matrix().1)),
             Delta::Hadamard(d) => d.w1.shape().ok(),
             Delta::Kronecker(d) => of_kronecker(d),
+            Delta::Tucker(d) => d.matrix().ok(),
             Delta::Full(d) => Some(d.tensor.shape.matrix()),
             Delta::Circulant(d) => match *d.kernel.shape.dims() {
                 [m, n, block] => Some((m.checked_mul(block)?, n.checked_mul(block)?)),

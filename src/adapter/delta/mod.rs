@@ -13,6 +13,7 @@ mod extent;
 pub mod fourier;
 pub mod full;
 pub mod glora;
+pub mod glora_inputs;
 pub mod hadamard;
 pub mod hira;
 pub mod inverse;
@@ -37,6 +38,7 @@ mod survey;
 mod tests;
 pub mod token_rows;
 mod truncate;
+pub mod tucker;
 pub mod wavelet;
 
 use std::ops::Range;
@@ -49,6 +51,7 @@ pub use derived::Derived;
 pub use fourier::Fourier;
 pub use full::Full;
 pub use glora::Glora;
+pub use glora_inputs::InputGlora;
 pub use hadamard::Hadamard;
 pub use hira::Hira;
 pub use inverse::Inverse;
@@ -69,6 +72,7 @@ pub use scattered::Scattered;
 pub use sparse::Sparse;
 pub use spectrum::Spectrum;
 pub use token_rows::TokenRows;
+pub use tucker::Tucker;
 
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
@@ -101,6 +105,8 @@ pub enum Delta {
     Fourier(Fourier),
     /// GLoRA: scale and shift of weight and bias.
     Glora(Glora),
+    /// GLoRA of LyCORIS: a matrix on the inputs.
+    InputGlora(InputGlora),
     /// HiRA: the weight times a low-rank term.
     Hira(Hira),
     /// KaSA: LoRA on a truncated weight.
@@ -121,6 +127,8 @@ pub enum Delta {
     Scattered(Scattered),
     /// SHiRA, Super-Tuning, WaveFT: some elements.
     Sparse(Sparse),
+    /// LoRA of a convolution with its kernel in a core.
+    Tucker(Tucker),
     /// A kind that is understood as far as its name; it can be inspected and carried, not computed.
     Opaque(Opaque),
 }
@@ -316,6 +324,7 @@ impl Delta {
             Delta::Deft(_) => "DEFT",
             Delta::Fourier(_) => "FourierFT",
             Delta::Glora(_) => "GLoRA",
+            Delta::InputGlora(_) => "GLoRA of inputs",
             Delta::Hira(_) => "HiRA",
             Delta::Kasa(_) => "KaSA",
             Delta::Miss(d) => d.kind(),
@@ -326,6 +335,7 @@ impl Delta {
             Delta::Road(_) => "RoAd",
             Delta::Scattered(_) => "UniLoRA",
             Delta::Sparse(d) => d.kind(),
+            Delta::Tucker(_) => "LoRA with a core",
             Delta::Opaque(d) => d.kind,
         }
     }
@@ -345,6 +355,7 @@ impl Delta {
             Delta::Deft(d) => [Some(("p", &d.p)), d.r.as_ref().map(|r| ("r", r))].into_iter().flatten().collect(),
             Delta::Fourier(d) => vec![("spectrum", &d.spectrum)],
             Delta::Glora(d) => d.tensors(),
+            Delta::InputGlora(d) => d.tensors(),
             Delta::Hira(d) => vec![("a", &d.a), ("b", &d.b)],
             Delta::Kasa(d) => d.tensors(),
             Delta::Miss(d) => vec![("block", &d.block)],
@@ -355,6 +366,7 @@ impl Delta {
             Delta::Road(d) => vec![("theta", &d.theta), ("alpha", &d.alpha)],
             Delta::Scattered(d) => vec![("theta", &d.theta)],
             Delta::Sparse(d) => d.tensors(),
+            Delta::Tucker(d) => d.tensors(),
             Delta::Opaque(d) => d.tensors.iter().map(|t| ("tensor", t)).collect(),
         }
     }
@@ -379,6 +391,7 @@ impl Delta {
             Delta::Deft(d) => d.prepare(site),
             Delta::Fourier(d) => d.prepare(site),
             Delta::Glora(d) => d.prepare(site),
+            Delta::InputGlora(d) => d.prepare(site),
             Delta::Hira(d) => d.prepare(site),
             Delta::Kasa(d) => d.prepare(site),
             Delta::Miss(d) => d.prepare(site),
@@ -389,6 +402,7 @@ impl Delta {
             Delta::Road(d) => d.prepare(site),
             Delta::Scattered(d) => d.prepare(),
             Delta::Sparse(d) => d.prepare(site),
+            Delta::Tucker(d) => d.prepare(site),
             Delta::Opaque(d) => d.prepare(),
         }
     }
@@ -407,6 +421,7 @@ impl Delta {
         match self {
             Delta::LowRank(d) if d.experts.is_none() => Some(d.factors()),
             Delta::Derived(d) => Some(d.factors(matrix)),
+            Delta::Tucker(d) => Some(d.factors()),
             _ => None,
         }
     }

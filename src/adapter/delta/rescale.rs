@@ -1,4 +1,5 @@
 //! IA³: `W ∘ l`, each row or each column times a number (Liu et al., <https://arxiv.org/abs/2205.05638>).
+//! KohakuBlueleaf/LyCORIS (`lycoris/modules/ia3.py`) stores the numbers less one: `W + W ∘ l`.
 
 use std::ops::Range;
 
@@ -16,12 +17,15 @@ pub struct Rescale {
     pub factors: Tensor,
     /// Which axis they run along.
     pub axis: Along,
+    /// Whether they are stored less one.
+    pub less_one: bool,
 }
 
 /// The axis that factors run along.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Along {
     /// One for each output.
+    #[default]
     Rows,
     /// One for each input; a convolution's inputs span its kernel.
     Cols,
@@ -36,7 +40,10 @@ impl Rescale {
     /// The number of factors has to be that of the axis.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
         let (rows, cols) = site.matrix();
-        let values = self.factors.to_f32()?;
+        let mut values = self.factors.to_f32()?;
+        if self.less_one {
+            values.iter_mut().for_each(|v| *v += 1.0);
+        }
         let inputs = site.shape.dims().get(1).copied().unwrap_or(1);
         let expected = if self.axis == Along::Rows { rows } else { inputs };
         if values.len() != expected {

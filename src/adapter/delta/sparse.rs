@@ -4,7 +4,8 @@
 //! (<https://arxiv.org/abs/2607.09287>) stores flat positions, or none where they are those of the base's largest
 //! elements. WaveFT (Bilican et al., <https://arxiv.org/abs/2505.12532>) stores the seed they were drawn with; its values
 //! may be coefficients of a wavelet transform, each of which touches a few neighbouring elements. Source:
-//! huggingface/peft, `src/peft/tuners/{shira,supertuning,waveft}`.
+//! huggingface/peft, `src/peft/tuners/{shira,supertuning,waveft}`. LyCORIS keeps what an extraction left over beside the
+//! factors, in 16-bit integers (KohakuBlueleaf/LyCORIS, `lycoris/utils/__init__.py`).
 
 use std::ops::Range;
 
@@ -15,7 +16,7 @@ use super::wavelet::Wavelet;
 use super::{Act, Action, Before, Inverse, Reversal, Site};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
-use crate::tensor::{Rows, Tensor, TorchRng};
+use crate::tensor::{Dtype, Rows, Tensor, TorchRng};
 
 /// Values and where they go.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +34,14 @@ pub struct Sparse {
 pub enum Positions {
     /// `[2, n]`: rows, then columns (SHiRA).
     Pairs(Tensor),
+    /// The same of a weight of any number of axes as a matrix, beside its rows and columns `[2]` (LyCORIS). In 16-bit
+    /// integers numbers above 32767 are the negative ones.
+    Sized {
+        /// `[2, n]`.
+        indices: Tensor,
+        /// `[2]`.
+        size: Tensor,
+    },
     /// `[n]`: row · in + column (Super-Tuning).
     Flat(Tensor),
     /// Those of the elements of largest magnitude, from the largest on (Super-Tuning).
@@ -60,6 +69,7 @@ impl Sparse {
     pub fn kind(&self) -> &'static str {
         match self.positions {
             Positions::Pairs(_) => "SHiRA",
+            Positions::Sized { .. } => "sparse residual",
             Positions::Flat(_) | Positions::Largest | Positions::Smallest => "Super-Tuning",
             Positions::Drawn { .. } => "WaveFT",
         }
@@ -68,15 +78,20 @@ impl Sparse {
     /// Its tensors.
     pub fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         let mut out = vec![("values", &self.values)];
-        if let Positions::Pairs(positions) | Positions::Flat(positions) = &self.positions {
-            out.push(("positions", positions));
+        match &self.positions {
+            Positions::Pairs(positions) | Positions::Flat(positions) => out.push(("positions", positions)),
+            Positions::Sized { indices, size } => out.extend([("positions", indices), ("size", size)]),
+            Positions::Largest | Positions::Smallest | Positions::Drawn { .. } => {}
         }
         out
     }
 
     /// Every position has to lie inside the weight.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
-        let (rows, cols) = matrix_only(self.kind(), site)?;
+        let (rows, cols) = match self.positions {
+            Positions::Sized { .. } => site.matrix(),
+            _ => matrix_only(self.kind(), site)?,
+        };
         let values = self.values.to_f32()?;
         let count = values.len();
         if let Positions::Largest | Positions::Smallest = self.positions {
@@ -93,6 +108,25 @@ impl Sparse {
             Positions::Flat(tensor) => {
                 length_is("positions", tensor, count)?;
                 indices(tensor)?.into_iter().map(|i| (i / cols, i % cols)).collect()
+            }
+            Positions::Sized { indices, size } => {
+                length_is("positions", indices, count.saturating_mul(2))?;
+                length_is("size", size, 2)?;
+                let wide = 1 << 16;
+                let fits =
+                    |(found, n): (&usize, usize)| *found == n || (size.dtype == Dtype::I16 && *found == n % wide);
+                let found = unwrapped(size)?;
+                if !found.iter().zip([rows, cols]).all(fits) {
+                    let what = format!("a residual of {found:?} for the base weight {}", site.shape);
+                    return Err(Error::mismatch(what).hint("is this the base model the adapter was trained on?"));
+                }
+                if indices.dtype == Dtype::I16 && rows.max(cols) > wide {
+                    let what = format!("positions in 16 bits for the base weight {}, which has more", site.shape);
+                    return Err(Error::unsupported(what));
+                }
+                let indices = unwrapped(indices)?;
+                let (first, second) = indices.split_at(count);
+                first.iter().copied().zip(second.iter().copied()).collect()
             }
             Positions::Largest | Positions::Smallest => Vec::new(), // settled above
             Positions::Drawn { seed, .. } => {
@@ -179,6 +213,16 @@ impl Act for Found {
         }
         Ok(())
     }
+}
+
+/// Indices whose 16-bit integers may have gone over their end.
+fn unwrapped(tensor: &Tensor) -> Result<Vec<usize>> {
+    if tensor.dtype != Dtype::I16 {
+        return indices(tensor);
+    }
+    let whole = |v: i64| usize::try_from(if v < 0 { v + (1 << 16) } else { v });
+    let wrong = |_| Error::malformed("a position that is no 16-bit number");
+    tensor.to_integers()?.into_iter().map(|v| whole(v).map_err(wrong)).collect()
 }
 
 /// Indices as numbers. PEFT saves them as f32 on Windows.

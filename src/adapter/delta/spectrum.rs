@@ -35,6 +35,11 @@ impl Delta {
             Delta::LowRank(d) => low_rank(d, kernels).map(Some),
             Delta::Hadamard(d) => hadamard(d, kernels).map(Some),
             Delta::Kronecker(d) => kronecker(d, kernels).map(Some),
+            Delta::Tucker(d) => {
+                let Factors { a, b, scale } = d.factors()?;
+                let values = product::singular_values(kernels, b.view(), a.view())?;
+                Ok(Some(finished((b.nrows(), a.ncols()), d.rank(), d.scale, scale, values)))
+            }
             _ => Ok(None),
         }
     }

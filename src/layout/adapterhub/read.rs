@@ -74,6 +74,7 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
         fields: raw.iter().map(|(name, value)| (name.clone(), value.to_string())).collect(),
         metadata: source.metadata.clone(),
         outline: adapter.outline(),
+        ..Carried::default()
     };
     Ok((adapter, notes))
 }
@@ -160,8 +161,12 @@ impl Reader {
             (Mode::Scale, _) => {
                 let factors = self.rescaling(leaf, &take("lora_B")?)?;
                 // The adapted model multiplies what the layer puts out, its bias included.
-                target.bias.push(Delta::Rescale(Rescale { factors: factors.clone(), axis: Along::Rows }));
-                target.weight.push(Delta::Rescale(Rescale { factors, axis: Along::Rows }));
+                target.bias.push(Delta::Rescale(Rescale {
+                    factors: factors.clone(),
+                    axis: Along::Rows,
+                    less_one: false,
+                }));
+                target.weight.push(Delta::Rescale(Rescale { factors, axis: Along::Rows, less_one: false }));
             }
             (Mode::Add, true) => {
                 let factors = self.vera(leaf, &take("vera_D")?, &take("vera_B")?)?;

@@ -68,6 +68,7 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
         fields: Vec::new(),
         metadata: source.metadata.clone(),
         outline: adapter.outline(),
+        tensors: Default::default(),
     };
     Ok((adapter, notes))
 }

@@ -121,6 +121,7 @@ fn read(file: &GgufFile, source: &Source) -> Result<(Adapter, Vec<Note>)> {
         fields: Vec::new(),
         metadata: source.metadata.iter().filter(|(key, _)| !write::is_own(key)).cloned().collect(),
         outline: adapter.outline(),
+        ..Carried::default()
     };
     Ok((adapter, notes))
 }

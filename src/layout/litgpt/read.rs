@@ -285,5 +285,11 @@ fn carried(adapter: &Adapter, source: &Source) -> Carried {
     if let Some((_, raw)) = source.settings.get(MODEL) {
         fields.push((MODEL.to_string(), serde_json::Value::Object(raw.clone()).to_string()));
     }
-    Carried { layout: "litgpt".to_string(), fields, metadata: Vec::new(), outline: adapter.outline() }
+    Carried {
+        layout: "litgpt".to_string(),
+        fields,
+        metadata: Vec::new(),
+        outline: adapter.outline(),
+        tensors: Default::default(),
+    }
 }

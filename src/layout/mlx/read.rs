@@ -230,5 +230,5 @@ fn carried(adapter: &Adapter, source: &Source, called_experts: &[String]) -> Car
         fields.push((EXPERTS_FIELD.to_string(), json!(called_experts).to_string()));
     }
     let metadata = source.metadata.iter().filter(|(key, _)| !key.starts_with(ABOUT)).cloned().collect();
-    Carried { layout: "mlx".to_string(), fields, metadata, outline: adapter.outline() }
+    Carried { layout: "mlx".to_string(), fields, metadata, outline: adapter.outline(), ..Carried::default() }
 }

@@ -78,6 +78,7 @@ impl Writer<'_> {
         let adapter = self.adapter;
         let mut all: Vec<(&ModulePath, &Target, &LowRank)> = Vec::new();
         for (path, target) in &adapter.targets {
+            target.require_magnitude_of_outputs().at_key(path.as_str())?;
             all.push((path, target, low_rank(target).at_key(path.as_str())?));
         }
         let dora = all.iter().filter(|(_, target, _)| target.magnitude.is_some()).count();

@@ -59,6 +59,7 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
         fields: raw.map(|(name, value)| (name.clone(), value.to_string())).collect(),
         metadata: source.metadata.iter().filter(|(key, _)| !key.starts_with(ABOUT)).cloned().collect(),
         outline: adapter.outline(),
+        ..Carried::default()
     };
     Ok((adapter, notes))
 }

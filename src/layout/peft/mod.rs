@@ -112,6 +112,7 @@ impl Layout for Peft {
                 .collect(),
             metadata: source.metadata.clone(),
             outline: adapter.outline(),
+            ..Carried::default()
         };
         Ok((adapter, reader.notes))
     }

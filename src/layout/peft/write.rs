@@ -128,6 +128,7 @@ fn peft_type(delta: &Delta) -> Option<&'static str> {
         Delta::Osf(_) => "OSF",
         Delta::Sparse(Sparse { positions: Positions::Pairs(_), .. }) => "SHIRA",
         Delta::Sparse(Sparse { positions: Positions::Drawn { .. }, .. }) => "WAVEFT",
+        Delta::Sparse(Sparse { positions: Positions::Sized { .. }, .. }) => return None,
         Delta::Sparse(_) => "SUPERTUNING",
         Delta::Glora(_) => "GLORA",
         Delta::Peanut(_) => "PEANUT",

@@ -374,5 +374,6 @@ fn carried(adapter: &Adapter, source: &Source) -> Carried {
         fields: raw.map(|(name, value)| (name.clone(), value.to_string())).collect(),
         metadata: Vec::new(),
         outline: adapter.outline(),
+        tensors: Default::default(),
     }
 }

@@ -199,6 +199,7 @@ impl Pair<'_> {
         let (Some(a), Some(b)) = (self.first, self.second) else { return false };
         a.deltas() == b.deltas()
             && a.magnitude() == b.magnitude()
+            && a.target.magnitude_along == b.target.magnitude_along
             && a.target.site == b.target.site
             && a.applied.strength == b.applied.strength
             && a.applied.adapter.residual_base == b.applied.adapter.residual_base

@@ -66,6 +66,7 @@ pub fn changes<'a>(delta: &'a Delta, dim: (usize, usize), kernels: &'a dyn Kerne
         }
         Delta::LowRank(d) => Ok(d.expert_factors()?.into_iter().map(Change::Product).collect()),
         Delta::Qalora(d) => Ok(vec![Change::Product(d.factors.factors()?)]),
+        Delta::Tucker(d) => Ok(vec![Change::Product(d.factors()?)]),
         Delta::Hadamard(d) => Ok(vec![match faces(d)? {
             Some(factors) => Change::Product(factors),
             None => Change::Rows(Formed::new(delta, d.w1.shape()?, kernels)?),
@@ -245,7 +246,7 @@ impl RowSource for Formed<'_> {
 /// Whether a delta has a rank that can be chosen anew; some only where the size of their weight is known.
 pub fn has_rank(delta: &Delta, sized: bool) -> bool {
     match delta {
-        Delta::LowRank(_) | Delta::Qalora(_) | Delta::Hadamard(_) | Delta::Kronecker(_) => true,
+        Delta::LowRank(_) | Delta::Qalora(_) | Delta::Hadamard(_) | Delta::Kronecker(_) | Delta::Tucker(_) => true,
         Delta::Derived(_) => sized,
         _ => false,
     }
@@ -256,6 +257,7 @@ pub fn rank_of(delta: &Delta) -> Option<usize> {
     match delta {
         Delta::LowRank(d) => Some(d.rank()),
         Delta::Qalora(d) => Some(d.factors.rank()),
+        Delta::Tucker(d) => Some(d.rank()),
         _ => None,
     }
 }
@@ -274,6 +276,7 @@ pub fn low_rank(delta: &Delta) -> Option<&LowRank> {
 pub fn weight_shape(delta: &Delta, (rows, cols): (usize, usize)) -> Shape {
     let kernel: &[usize] = match delta {
         Delta::LowRank(d) => d.a.shape.dims().get(2..).unwrap_or(&[]),
+        Delta::Tucker(d) => d.core.shape.dims().get(2..).unwrap_or(&[]),
         Delta::Hadamard(d) => d.w1.core.as_ref().and_then(|c| c.shape.dims().get(2..)).unwrap_or(&[]),
         Delta::Kronecker(d) => match &d.w2 {
             Factor::Whole(t) => t.shape.dims().get(2..).unwrap_or(&[]),

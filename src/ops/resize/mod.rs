@@ -368,6 +368,7 @@ impl Work<'_> {
         let stored = match delta {
             Delta::Hadamard(d) => d.scale,
             Delta::Kronecker(d) => d.scale,
+            Delta::Tucker(d) => d.scale,
             other => low_rank(other).map_or(Scale::direct(1.0), |d| d.scale),
         };
         match self.options.alpha {

@@ -1,15 +1,18 @@
 //! OFT, BOFT and HRA: `W · Rᵀ`, the inputs of the weight turned by an orthogonal R. One file each.
 //!
-//! R acts on the columns, so every row is turned alone. A convolution's columns are its flattened inputs and kernel.
+//! R acts on the columns, so every row is turned alone. A convolution's columns are its flattened inputs and kernel. OFT
+//! and BOFT of LyCORIS turn the outputs, `R · W`.
 
 pub mod blocks;
 pub mod boft;
 pub mod hra;
 pub mod oft;
+pub mod outputs;
 
 pub use boft::Boft;
 pub use hra::Hra;
 pub use oft::Oft;
+pub use outputs::Outputs;
 
 use std::sync::OnceLock;
 
@@ -17,7 +20,7 @@ use super::{Action, Site};
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
-/// A rotation of the inputs.
+/// A rotation of the inputs, or of the outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Orthogonal {
     /// Butterfly products of block-diagonal rotations, and a factor for each output.
@@ -26,6 +29,8 @@ pub enum Orthogonal {
     Hra(Hra),
     /// One block-diagonal rotation.
     Oft(Oft),
+    /// Rotations of the outputs: Diag-OFT and BOFT of LyCORIS.
+    Outputs(Outputs),
 }
 
 impl Orthogonal {
@@ -35,6 +40,7 @@ impl Orthogonal {
             Orthogonal::Boft(_) => "BOFT",
             Orthogonal::Hra(_) => "HRA",
             Orthogonal::Oft(_) => "OFT",
+            Orthogonal::Outputs(d) => d.kind(),
         }
     }
 
@@ -44,6 +50,7 @@ impl Orthogonal {
             Orthogonal::Boft(d) => vec![("r", &d.r), ("s", &d.s)],
             Orthogonal::Hra(d) => vec![("u", &d.u)],
             Orthogonal::Oft(d) => vec![("r", &d.r)],
+            Orthogonal::Outputs(d) => d.tensors(),
         }
     }
 
@@ -53,6 +60,7 @@ impl Orthogonal {
             Orthogonal::Boft(d) => d.prepare(site),
             Orthogonal::Hra(d) => d.prepare(site),
             Orthogonal::Oft(d) => d.prepare(site),
+            Orthogonal::Outputs(d) => d.prepare(site),
         }
     }
 }

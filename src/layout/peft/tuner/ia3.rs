@@ -37,9 +37,9 @@ fn read(reader: &mut Reader) -> Result<()> {
         let axis = if is_feedforward { Along::Cols } else { Along::Rows };
         let target = target(reader, path.as_str());
         if !is_feedforward {
-            target.bias.push(Delta::Rescale(Rescale { factors: factors.clone(), axis: Along::Rows }));
+            target.bias.push(Delta::Rescale(Rescale { factors: factors.clone(), axis: Along::Rows, less_one: false }));
         }
-        target.weight.push(Delta::Rescale(Rescale { factors, axis }));
+        target.weight.push(Delta::Rescale(Rescale { factors, axis, less_one: false }));
         if transposed {
             target.site = SiteKind::FanInFanOut;
         }
@@ -59,6 +59,10 @@ fn write(writer: &mut Writer) -> Result<()> {
     writer.set_orientation(taken.iter().map(|t| t.site));
     let mut feedforward = Vec::new();
     for Taken { path, change, .. } in taken {
+        if change.less_one {
+            let what = "factors stored less one, as LyCORIS does; PEFT stores them as they are, which would round them";
+            return Err(Error::unsupported(what).at_key(path));
+        }
         let bias = writer.take_bias(&path, |delta| *delta == Delta::Rescale(change.clone()));
         match (change.axis, bias) {
             (Along::Rows, true) | (Along::Cols, false) => {}

@@ -65,6 +65,7 @@ fn take(writer: &mut Writer) -> Result<(Vec<Module>, Vec<Named>)> {
             parameters.push((path.clone(), factors));
             continue;
         }
+        target.require_magnitude_of_outputs().at_key(path.as_str())?;
         extras.magnitude = target.magnitude.take();
         let bias = take_bias(target);
         let (written, site) = (path.to_string(), target.site);

@@ -1,0 +1,239 @@
+//! Between names of modules as the files have them and paths of modules: the one place that knows which component of a
+//! pipeline a prefix stands for, and where dots became underscores.
+//!
+//! A path begins with the component as a pipeline's folder calls it (`unet`, `transformer`, `text_encoder` …). What a
+//! flattened name was before its dots were lost, the vocabulary of the model's family tells; of models that are none of
+//! these it stays flat.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::adapter::{self, Note};
+use crate::layout::spelling;
+use crate::names::diffusion::{self, Container, Family, Naming, Part, Role};
+
+/// Prefixes of names and the component each stands for; longer ones before those they begin with, and of those that
+/// stand for one component the one that is written first. A prefix that ends in a dot is followed by a dotted path.
+const PREFIXES: [(&str, &str); 16] = [
+    ("lora_unet_", "unet"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te3_", "text_encoder_3"),
+    ("lora_te_", "text_encoder"),
+    ("lora_transformer_", "transformer"),
+    ("lora_prior_unet_", "prior"),
+    ("lora_prior_te_", "text_encoder"),
+    ("oft_unet_", "unet"),
+    ("oft_te1_", "text_encoder"),
+    ("oft_te2_", "text_encoder_2"),
+    ("oft_te_", "text_encoder"),
+    ("Hunyuan_video_I2V_lora_", "transformer"),
+    ("diffusion_model.", "unet"),
+    ("lycoris_", ""),
+    ("", ""),
+];
+
+/// The way from names to paths.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resolver {
+    family: Option<(&'static Family, Naming)>,
+}
+
+impl Resolver {
+    /// That of the family these names are likeliest of, given with the shapes of their weights; and a remark where they
+    /// could be of others.
+    pub fn of(names: &[(String, Option<Vec<u64>>)]) -> (Resolver, Option<Note>) {
+        match spelling::family(names, None) {
+            Some((found, note)) => (Resolver { family: Some((found.family, found.naming)) }, note),
+            None => (Resolver::default(), None),
+        }
+    }
+
+    /// That of an adapter whose family is known.
+    pub fn known(spelling: Option<adapter::Spelling>) -> Resolver {
+        let family = spelling.and_then(|spelling| Some((diffusion::family(spelling.family)?, spelling.naming)));
+        Resolver { family }
+    }
+
+    /// What it makes of an adapter.
+    pub fn spelling(&self) -> Option<adapter::Spelling> {
+        self.family.map(|(family, naming)| adapter::Spelling { family: family.name, naming })
+    }
+
+    /// The path of the module that a file calls `name`.
+    pub fn path(&self, name: &str) -> String {
+        self.of_family(name).unwrap_or_else(|| resolve(name))
+    }
+
+    fn of_family(&self, name: &str) -> Option<String> {
+        let (family, naming) = self.family?;
+        let mut places: Vec<_> =
+            family.parts.iter().flat_map(|part| part.homes.iter().map(move |home| (part, home))).collect();
+        places.sort_by_key(|(_, home)| std::cmp::Reverse(home.prefix.len()));
+        places.into_iter().find_map(|(part, home)| {
+            let rest = name.strip_prefix(home.prefix)?;
+            let rest = if home.prefix.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };
+            let rest = rest.strip_prefix('_').unwrap_or(rest);
+            let naming = if part.role == Role::Denoiser { naming } else { Naming::Diffusers };
+            let path = if rest.contains('.') {
+                part.module(naming, rest, &[]).map(|_| rest.to_string())
+            } else {
+                part.unflatten(naming, rest)
+            };
+            Some(format!("{}.{}", component(part)?, path?))
+        })
+    }
+
+    /// What each component's names begin with in such files.
+    pub fn prefixes(&self) -> Vec<(String, String)> {
+        let Some((family, _)) = self.family else { return Vec::new() };
+        let of = |part: &Part| {
+            let home = part.homes(Container::Kohya).next()?;
+            Some((component(part)?.to_string(), format!("{}_", home.prefix)))
+        };
+        family.parts.iter().filter_map(of).collect()
+    }
+}
+
+/// The component of a pipeline that a part is.
+fn component(part: &Part) -> Option<&'static str> {
+    part.homes(Container::Diffusers).next().map(|home| home.prefix)
+}
+
+/// The path of the module that a file calls `name`, of a model of no known family.
+pub fn resolve(name: &str) -> String {
+    let found = PREFIXES.iter().find_map(|(prefix, component)| Some((name.strip_prefix(prefix)?, *component)));
+    match found.filter(|(rest, _)| !rest.is_empty()) {
+        Some((rest, "")) => rest.to_string(),
+        Some((rest, component)) => format!("{component}.{}", module(component, rest)),
+        None => name.to_string(),
+    }
+}
+
+/// The path of a module inside its component. Until a family is asked it stays flat. Some trainers put a second
+/// underscore before it.
+fn module<'a>(_component: &str, rest: &'a str) -> &'a str {
+    rest.strip_prefix('_').unwrap_or(rest)
+}
+
+/// The component of a path, empty where it begins with none, and the rest.
+fn parted(path: &str) -> (&str, &str) {
+    let known = |component: &&str| PREFIXES.iter().any(|(_, known)| known == component);
+    match path.split_once('.') {
+        Some((component, rest)) if known(&component) => (component, rest),
+        _ => ("", path),
+    }
+}
+
+/// How a file spells the names of its modules.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spelling {
+    /// Prefixes by component.
+    prefixes: BTreeMap<String, String>,
+    /// Names by path, where prefix and path do not give them.
+    others: BTreeMap<String, String>,
+}
+
+impl Spelling {
+    /// That of these names, given with their paths.
+    pub fn of<'a>(names: impl Iterator<Item = (&'a str, &'a str)>) -> Spelling {
+        let mut out = Spelling::default();
+        for (name, path) in names {
+            let (component, rest) = parted(path);
+            if !out.prefixes.contains_key(component) {
+                let own = format!("{component}.");
+                let known = PREFIXES.iter().filter(|(_, known)| *known == component).map(|(prefix, _)| *prefix);
+                let mut all = known.chain([own.as_str()]);
+                if let Some(prefix) = all.find(|prefix| joined(prefix, rest) == name) {
+                    out.prefixes.insert(component.to_string(), prefix.to_string());
+                }
+            }
+            if out.name(path) != name {
+                out.others.insert(path.to_string(), name.to_string());
+            }
+        }
+        out
+    }
+
+    /// Prefixes for components that have none yet.
+    pub fn fill(&mut self, prefixes: Vec<(String, String)>) {
+        for (component, prefix) in prefixes {
+            self.prefixes.entry(component).or_insert(prefix);
+        }
+    }
+
+    /// The name of a module.
+    pub fn name(&self, path: &str) -> String {
+        if let Some(name) = self.others.get(path) {
+            return name.clone();
+        }
+        let (component, rest) = parted(path);
+        let usual = || PREFIXES.iter().find(|(_, known)| *known == component).map(|(prefix, _)| *prefix);
+        // sd-scripts calls what takes the noise away `unet`, whatever it is.
+        let usual = if component == "transformer" { Some("lora_unet_") } else { usual() };
+        let prefix = self.prefixes.get(component).map(String::as_str).or(usual).unwrap_or_default();
+        joined(prefix, rest)
+    }
+
+    /// For being carried: prefixes and names as JSON.
+    pub fn to_json(&self) -> (Value, Value) {
+        (json!(self.prefixes), json!(self.others))
+    }
+
+    /// What was carried.
+    pub fn of_json(prefixes: &Map<String, Value>, others: &Map<String, Value>) -> Spelling {
+        let texts = |map: &Map<String, Value>| {
+            let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_string()));
+            map.iter().filter_map(text).collect()
+        };
+        Spelling { prefixes: texts(prefixes), others: texts(others) }
+    }
+}
+
+fn joined(prefix: &str, rest: &str) -> String {
+    if prefix.is_empty() || prefix.ends_with('.') {
+        return format!("{prefix}{rest}");
+    }
+    format!("{prefix}{}", rest.replace('.', "_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_components() {
+        for (name, path) in [
+            ("lora_unet_mid_block_q", "unet.mid_block_q"),
+            ("lora_unet__blocks_0_q", "unet.blocks_0_q"),
+            ("lora_te_text_model_q", "text_encoder.text_model_q"),
+            ("lora_te1_text_model_q", "text_encoder.text_model_q"),
+            ("lora_te2_text_model_q", "text_encoder_2.text_model_q"),
+            ("lora_te3_encoder_q", "text_encoder_3.encoder_q"),
+            ("lora_transformer_blocks_0_q", "transformer.blocks_0_q"),
+            ("lycoris_blocks_0_q", "blocks_0_q"),
+            ("diffusion_model.blocks.0.q", "unet.blocks.0.q"),
+            ("transformer.blocks.0.q", "transformer.blocks.0.q"),
+            ("lora_unet_", "lora_unet_"),
+        ] {
+            assert_eq!(resolve(name), path);
+            let spelling = Spelling::of([(name, path)].into_iter());
+            assert_eq!(spelling.name(path), name);
+            let (prefixes, others) = spelling.to_json();
+            assert_eq!(Spelling::of_json(prefixes.as_object().unwrap(), others.as_object().unwrap()), spelling);
+        }
+    }
+
+    #[test]
+    fn only_names_of_another_form_are_kept_one_by_one() {
+        let names =
+            [("lora_te_a", "text_encoder.a"), ("lora_te_b_c", "text_encoder.b.c"), ("lora_te1_d", "text_encoder.d")];
+        let spelling = Spelling::of(names.into_iter());
+        assert_eq!(spelling.others.len(), 1);
+        assert!(names.iter().all(|(name, path)| spelling.name(path) == *name));
+        assert_eq!(spelling.name("text_encoder.e.f"), "lora_te_e_f");
+        assert_eq!(Spelling::default().name("transformer.blocks.0.q"), "lora_unet_blocks_0_q");
+        assert_eq!(Spelling::default().name("model.layers.0.q"), "lycoris_model_layers_0_q");
+    }
+}

@@ -1,0 +1,238 @@
+//! Adapters of image models in the names of their authors and of diffusers, against both sorts of base.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use lora_tool::container::SafetensorsFile;
+use lora_tool::layout::{self, Draft, Layout};
+use lora_tool::tensor::{Dtype, StateDict, Tensor};
+
+use crate::fixtures::{self, Scratch};
+use crate::program;
+
+fn numbers(shape: &[usize], seed: usize) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<_> = (0..count).map(|i| ((i * 37 + seed * 101) % 211) as f32 / 64.0 - 1.6).collect();
+    Tensor::from_f32(Dtype::F32, shape, &values).expect("floats")
+}
+
+fn file(path: &Path, tensors: StateDict) -> PathBuf {
+    let draft = Draft { tensor_file: "f.safetensors".into(), tensors, ..Draft::default() };
+    layout::save(&draft, path, &[], false, false).expect("saved");
+    path.to_path_buf()
+}
+
+fn read(path: &Path) -> BTreeMap<String, Vec<f32>> {
+    let opened = SafetensorsFile::open(path).expect("tensors");
+    opened.tensors.iter().map(|(key, t)| (key.clone(), t.to_f32().expect("floats"))).collect()
+}
+
+/// Width of the tiny transformer.
+const D: usize = 8;
+
+/// A Flux base as its authors have it: fused projections, of one double and one single block.
+fn native_base() -> StateDict {
+    [
+        ("double_blocks.0.img_attn.qkv.weight", vec![3 * D, D]),
+        ("double_blocks.0.txt_attn.qkv.weight", vec![3 * D, D]),
+        ("double_blocks.0.img_attn.proj.weight", vec![D, D]),
+        ("single_blocks.0.linear1.weight", vec![7 * D, D]),
+        ("single_blocks.0.linear2.weight", vec![D, 5 * D]),
+        ("final_layer.linear.weight", vec![4, D]),
+        ("final_layer.adaLN_modulation.1.weight", vec![2 * D, D]),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(seed, (key, shape))| (key.to_string(), numbers(&shape, seed)))
+    .collect()
+}
+
+/// Factors for one module.
+fn pair(tensors: &mut StateDict, key: &str, (outputs, inputs): (usize, usize), rank: usize, names: [&str; 2]) {
+    let seed = tensors.len() + 3;
+    tensors.insert(format!("{key}.{}", names[0]), numbers(&[rank, inputs], seed));
+    tensors.insert(format!("{key}.{}", names[1]), numbers(&[outputs, rank], seed + 1));
+}
+
+const KOHYA: [&str; 2] = ["lora_down.weight", "lora_up.weight"];
+const PEFT: [&str; 2] = ["lora_A.weight", "lora_B.weight"];
+
+fn product(tensors: &StateDict, key: &str, names: [&str; 2]) -> Vec<f64> {
+    let (a, b) = (&tensors[&format!("{key}.{}", names[0])], &tensors[&format!("{key}.{}", names[1])]);
+    let ((rank, inputs), outputs) = (a.shape.matrix(), b.shape.matrix().0);
+    let (a, b) = (a.to_f32().expect("A"), b.to_f32().expect("B"));
+    let entry =
+        |i: usize, j: usize| (0..rank).map(|k| f64::from(b[i * rank + k]) * f64::from(a[k * inputs + j])).sum::<f64>();
+    (0..outputs).flat_map(|i| (0..inputs).map(move |j| (i, j))).map(|(i, j)| entry(i, j)).collect()
+}
+
+fn require_sum(base: &[f32], change: &[f64], merged: &[f32], what: &str) {
+    assert_eq!((base.len(), change.len()), (merged.len(), merged.len()), "{what}");
+    for ((old, change), new) in base.iter().zip(change).zip(merged) {
+        let wanted = f64::from(*old) + change;
+        assert!((wanted - f64::from(*new)).abs() <= 1e-5 * wanted.abs().max(1.0), "{what}: {wanted} against {new}");
+    }
+}
+
+#[test]
+fn fused_factors_of_flux_reach_a_checkpoint_and_a_folder_of_diffusers_alike() {
+    let scratch = Scratch::new();
+    let base = file(&scratch.join("flux.safetensors"), native_base());
+    let mut tensors = StateDict::new();
+    pair(&mut tensors, "lora_unet_double_blocks_0_img_attn_qkv", (3 * D, D), 2, KOHYA);
+    pair(&mut tensors, "lora_unet_single_blocks_0_linear1", (7 * D, D), 2, KOHYA);
+    pair(&mut tensors, "lora_unet_single_blocks_0_linear2", (D, 5 * D), 2, KOHYA);
+    let adapter = file(&scratch.join("adapter.safetensors"), tensors.clone());
+
+    let merged = scratch.join("merged.safetensors");
+    program::merge(&base, &adapter, &merged, &[]).expect(0);
+    let (old, new) = (read(&base), read(&merged));
+    for (name, key) in [
+        ("lora_unet_double_blocks_0_img_attn_qkv", "double_blocks.0.img_attn.qkv.weight"),
+        ("lora_unet_single_blocks_0_linear1", "single_blocks.0.linear1.weight"),
+        ("lora_unet_single_blocks_0_linear2", "single_blocks.0.linear2.weight"),
+    ] {
+        require_sum(&old[key], &product(&tensors, name, KOHYA), &new[key], key);
+    }
+    assert_eq!(old["double_blocks.0.txt_attn.qkv.weight"], new["double_blocks.0.txt_attn.qkv.weight"]);
+
+    // To diffusers, where the projections are apart, and back: the same bytes.
+    let there = scratch.join("diffusers.safetensors");
+    let convert = |from: &Path, to: &str, out: &Path| {
+        program::run([
+            "convert".as_ref(),
+            from.as_os_str(),
+            "-o".as_ref(),
+            out.as_os_str(),
+            "--to".as_ref(),
+            to.as_ref(),
+        ])
+        .expect(0)
+    };
+    convert(&adapter, "diffusers", &there);
+    let split = SafetensorsFile::open(&there).expect("tensors").tensors;
+    let part = "transformer.single_transformer_blocks.0.proj_mlp";
+    let rows = product(&tensors, "lora_unet_single_blocks_0_linear1", KOHYA)[3 * D * D..].to_vec();
+    assert_eq!(product(&split, part, PEFT), rows);
+    assert!(split.contains_key("transformer.transformer_blocks.0.attn.to_k.lora_B.weight"), "{:?}", split.keys());
+    let back = scratch.join("back.safetensors");
+    convert(&there, "kohya", &back);
+    let again = SafetensorsFile::open(&back).expect("tensors").tensors;
+    for (key, tensor) in &tensors {
+        assert!(again.get(key) == Some(tensor), "{key}: {:?}", again.keys());
+    }
+
+    // The adapter in diffusers' names merges into the authors' checkpoint to the same bytes.
+    let other = scratch.join("other.safetensors");
+    program::merge(&base, &there, &other, &[]).expect(0);
+    assert_eq!(read(&other), new);
+}
+
+#[test]
+fn parts_of_their_own_are_put_together_for_a_checkpoint() {
+    let scratch = Scratch::new();
+    let base = file(&scratch.join("flux.safetensors"), native_base());
+    let mut tensors = StateDict::new();
+    let single = "transformer.single_transformer_blocks.0";
+    pair(&mut tensors, &format!("{single}.attn.to_q"), (D, D), 2, PEFT);
+    pair(&mut tensors, &format!("{single}.attn.to_v"), (D, D), 3, PEFT);
+    pair(&mut tensors, &format!("{single}.proj_out"), (D, 5 * D), 2, PEFT);
+    // Halves of the last modulation have changed places between the two.
+    pair(&mut tensors, "transformer.norm_out.linear", (2 * D, D), 2, PEFT);
+    let adapter = file(&scratch.join("adapter.safetensors"), tensors.clone());
+    let merged = scratch.join("merged.safetensors");
+    program::merge(&base, &adapter, &merged, &[]).expect(0);
+    let (old, new) = (read(&base), read(&merged));
+    let zeros = |rows: usize| vec![0.0; rows * D];
+    let q = product(&tensors, &format!("{single}.attn.to_q"), PEFT);
+    let v = product(&tensors, &format!("{single}.attn.to_v"), PEFT);
+    let change = [q, zeros(D), v, zeros(4 * D)].concat();
+    let key = "single_blocks.0.linear1.weight";
+    require_sum(&old[key], &change, &new[key], key);
+    let key = "final_layer.adaLN_modulation.1.weight";
+    let change = product(&tensors, "transformer.norm_out.linear", PEFT);
+    let (first, second) = change.split_at(D * D);
+    require_sum(&old[key], &[second, first].concat(), &new[key], key);
+}
+
+#[test]
+fn sdxl_has_its_text_encoders_in_the_checkpoint() {
+    let scratch = Scratch::new();
+    let te2 = "conditioner.embedders.1.model.transformer.resblocks.0";
+    let base: StateDict = [
+        ("model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight", vec![D, D]),
+        ("model.diffusion_model.input_blocks.4.1.proj_in.weight", vec![D, D]),
+        ("conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight", vec![D, D]),
+        (&format!("{te2}.attn.in_proj_weight"), vec![3 * D, D]),
+        (&format!("{te2}.mlp.c_fc.weight"), vec![4 * D, D]),
+        ("first_stage_model.decoder.conv_in.weight", vec![4, 4, 3, 3]),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(seed, (key, shape))| (key.to_string(), numbers(&shape, seed)))
+    .collect();
+    let base = file(&scratch.join("sdxl.safetensors"), base);
+    let unet = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q";
+    let (te1_q, te2_k) = (
+        "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_te2_text_model_encoder_layers_0_self_attn_k_proj",
+    );
+    let fc1 = "lora_te2_text_model_encoder_layers_0_mlp_fc1";
+    let mut tensors = StateDict::new();
+    for name in [unet, te1_q, te2_k] {
+        pair(&mut tensors, name, (D, D), 2, KOHYA);
+    }
+    pair(&mut tensors, fc1, (4 * D, D), 2, KOHYA);
+    let adapter = file(&scratch.join("adapter.safetensors"), tensors.clone());
+    let merged = scratch.join("merged.safetensors");
+    program::merge(&base, &adapter, &merged, &[]).expect(0);
+    let (old, new) = (read(&base), read(&merged));
+    let key = "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q.weight";
+    require_sum(&old[key], &product(&tensors, unet, KOHYA), &new[key], key);
+    let key = "conditioner.embedders.0.transformer.text_model.encoder.layers.0.self_attn.q_proj.weight";
+    require_sum(&old[key], &product(&tensors, te1_q, KOHYA), &new[key], key);
+    let key = format!("{te2}.attn.in_proj_weight");
+    let zeros = vec![0.0; D * D];
+    require_sum(&old[&key], &[zeros.clone(), product(&tensors, te2_k, KOHYA), zeros].concat(), &new[&key], &key);
+    let key = format!("{te2}.mlp.c_fc.weight");
+    require_sum(&old[&key], &product(&tensors, fc1, KOHYA), &new[&key], &key);
+    let key = "first_stage_model.decoder.conv_in.weight";
+    assert_eq!(old[key], new[key]);
+    // And it comes out again.
+    let undone = scratch.join("undone.safetensors");
+    let record = scratch.join("record.undo");
+    let record_text = record.to_string_lossy().into_owned();
+    let again = scratch.join("again.safetensors");
+    program::merge(&base, &adapter, &again, &["--undo", &record_text]).expect(0);
+    program::run([
+        "unmerge".as_ref(),
+        again.as_os_str(),
+        "-o".as_ref(),
+        undone.as_os_str(),
+        "--undo".as_ref(),
+        record.as_os_str(),
+    ])
+    .expect(0);
+    assert!(std::fs::read(&undone).expect("a file") == std::fs::read(&base).expect("a file"));
+}
+
+#[test]
+fn a_u_net_of_diffusers_goes_to_kohya_and_back() {
+    for name in ["plain", "convolutions", "scaled"] {
+        let scratch = Scratch::new();
+        let given = layout::open(&fixtures::root().join("adapters/diffusers").join(name), None).expect("an adapter");
+        assert!(given.adapter.spelling.is_some(), "{name}");
+        let kohya = layout::named("kohya").expect("kohya");
+        let diffusers: &dyn Layout = layout::named("diffusers").expect("diffusers");
+        let (draft, _) = kohya.write(&given.adapter).expect("a draft");
+        assert!(draft.tensors.keys().all(|key| key.starts_with("lora_unet_")), "{:?}", draft.tensors.keys());
+        let path = scratch.join("kohya.safetensors");
+        layout::save(&draft, &path, &[], false, false).expect("saved");
+        let there = layout::open(&path, None).expect("an adapter");
+        assert_eq!((there.layout, there.adapter.targets.len()), ("kohya", given.adapter.targets.len()));
+        let (back, _) = diffusers.write(&there.adapter).expect("a draft");
+        for (key, tensor) in &given.source.tensors {
+            assert!(back.tensors.get(key) == Some(tensor), "{name}: {key}");
+        }
+    }
+}
