@@ -278,6 +278,62 @@ fn the_other_families() {
     compare("llm_adapter", &ours, &theirs, &[]);
 }
 
+/// The family and size of a fixture.
+const SIZES: &[(&str, &str, &str)] = &[
+    ("sd3_medium", "sd3", "SD 3 medium"),
+    ("sd35_medium", "sd3", "SD 3.5 medium"),
+    ("sd35_large", "sd3", "SD 3.5 large"),
+    ("flux1_dev", "flux1", "FLUX.1 dev"),
+    ("chroma", "chroma", "Chroma"),
+    ("flux2_dev", "flux2", "FLUX.2 dev"),
+    ("flux2_klein_4b", "flux2", "FLUX.2 Klein 4B"),
+    ("hunyuan_video", "hunyuan_video", "HunyuanVideo"),
+    ("wan_i2v_14b", "wan", "Wan 2.1 14B I2V"),
+    ("lumina2", "lumina2", "Lumina Image 2"),
+    ("ltx_video", "ltx", "LTX-Video 2B"),
+    ("ltx2", "ltx2", "LTX-2"),
+    ("auraflow", "auraflow", "AuraFlow 0.1"),
+    ("mochi", "mochi", "Mochi 1"),
+    ("cosmos_2b", "cosmos2", "Cosmos-Predict2 2B T2I"),
+    ("krea2", "krea2", "Krea 2"),
+];
+
+#[test]
+fn rows_go_where_diffusers_puts_them() {
+    let text = std::fs::read_to_string(project().join("fixtures/diffusion/orders.tsv")).unwrap();
+    let mut told: BTreeMap<&str, BTreeSet<(String, String)>> = BTreeMap::new();
+    for line in text.lines() {
+        let fields: Vec<_> = line.split('\t').collect();
+        let &[case, source, target, numbers, rows, order] = fields.as_slice() else { panic!("{line}") };
+        let (_, name, variant) = SIZES.iter().find(|(c, ..)| *c == case).unwrap();
+        let family = family(name).unwrap();
+        let (part, extents) = (family.denoiser().unwrap(), family.variant(variant).unwrap().extents);
+        let (from, to) = numbers.split_once('-').unwrap_or(("0", "0"));
+        for number in from.parse::<u64>().unwrap()..=to.parse().unwrap() {
+            let fill = |pattern: &str| pattern.replacen('#', &number.to_string(), 1);
+            let (source, target) = (fill(source), fill(target));
+            let targets = part.translate(Naming::Native, Naming::Diffusers, &source, extents).unwrap();
+            let found = targets.iter().find(|t| t.path == target).unwrap_or_else(|| panic!("{line}: {targets:?}"));
+            let total = part.module(Naming::Native, &source, extents).unwrap().shape.unwrap()[0];
+            let range = found.take.range(total).unwrap();
+            assert_eq!(format!("{}:{}", range.start, range.end), rows, "{line}");
+            assert_eq!(found.order, if order == "swap" { Order::SwapHalves } else { Order::Same }, "{line}");
+            told.entry(case).or_default().insert((source, target));
+        }
+    }
+    // And nothing is changed of which the file does not tell.
+    for (case, name, variant) in SIZES {
+        let family = family(name).unwrap();
+        let (part, extents) = (family.denoiser().unwrap(), family.variant(variant).unwrap().extents);
+        for module in part.modules(Naming::Native, extents).iter().filter(|m| m.ending == Ending::Dot) {
+            for target in part.translate(Naming::Native, Naming::Diffusers, &module.path, extents).unwrap() {
+                let pair = (module.path.clone(), target.path);
+                assert!(pair.0 == pair.1 || told[case].contains(&pair), "{case}: {pair:?}");
+            }
+        }
+    }
+}
+
 /// What is detected in modules, by the names of families.
 fn detected(modules: &[(String, Option<Vec<u64>>)]) -> Vec<Candidate> {
     let seen: Vec<_> = modules.iter().map(|(path, shape)| Seen { path, shape: shape.as_deref() }).collect();
@@ -309,8 +365,8 @@ fn every_family_knows_itself_in_every_naming() {
     for family in FAMILIES {
         let part = family.denoiser().unwrap();
         for variant in family.variants {
-            for naming in part.namings() {
-                let usual = std::ptr::eq(variant, &raw const family.variants[0]);
+            let usual = variant == &family.variants[0];
+            for naming in if usual { part.namings() } else { &[Naming::Native] } {
                 let prefixes = ["lora_unet_", "diffusion_model.", ""];
                 for prefix in if usual { &prefixes[..] } else { &prefixes[..1] } {
                     let all = some((family.name, variant.name), *naming, prefix, |_| true, true);

@@ -199,6 +199,16 @@ impl Part {
         table.lines().iter().flat_map(of_line).collect()
     }
 
+    /// Patterns of the modules whose number of blocks these extents do not give.
+    #[cfg(test)]
+    pub(super) fn missing(&self, extents: &[Extent]) -> Vec<String> {
+        let extents = self.all_extents(extents);
+        let tables = [Some(self.table), self.comfy];
+        let lines = tables.into_iter().flatten().flat_map(Table::lines);
+        let unknown = lines.filter(|line| line.numbers(&extents).is_none());
+        unknown.filter_map(|line| line.pattern(Side::Left, 0).map(str::to_owned)).collect()
+    }
+
     /// The module of a path, as far as the extents are known.
     pub fn module(&self, naming: Naming, path: &str, extents: &[Extent]) -> Option<Module> {
         let (table, side) = self.column(naming);
@@ -367,4 +377,100 @@ fn targets(hit: &Hit<'_>, from: Side, to: Side) -> Vec<Target> {
 fn only<T: PartialEq>(mut all: impl Iterator<Item = T>) -> Option<T> {
     let first = all.next()?;
     all.all(|other| other == first).then_some(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::family::{Family, family};
+    use super::super::rows::Ratio;
+    use super::*;
+
+    fn denoiser(name: &str) -> &'static Part {
+        family(name).and_then(Family::denoiser).expect("a family")
+    }
+
+    fn paths(targets: Option<Vec<Target>>) -> Vec<String> {
+        targets.unwrap_or_default().into_iter().map(|target| target.path).collect()
+    }
+
+    #[test]
+    fn a_fused_projection_comes_apart_and_together() {
+        let flux = denoiser("flux1");
+        let apart = flux.translate(Naming::Native, Naming::Diffusers, "single_blocks.40.linear1", &[]).expect("parts");
+        let of = Ratio(&[1, 1, 1, 4]);
+        let part = |path: &str, number| Target {
+            path: format!("single_transformer_blocks.40.{path}"),
+            take: Rows::Part { number, of },
+            put: Rows::Whole,
+            order: Order::Same,
+        };
+        let want = [part("attn.to_q", 0), part("attn.to_k", 1), part("attn.to_v", 2), part("proj_mlp", 3)];
+        assert_eq!(apart, want);
+        let together = flux.translate(Naming::Diffusers, Naming::Native, &apart[3].path, &[]).expect("a whole");
+        let whole = Target {
+            path: "single_blocks.40.linear1".to_owned(),
+            take: Rows::Whole,
+            put: Rows::Part { number: 3, of },
+            order: Order::Same,
+        };
+        assert_eq!(together, [whole]);
+    }
+
+    #[test]
+    fn what_hangs_on_the_number_of_blocks_is_not_guessed() {
+        let sd3 = denoiser("sd3");
+        let path = "joint_blocks.23.context_block.adaLN_modulation.1";
+        let order = |extents: &[Extent]| {
+            let targets = sd3.translate(Naming::Native, Naming::Diffusers, path, extents)?;
+            targets.first().map(|target| target.order)
+        };
+        assert_eq!(order(&[]), None);
+        assert_eq!(order(&[("n", 24)]), Some(Order::SwapHalves));
+        assert_eq!(order(&[("n", 38)]), Some(Order::Same));
+    }
+
+    #[test]
+    fn comfy_and_diffusers_meet_by_way_of_the_native_names() {
+        let video = denoiser("hunyuan_video_15");
+        let path = "double_blocks.3.txt_attn.qkv";
+        let apart = video.translate(Naming::Comfy, Naming::Diffusers, path, &[]).expect("parts");
+        let of = Ratio(&[1, 1, 1]);
+        assert_eq!(apart[2].path, "transformer_blocks.3.attn.add_v_proj");
+        assert_eq!((apart[2].take, apart[2].put), (Rows::Part { number: 2, of }, Rows::Whole));
+        let together = video.translate(Naming::Diffusers, Naming::Comfy, &apart[2].path, &[]).expect("a whole");
+        assert_eq!((together[0].path.as_str(), together[0].put), (path, Rows::Part { number: 2, of }));
+        assert_eq!(paths(video.translate(Naming::Comfy, Naming::Comfy, path, &[])), [path]);
+    }
+
+    #[test]
+    fn the_optional_level_is_put_in() {
+        let clip = family("sd1").and_then(|f| f.part(Role::ClipL)).expect("CLIP");
+        let full = "text_model.encoder.layers.7.self_attn.out_proj";
+        for flat in ["text_model_encoder_layers_7_self_attn_out_proj", "encoder_layers_7_self_attn_out_proj"] {
+            assert_eq!(clip.unflatten(Naming::Diffusers, flat).as_deref(), Some(full));
+        }
+        let short = "encoder.layers.7.self_attn.out_proj";
+        assert_eq!(paths(clip.translate(Naming::Diffusers, Naming::Diffusers, short, &[])), [full]);
+    }
+
+    #[test]
+    fn the_projection_of_open_clip_has_no_dot_before_weight() {
+        let clip = family("sdxl").and_then(|f| f.part(Role::OpenClip)).expect("OpenCLIP");
+        let module = clip.module(Naming::Native, "transformer.resblocks.31.attn.in_proj", &[]).expect("a module");
+        assert_eq!(module.tensor("weight"), "transformer.resblocks.31.attn.in_proj_weight");
+        assert_eq!(module.shape, Some(vec![3840, 1280]));
+        let last = clip.module(Naming::Native, "text_projection", &[]).expect("a parameter");
+        assert_eq!((last.tensor("weight").as_str(), last.kind), ("text_projection", Kind::Parameter));
+    }
+
+    #[test]
+    fn names_of_nobody_have_no_translation() {
+        let flux = denoiser("flux1");
+        for path in
+            ["", ".", "double_blocks.x.img_attn.qkv", "double_blocks.0.img_attn", "double_blocks.0.img_attn.qkv."]
+        {
+            assert_eq!(flux.translate(Naming::Native, Naming::Diffusers, path, &[]), None, "{path}");
+            assert_eq!(flux.unflatten(Naming::Native, path), None, "{path}");
+        }
+    }
 }

@@ -68,3 +68,53 @@ pub static FAMILIES: &[&Family] = &[
 pub fn family(name: &str) -> Option<&'static Family> {
     FAMILIES.iter().copied().find(|family| family.name == name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::part::Role;
+    use super::*;
+
+    #[test]
+    fn every_size_has_a_number_for_every_letter() {
+        for family in FAMILIES {
+            for variant in family.variants {
+                for part in family.parts {
+                    let extents = if part.role == Role::Denoiser { variant.extents } else { &[] };
+                    for naming in part.namings() {
+                        for module in part.modules(*naming, extents) {
+                            assert!(module.shape.is_some(), "{} {}: {}", family.name, variant.name, module.path);
+                        }
+                    }
+                    assert!(part.missing(extents).is_empty(), "{}: {:?}", family.name, part.missing(extents));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_two_names_of_a_part_are_the_same_when_flat() {
+        for family in FAMILIES {
+            for part in family.parts {
+                let extents = family.variants.first().map_or(&[][..], |variant| variant.extents);
+                for naming in part.namings() {
+                    let modules = part.modules(*naming, if part.role == Role::Denoiser { extents } else { &[] });
+                    let flat: HashSet<_> = modules.iter().map(|module| module.path.replace('.', "_")).collect();
+                    assert_eq!(flat.len(), modules.len(), "{} {:?} {naming:?}", family.name, part.role);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_of_families_and_sizes_are_their_own() {
+        let names: HashSet<_> = FAMILIES.iter().map(|family| family.name).collect();
+        assert_eq!(names.len(), FAMILIES.len());
+        for family in FAMILIES {
+            let sizes: HashSet<_> = family.variants.iter().map(|variant| variant.name).collect();
+            assert_eq!(sizes.len(), family.variants.len(), "{}", family.name);
+            assert_eq!(family.parts.first().map(|part| part.role), Some(Role::Denoiser), "{}", family.name);
+        }
+    }
+}
