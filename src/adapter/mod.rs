@@ -26,7 +26,7 @@ pub use scale::{Scale, ScaleRule};
 
 use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
-use crate::names::diffusion::Naming;
+use crate::names::diffusion::{Extent, Naming};
 use crate::tensor::Tensor;
 
 use delta::Residual;
@@ -65,6 +65,9 @@ pub struct Spelling {
     pub family: &'static str,
     /// Whose names they are.
     pub naming: Naming,
+    /// The numbers of blocks and the widths, as far as they are known: some modules of the last block have names of their
+    /// own.
+    pub extents: &'static [Extent],
 }
 
 /// What the files of an adapter said that changes nothing it does: settings of the training, how it chose its modules.

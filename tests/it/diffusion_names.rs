@@ -200,6 +200,16 @@ fn clip_in_all_its_spellings() {
 }
 
 #[test]
+fn text_encoders_of_transformers() {
+    check("t5_xxl", "flux1", "FLUX.1 dev", Role::T5, &[], &[]);
+    check("gemma2_2b", "lumina2", "Lumina Image 2", Role::Llm, &[], &[]);
+    check("qwen3_06b", "anima", "Anima", Role::Llm, &[], &[]);
+    check("qwen3_4b", "z_image", "Z-Image", Role::Llm, &[], &[]);
+    check("qwen25_7b", "qwen_image", "Qwen-Image", Role::Llm, &[], &[]);
+    check("llama3_8b", "hunyuan_video", "HunyuanVideo", Role::Llm, &[], &[]);
+}
+
+#[test]
 fn flux_and_its_kin() {
     check("flux1_dev", "flux1", "FLUX.1 dev", Role::Denoiser, &[], &[]);
     check("flux1_schnell", "flux1", "FLUX.1 schnell", Role::Denoiser, &[], &[]);

@@ -37,7 +37,7 @@ const PREFIXES: [(&str, &str); 16] = [
 /// The way from names to paths.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Resolver {
-    family: Option<(&'static Family, Naming)>,
+    family: Option<(&'static Family, adapter::Spelling)>,
 }
 
 impl Resolver {
@@ -45,20 +45,23 @@ impl Resolver {
     /// could be of others.
     pub fn of(names: &[(String, Option<Vec<u64>>)]) -> (Resolver, Option<Note>) {
         match spelling::family(names, None) {
-            Some((found, note)) => (Resolver { family: Some((found.family, found.naming)) }, note),
+            Some((found, note)) => {
+                let own = spelling::spelling(&found, found.naming);
+                (Resolver { family: Some((found.family, own)) }, note)
+            }
             None => (Resolver::default(), None),
         }
     }
 
     /// That of an adapter whose family is known.
     pub fn known(spelling: Option<adapter::Spelling>) -> Resolver {
-        let family = spelling.and_then(|spelling| Some((diffusion::family(spelling.family)?, spelling.naming)));
+        let family = spelling.and_then(|spelling| Some((diffusion::family(spelling.family)?, spelling)));
         Resolver { family }
     }
 
     /// What it makes of an adapter.
     pub fn spelling(&self) -> Option<adapter::Spelling> {
-        self.family.map(|(family, naming)| adapter::Spelling { family: family.name, naming })
+        self.family.map(|(_, spelling)| spelling)
     }
 
     /// The path of the module that a file calls `name`.
@@ -67,7 +70,7 @@ impl Resolver {
     }
 
     fn of_family(&self, name: &str) -> Option<String> {
-        let (family, naming) = self.family?;
+        let (family, spelling) = self.family?;
         let mut places: Vec<_> =
             family.parts.iter().flat_map(|part| part.homes.iter().map(move |home| (part, home))).collect();
         places.sort_by_key(|(_, home)| std::cmp::Reverse(home.prefix.len()));
@@ -75,7 +78,7 @@ impl Resolver {
             let rest = name.strip_prefix(home.prefix)?;
             let rest = if home.prefix.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };
             let rest = rest.strip_prefix('_').unwrap_or(rest);
-            let naming = if part.role == Role::Denoiser { naming } else { Naming::Diffusers };
+            let naming = if part.role == Role::Denoiser { spelling.naming } else { Naming::Diffusers };
             let path = if rest.contains('.') {
                 part.module(naming, rest, &[]).map(|_| rest.to_string())
             } else {

@@ -381,7 +381,8 @@ fn only<T: PartialEq>(mut all: impl Iterator<Item = T>) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::family::{Family, family};
+    use super::super::families::family;
+    use super::super::family::Family;
     use super::super::rows::Ratio;
     use super::*;
 

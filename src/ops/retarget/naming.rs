@@ -37,7 +37,7 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
             out.targets.insert(path.clone(), target.clone());
             continue;
         };
-        let Some(targets) = part.translate(spelling.naming, to, inner, &[]) else {
+        let Some(targets) = part.translate(spelling.naming, to, inner, spelling.extents) else {
             unknown.push(path.clone());
             out.targets.insert(path.clone(), target.clone());
             continue;

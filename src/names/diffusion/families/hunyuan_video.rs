@@ -197,7 +197,7 @@ const DENOISER: Part = Part::new(
         kohya("lora_unet", Naming::Comfy),
         diffusers("transformer"),
         comfy("diffusion_model", Naming::Comfy),
-        checkpoint("model.model", Naming::Native),
+        checkpoint("model.model", Naming::Comfy),
         checkpoint("model.diffusion_model", Naming::Comfy),
         checkpoint("", Naming::Native),
     ],
