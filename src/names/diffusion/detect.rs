@@ -1,8 +1,8 @@
 //! Which family an adapter or a checkpoint is for, by the names of its modules and their shapes.
 //!
-//! Every family is asked how many of the names are its own, in which naming, and how many of the shapes; then for each of
-//! its sizes, whether all blocks exist. Several families can have the same answer: adapters that touch attention alone
-//! are often for one of many. They are all returned, the likeliest first.
+//! Every family is asked how many of the names are its own, in which naming, and how many of the shapes; then for each
+//! of its sizes, whether all blocks exist. Several families can have the same answer: adapters that touch attention
+//! alone are often for one of many. They are all returned, the likeliest first.
 
 use std::collections::{BTreeSet, HashMap};
 

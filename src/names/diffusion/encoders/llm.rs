@@ -7,9 +7,9 @@ use super::super::extent::{Count, Extent};
 use super::super::part::{Home, Part, Role};
 use super::super::table::{Row, TOP, Table, blocks, group, same};
 
-/// `w` width, `q` rows of the queries, `k` of keys and values, `f` width of the feed-forward layer, `n` blocks, `v` words;
-/// `a` size of a head where queries and keys have a norm, or zero; `g` whether the feed-forward layer has norms on both
-/// sides. This is Gemma 2 2B.
+/// `w` width, `q` rows of the queries, `k` of keys and values, `f` width of the feed-forward layer, `n` blocks, `v`
+/// words; `a` size of a head where queries and keys have a norm, or zero; `g` whether the feed-forward layer has norms
+/// on both sides. This is Gemma 2 2B.
 pub(in super::super) const GEMMA2_2B: &[Extent] =
     &[("w", 2304), ("q", 2048), ("k", 1024), ("f", 9216), ("n", 26), ("v", 256_000), ("a", 0), ("g", 1)];
 /// Qwen3 0.6B.

@@ -1,9 +1,10 @@
 //! AuraFlow.
 //!
-//! Sources: comfyanonymous/ComfyUI:comfy/ldm/aura/mmdit.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/auraflow_transformer_2d.py (right), and for the way between the
-//! two src/diffusers/loaders/single_file_utils.py. `w1` is the text in a double layer and the only stream in a single one.
-//! `d` is the width, `f` that of the feed-forward layer, `n` and `s` the numbers of double and single layers.
+//! Sources: cloneofsimo/minRF:advanced/mmdit.py (left);
+//! huggingface/diffusers:src/diffusers/models/transformers/auraflow_transformer_2d.py (right), and for the way between
+//! the two src/diffusers/loaders/single_file_utils.py. `w1` is the text in a double layer and the only stream in a
+//! single one. `d` is the width, `f` that of the feed-forward layer, `n` and `s` the numbers of double and single
+//! layers.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

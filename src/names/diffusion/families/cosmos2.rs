@@ -1,8 +1,9 @@
 //! Cosmos-Predict2.
 //!
 //! Sources: nvidia-cosmos/cosmos-predict2:cosmos_predict2/networks/minimal_v4_dit.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_cosmos.py (right), and for the way between the two
-//! src/diffusers/loaders/single_file_utils.py. `d` is the width, `n` the number of blocks, `x` the channels of a patch.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_cosmos.py (right), and for the way between the
+//! two src/diffusers/loaders/single_file_utils.py. `d` is the width, `n` the number of blocks, `x` the channels of a
+//! patch.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

@@ -1,7 +1,7 @@
 //! HiDream-I1. It has one naming for everybody; `block` is part of the names.
 //!
-//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_hidream_image.py. `d` is the width, `n` and
-//! `s` the numbers of double and single blocks, `f` the width of an expert, `h` that of the shared one.
+//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_hidream_image.py. `d` is the width, `n`
+//! and `s` the numbers of double and single blocks, `f` the width of an expert, `h` that of the shared one.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

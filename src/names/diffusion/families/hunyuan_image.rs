@@ -1,8 +1,9 @@
 //! HunyuanImage 2.1.
 //!
-//! Sources: kohya-ss/sd-scripts:library/hunyuan_image_models.py (left: fused, as ComfyUI has it; the authors' own program
-//! splits what is fused here); huggingface/diffusers:src/diffusers/models/transformers/transformer_hunyuanimage.py
-//! (right). Letters as in `hunyuan_video`; `g` is whether the guidance is an input, `m` whether a second time is.
+//! Sources: kohya-ss/sd-scripts:library/hunyuan_image_models.py (left: fused, as ComfyUI has it; the authors' own
+//! program splits what is fused here);
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_hunyuanimage.py (right). Letters as in
+//! `hunyuan_video`; `g` is whether the guidance is an input, `m` whether a second time is.
 
 use super::super::family::{Family, Variant};
 use super::super::part::{Part, Role};

@@ -2,9 +2,9 @@
 //!
 //! Sources: Tencent-Hunyuan/HunyuanVideo:hyvideo/modules/models.py (left);
 //! huggingface/diffusers:src/diffusers/models/transformers/transformer_hunyuan_video.py (right);
-//! comfyanonymous/ComfyUI:comfy/ldm/hunyuan_video/model.py and comfy/supported_models.py for the names ComfyUI has, which
-//! are those of FLUX.1 where there is one. `d` is the width, `n` and `s` the numbers of double and single blocks, `e` the
-//! width of the text.
+//! comfyanonymous/ComfyUI:comfy/ldm/hunyuan_video/model.py and comfy/supported_models.py for the names ComfyUI has,
+//! which are those of FLUX.1 where there is one. `d` is the width, `n` and `s` the numbers of double and single blocks,
+//! `e` the width of the text.
 
 use super::super::encoders::{clip_l, llm};
 use super::super::extent::Count;

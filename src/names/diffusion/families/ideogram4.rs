@@ -1,8 +1,8 @@
 //! Ideogram 4.
 //!
 //! Sources: kohya-ss/musubi-tuner:src/musubi_tuner/ideogram4/ideogram4_model.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_ideogram4.py (right). `d` is the width, `f` that of
-//! the feed-forward layer, `n` the number of blocks.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_ideogram4.py (right). `d` is the width, `f` that
+//! of the feed-forward layer, `n` the number of blocks.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

@@ -1,7 +1,7 @@
 //! Kandinsky 5. It has one naming for everybody.
 //!
-//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_kandinsky.py. `d` is the width, `f` that of
-//! the feed-forward layer, `n` and `s` the numbers of blocks for text and picture, `t` the width of the time.
+//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_kandinsky.py. `d` is the width, `f` that
+//! of the feed-forward layer, `n` and `s` the numbers of blocks for text and picture, `t` the width of the time.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

@@ -1,10 +1,10 @@
 //! Krea 2.
 //!
 //! Sources: kohya-ss/musubi-tuner:src/musubi_tuner/krea2/krea2_mmdit.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_krea2.py (right), and for the way between the two
-//! src/diffusers/loaders/single_file_utils.py. `w` is the width of a block, `k` the rows of its keys and values, `f` the
-//! width of its feed-forward layer. The modulation of a block is one vector on the left and a table of six on the right:
-//! it is not in the table.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_krea2.py (right), and for the way between the
+//! two src/diffusers/loaders/single_file_utils.py. `w` is the width of a block, `k` the rows of its keys and values,
+//! `f` the width of its feed-forward layer. The modulation of a block is one vector on the left and a table of six on
+//! the right: it is not in the table.
 
 use super::super::extent::{Count, Extent};
 use super::super::family::{Family, Variant};

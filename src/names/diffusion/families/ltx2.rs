@@ -1,8 +1,8 @@
 //! LTX-2: video and audio.
 //!
 //! Sources: Lightricks/LTX-2:packages/ltx-core (left); huggingface/diffusers:src/diffusers/models/transformers/
-//! transformer_ltx2.py (right), and for the way between the two src/diffusers/loaders/single_file_utils.py. `d` is the width of the video, `a`
-//! that of the audio, `n` the number of blocks.
+//! transformer_ltx2.py (right), and for the way between the two src/diffusers/loaders/single_file_utils.py. `d` is the
+//! width of the video, `a` that of the audio, `n` the number of blocks.
 
 use super::super::extent::{Count, Extent};
 use super::super::family::{Family, Variant};

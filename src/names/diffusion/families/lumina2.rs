@@ -1,9 +1,9 @@
 //! Lumina Image 2.
 //!
 //! Sources: Alpha-VLLM/Lumina-Image-2.0:models/model.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_lumina2.py (right), and for the way between the two
-//! src/diffusers/loaders/single_file_utils.py. `d` is the width, `k` the rows of the keys (three queries share one), `n`
-//! the number of blocks. The native `norm_final` is not in diffusers.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_lumina2.py (right), and for the way between the
+//! two src/diffusers/loaders/single_file_utils.py. `d` is the width, `k` the rows of the keys (three queries share
+//! one), `n` the number of blocks. The native `norm_final` is not in diffusers.
 
 use super::super::encoders::llm;
 use super::super::extent::Count;

@@ -1,9 +1,9 @@
 //! MiniMax-H3.
 //!
-//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_minimax_h3.py (right), and for the way from
-//! the native names (left) src/diffusers/loaders/single_file_utils.py. `d` is the width, `h` that of attention, `f` that of
-//! the feed-forward layer, `c` that of the condition, `n` the number of blocks. Files of DiffSynth have the rows of
-//! `qkv_proj` head by head, which no name or extent tells.
+//! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_minimax_h3.py (right), and for the way
+//! from the native names (left) src/diffusers/loaders/single_file_utils.py. `d` is the width, `h` that of attention,
+//! `f` that of the feed-forward layer, `c` that of the condition, `n` the number of blocks. Files of DiffSynth have the
+//! rows of `qkv_proj` head by head, which no name or extent tells.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

@@ -1,9 +1,9 @@
 //! Mochi.
 //!
 //! Sources: genmoai/mochi:src/genmo/mochi_preview/dit/joint_model/asymm_models_joint.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_mochi.py (right), and for the way between the two
-//! src/diffusers/loaders/single_file_utils.py. `d` is the width of the image, `t` that of the text, `n` the number of
-//! blocks.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_mochi.py (right), and for the way between the
+//! two src/diffusers/loaders/single_file_utils.py. `d` is the width of the image, `t` that of the text, `n` the number
+//! of blocks.
 
 use super::super::encoders::t5;
 use super::super::extent::Count;

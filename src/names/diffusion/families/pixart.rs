@@ -1,9 +1,9 @@
 //! PixArt, alpha and sigma.
 //!
 //! Sources: PixArt-alpha/PixArt-sigma:diffusion/model/nets/PixArtMS.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/pixart_transformer_2d.py (right), and for the way between the
-//! two scripts/convert_pixart_sigma_to_diffusers.py. `d` is the width, `n` the number of blocks; `a` is whether size and
-//! aspect ratio are inputs.
+//! huggingface/diffusers:src/diffusers/models/transformers/pixart_transformer_2d.py (right), and for the way between
+//! the two scripts/convert_pixart_sigma_to_diffusers.py. `d` is the width, `n` the number of blocks; `a` is whether
+//! size and aspect ratio are inputs.
 
 use super::super::encoders::t5;
 use super::super::extent::Count;

@@ -1,6 +1,7 @@
 //! Stable Diffusion 2: as SD1 with linear projections around the transformer blocks, and the text encoder of OpenCLIP.
 //!
-//! Sources: Stability-AI/stablediffusion, huggingface/diffusers (see `unet`). kohya's adapters have the diffusers names.
+//! Sources: Stability-AI/stablediffusion, huggingface/diffusers (see `unet`). kohya's adapters have the diffusers
+//! names.
 
 use super::super::encoders::open_clip;
 use super::super::family::{Family, Variant};

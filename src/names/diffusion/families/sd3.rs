@@ -1,8 +1,9 @@
 //! Stable Diffusion 3 and 3.5.
 //!
-//! Sources: Stability-AI/sd3.5:mmditx.py (left); huggingface/diffusers:src/diffusers/models/transformers/transformer_sd3.py
-//! (right), and for the way between the two src/diffusers/loaders/single_file_utils.py. `d` is the width, `n` the number
-//! of blocks, the first `a` of which have a second attention; `q` is whether queries and keys have norms.
+//! Sources: Stability-AI/sd3.5:mmditx.py (left);
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_sd3.py (right), and for the way between the two
+//! src/diffusers/loaders/single_file_utils.py. `d` is the width, `n` the number of blocks, the first `a` of which have
+//! a second attention; `q` is whether queries and keys have norms.
 
 use super::super::encoders::{clip_l, open_clip, t5};
 use super::super::extent::Count;

@@ -1,7 +1,7 @@
 //! Stable Diffusion XL.
 //!
-//! Sources: Stability-AI/generative-models, huggingface/diffusers (see `unet`). kohya's adapters have the native names of
-//! the U-Net and the names of transformers for both text encoders; OneTrainer's flat files have the diffusers names.
+//! Sources: Stability-AI/generative-models, huggingface/diffusers (see `unet`). kohya's adapters have the native names
+//! of the U-Net and the names of transformers for both text encoders; OneTrainer's flat files have the diffusers names.
 
 use super::super::encoders::clip_l;
 use super::super::encoders::open_clip;

@@ -1,4 +1,5 @@
-//! The U-Net of Stable Diffusion: the rows that SD1, SD2 and SDXL have in common. Which blocks there are is each family's.
+//! The U-Net of Stable Diffusion: the rows that SD1, SD2 and SDXL have in common. Which blocks there are is each
+//! family's.
 //!
 //! Sources: CompVis/stable-diffusion:ldm/modules/diffusionmodules/openaimodel.py and
 //! Stability-AI/generative-models:sgm/modules/diffusionmodules/openaimodel.py (left);

@@ -1,7 +1,7 @@
 //! The blocks of the U-Net that SD1 and SD2 have: four levels, the lowest without attention.
 //!
-//! Source: CompVis/stable-diffusion:configs/stable-diffusion/v1-inference.yaml; the numbers of the blocks follow from two
-//! residual blocks a level on the way down and three on the way up.
+//! Source: CompVis/stable-diffusion:configs/stable-diffusion/v1-inference.yaml; the numbers of the blocks follow from
+//! two residual blocks a level on the way down and three on the way up.
 
 use super::super::extent::Extent;
 use super::super::table::{Place, at};

@@ -1,10 +1,10 @@
 //! Wan 2.1 and 2.2, with VACE.
 //!
 //! Sources: Wan-Video/Wan2.1:wan/modules/model.py and vace_model.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_wan.py and transformer_wan_vace.py (right), and for
-//! the way between the two src/diffusers/loaders/single_file_utils.py. `d` is the width, `f` that of the feed-forward
-//! layer, `n` the number of blocks, `x` and `y` the channels in and out of a latent, `i` whether an image is an input, `u`
-//! the number of blocks of VACE. The two experts of Wan 2.2 A14B have the same names.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_wan.py and transformer_wan_vace.py (right), and
+//! for the way between the two src/diffusers/loaders/single_file_utils.py. `d` is the width, `f` that of the
+//! feed-forward layer, `n` the number of blocks, `x` and `y` the channels in and out of a latent, `i` whether an image
+//! is an input, `u` the number of blocks of VACE. The two experts of Wan 2.2 A14B have the same names.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};

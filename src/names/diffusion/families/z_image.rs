@@ -1,9 +1,9 @@
 //! Z-Image.
 //!
 //! Sources: comfyanonymous/ComfyUI:comfy/ldm/lumina/model.py and the checkpoints made for it (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_z_image.py (right), and for the way between the two
-//! src/diffusers/loaders/single_file_utils.py. `d` is the width, `f` that of the feed-forward layer, `n` the number of
-//! blocks.
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_z_image.py (right), and for the way between the
+//! two src/diffusers/loaders/single_file_utils.py. `d` is the width, `f` that of the feed-forward layer, `n` the number
+//! of blocks.
 
 use super::super::encoders::llm;
 use super::super::extent::Count;
