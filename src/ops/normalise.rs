@@ -74,7 +74,7 @@ pub fn normalise(
 /// Whether all that is done to the weight is plain LoRA by its own data and the shape of the weight, or stays as it is.
 pub fn is_weight_plain(target: &Target) -> bool {
     let plain = |delta: &Delta| match delta {
-        Delta::LowRank(_) | Delta::Derived(_) | Delta::TokenRows(_) => true,
+        Delta::LowRank(_) | Delta::Derived(_) | Delta::Tucker(_) | Delta::TokenRows(_) => true,
         Delta::Full(full) => full.mode == Mode::Replace,
         _ => false,
     };
@@ -132,6 +132,20 @@ impl Done {
                     Tensor::from_f32(Dtype::F32, [m.nrows(), m.ncols()], &m.iter().copied().collect::<Vec<_>>())
                 };
                 let (a, b) = shaped((of(&f.a)?, of(&f.b)?), shape)?;
+                let made = LowRank { a, b, scale: Scale::direct(f.scale), experts: None, name: "LoRA" };
+                self.low_rank(made.a.clone(), &made.b, &made, to)
+            }
+            Delta::Tucker(d) => {
+                self.converted.push(delta.kind());
+                let f = d.factors()?;
+                let (rank, outputs) = (f.rank(), f.b.nrows());
+                let values = |m: ndarray::Array2<f32>| m.iter().copied().collect::<Vec<_>>();
+                let kernel = d.core.shape.dims().iter().skip(2).copied();
+                let inputs = d.down.shape.dims().get(1).copied();
+                let a: Vec<_> = std::iter::once(rank).chain(inputs).chain(kernel.clone()).collect();
+                let b: Vec<_> = [outputs, rank].into_iter().chain(kernel.map(|_| 1)).collect();
+                let (a, b) =
+                    (Tensor::from_f32(Dtype::F32, a, &values(f.a))?, Tensor::from_f32(Dtype::F32, b, &values(f.b))?);
                 let made = LowRank { a, b, scale: Scale::direct(f.scale), experts: None, name: "LoRA" };
                 self.low_rank(made.a.clone(), &made.b, &made, to)
             }

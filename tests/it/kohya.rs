@@ -323,6 +323,72 @@ fn what_has_no_place_in_the_file_is_an_error() {
     }
 }
 
+#[test]
+fn products_of_lycoris_merge_the_same_from_peft() {
+    for name in ["locon", "locon_rs", "locon_dora", "loha", "loha_tucker", "lokr", "lokr_both", "lokr_tucker", "lokr_whole"] {
+        let given = opened(name).adapter;
+        let (draft, _) = named("peft").write(&given).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let scratch = Scratch::new();
+        let path = save(&draft, &scratch, "peft");
+        let there = layout::open(&path, None).unwrap_or_else(|e| panic!("{name}: {e}")).adapter;
+        check_merge(name, &there, present()[0].as_ref(), usize::MAX / 2);
+        let (back, _) = through("kohya", &there);
+        check_merge(name, &back.adapter, present()[0].as_ref(), usize::MAX / 2);
+    }
+}
+
+#[test]
+fn a_core_can_be_multiplied_out() {
+    let given = opened("locon_tucker").adapter;
+    let plain = lora_tool::ops::normalise::normalise(&given, None, None, 1).expect("plain factors").adapter;
+    assert!(plain.targets.values().all(|t| matches!(t.weight.as_slice(), [Delta::LowRank(_)])));
+    check_merge("locon_tucker", &plain, present()[0].as_ref(), usize::MAX / 2);
+    let delta = &given.targets["unet.plane"].weight[0];
+    let spectrum = delta.spectrum(present()[0].as_ref()).expect("values").expect("a product");
+    assert_eq!((spectrum.shape, spectrum.rank, spectrum.values.len()), ((8, 36), 3, 3));
+}
+
+/// Every tensor of every fixture in every other shape: an error or an adapter, never a panic.
+#[test]
+fn shapes_that_make_no_sense_do_no_harm() {
+    let base = tensors(&folder().join("base.safetensors"));
+    let scratch = Scratch::new();
+    let mut count = 0;
+    for name in cases() {
+        let whole = tensors(&file(&name));
+        for (key, tensor) in &whole {
+            let n = tensor.elements();
+            let mut turned = tensor.shape.dims().to_vec();
+            turned.reverse();
+            let shapes = [turned, vec![n], vec![1, n], vec![n, 1], vec![n, 1, 1, 1], vec![1, 1, n, 1], vec![1, n, 1, 1, 1]];
+            let reshaped = shapes.into_iter().filter_map(|shape| tensor.reshaped(shape).ok());
+            let empty = [vec![0], vec![0, 4], vec![4, 0], vec![0, 0, 0, 0], vec![3, 0, 2, 2]];
+            let empty = empty.into_iter().map(|shape| Tensor::from_f32(Dtype::F32, shape, &[]).expect("nothing"));
+            for other in reshaped.chain(empty) {
+                count += 1;
+                let mut all = whole.clone();
+                all.insert(key.clone(), other);
+                let draft = Draft { tensors: all, ..Draft::default() };
+                let path = scratch.join("odd.safetensors");
+                layout::save(&draft, &path, &[], true, false).expect("a written adapter");
+                let Ok(opened) = layout::open(&path, Some("kohya")) else { continue };
+                let _ = named("kohya").write(&opened.adapter);
+                let _ = named("peft").write(&opened.adapter);
+                for (path, target) in &opened.adapter.targets {
+                    for delta in &target.weight {
+                        let _ = delta.spectrum(present()[0].as_ref());
+                    }
+                    let Some(stored) = base.get(&path.tensor("weight")) else { continue };
+                    if let Ok(action) = target.weight_action(&stored.shape, false) {
+                        changed(present()[0].as_ref(), stored, &action, usize::MAX / 2);
+                    }
+                }
+            }
+        }
+    }
+    assert!(count > 1000, "only {count} were tried");
+}
+
 /// What is read of tensors of these shapes, all of f32.
 fn reading(
     scratch: &Scratch,

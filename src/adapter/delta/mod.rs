@@ -421,7 +421,7 @@ impl Delta {
         match self {
             Delta::LowRank(d) if d.experts.is_none() => Some(d.factors()),
             Delta::Derived(d) => Some(d.factors(matrix)),
-            Delta::Tucker(d) => Some(d.factors()),
+            Delta::Tucker(d) if d.matrix().is_ok_and(|found| found == matrix) => Some(d.factors()),
             _ => None,
         }
     }

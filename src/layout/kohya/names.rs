@@ -114,10 +114,21 @@ pub fn resolve(name: &str) -> String {
     }
 }
 
-/// The path of a module inside its component. Until a family is asked it stays flat. Some trainers put a second
-/// underscore before it.
-fn module<'a>(_component: &str, rest: &'a str) -> &'a str {
-    rest.strip_prefix('_').unwrap_or(rest)
+/// The shape of the weight that a change is for, as far as its tensors tell.
+pub fn shape(target: &Target) -> Option<Vec<usize>> {
+    let delta = target.weight.first()?;
+    let (rows, cols) = delta.matrix()?;
+    match delta {
+        Delta::LowRank(d) if d.experts.is_some() => None,
+        Delta::LowRank(d) => Some(std::iter::once(rows).chain(d.a.shape.dims().iter().skip(1).copied()).collect()),
+        Delta::Tucker(d) => {
+            let inputs = d.down.shape.dims().get(1).copied();
+            Some(std::iter::once(rows).chain(inputs).chain(d.core.shape.dims().iter().skip(2).copied()).collect())
+        }
+        Delta::Full(d) => Some(d.tensor.shape.dims().to_vec()),
+        // Of products the kernel is not seen.
+        _ => Some(vec![rows, cols]),
+    }
 }
 
 /// The component of a path, empty where it begins with none, and the rest.
@@ -220,7 +231,7 @@ mod tests {
             ("transformer.blocks.0.q", "transformer.blocks.0.q"),
             ("lora_unet_", "lora_unet_"),
         ] {
-            assert_eq!(resolve(name), path);
+            assert_eq!(Resolver::new(&[]).path(name), path);
             let spelling = Spelling::of([(name, path)].into_iter());
             assert_eq!(spelling.name(path), name);
             let (prefixes, others) = spelling.to_json();

@@ -89,7 +89,8 @@ impl Reader {
         Ok(())
     }
 
-    fn module(&mut self, name: &str, path: &str, mut parts: Parts) -> Result<()> {
+    /// What is done to a module, and whether its tensors are called otherwise than is usual.
+    fn module(&mut self, name: &str, mut parts: Parts) -> Result<(Target, bool)> {
         let small =
             keys::SMALL.iter().filter_map(|suffix| Some((format!("{name}.{suffix}"), parts.get(suffix)?.clone())));
         self.kept.extend(small);
@@ -123,9 +124,10 @@ impl Reader {
         if target.weight.is_empty() && target.bias.is_empty() {
             return Err(Error::missing("nothing but a scale: the tensors of the module are not there"));
         }
-        if is_vector || lone_norm {
-            self.other_words.push(path.to_string());
-        }
+        Ok((target, is_vector || lone_norm))
+    }
+
+    fn place(&mut self, name: &str, path: &str, mut target: Target) -> Result<()> {
         if name.contains('.') && path.rsplit('.').next().is_some_and(|leaf| PARAMETERS.contains(&leaf)) {
             target.site = SiteKind::Parameter;
         }
