@@ -163,11 +163,12 @@ pub fn seal(draft: &mut Draft) -> Result<()> {
         new.push((LEGACY_HASH, hashes::legacy(&draft.tensors, &draft.metadata)?));
     }
     for (key, hash) in new {
-        match hash {
-            Some(hash) => {
-                draft.metadata.iter_mut().filter(|(found, _)| found == key).for_each(|(_, old)| *old = hash.clone())
-            }
-            None => draft.metadata.retain(|(found, _)| found != key),
+        let Some(hash) = hash else {
+            draft.metadata.retain(|(found, _)| found != key);
+            continue;
+        };
+        for (_, old) in draft.metadata.iter_mut().filter(|(found, _)| found == key) {
+            old.clone_from(&hash);
         }
     }
     Ok(())
