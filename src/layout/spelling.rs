@@ -2,6 +2,7 @@
 
 use crate::adapter::{Adapter, Delta, Note, Spelling, Target};
 use crate::names::diffusion::{self, Candidate, Naming, Seen};
+use crate::tensor::Tensor;
 
 /// Least share of modules that have to be a family's.
 const LEAST: f64 = 0.5;
@@ -47,10 +48,20 @@ pub fn spelling(found: &Candidate, naming: Naming) -> Spelling {
     Spelling { family: found.family.name, naming, extents }
 }
 
-/// The shape of the weight, where the factors tell all of it.
-fn shape(target: &Target) -> Option<Vec<u64>> {
-    let Some(Delta::LowRank(d)) = target.weight.first() else { return None };
-    let outputs = *d.b.shape.dims().first()?;
-    let inputs = d.a.shape.dims().get(1..)?;
-    Some(std::iter::once(outputs).chain(inputs.iter().copied()).map(|n| n as u64).collect())
+/// The shape of the weight that a change is for, where its tensors tell all of it.
+pub fn shape(target: &Target) -> Option<Vec<u64>> {
+    let rows = |tensor: &Tensor| tensor.shape.dims().first().copied();
+    let dims = match target.weight.first()? {
+        Delta::LowRank(d) if d.experts.is_none() => {
+            std::iter::once(rows(&d.b)?).chain(d.a.shape.dims().iter().skip(1).copied()).collect()
+        }
+        Delta::Tucker(d) => {
+            let inputs = d.down.shape.dims().get(1).copied();
+            std::iter::once(rows(&d.up)?).chain(inputs).chain(d.core.shape.dims().iter().skip(2).copied()).collect()
+        }
+        Delta::Full(d) => d.tensor.shape.dims().to_vec(),
+        // Of products the kernel is not seen.
+        _ => return None,
+    };
+    Some(dims.into_iter().map(|n: usize| n as u64).collect())
 }

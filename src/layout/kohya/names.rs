@@ -109,26 +109,14 @@ pub fn resolve(name: &str) -> String {
     let found = PREFIXES.iter().find_map(|(prefix, component)| Some((name.strip_prefix(prefix)?, *component)));
     match found.filter(|(rest, _)| !rest.is_empty()) {
         Some((rest, "")) => rest.to_string(),
-        Some((rest, component)) => format!("{component}.{}", module(component, rest)),
+        Some((rest, component)) => format!("{component}.{}", module(rest)),
         None => name.to_string(),
     }
 }
 
-/// The shape of the weight that a change is for, as far as its tensors tell.
-pub fn shape(target: &Target) -> Option<Vec<usize>> {
-    let delta = target.weight.first()?;
-    let (rows, cols) = delta.matrix()?;
-    match delta {
-        Delta::LowRank(d) if d.experts.is_some() => None,
-        Delta::LowRank(d) => Some(std::iter::once(rows).chain(d.a.shape.dims().iter().skip(1).copied()).collect()),
-        Delta::Tucker(d) => {
-            let inputs = d.down.shape.dims().get(1).copied();
-            Some(std::iter::once(rows).chain(inputs).chain(d.core.shape.dims().iter().skip(2).copied()).collect())
-        }
-        Delta::Full(d) => Some(d.tensor.shape.dims().to_vec()),
-        // Of products the kernel is not seen.
-        _ => Some(vec![rows, cols]),
-    }
+/// The path of a module inside its component, which stays flat. Some trainers put a second underscore before it.
+fn module(rest: &str) -> &str {
+    rest.strip_prefix('_').unwrap_or(rest)
 }
 
 /// The component of a path, empty where it begins with none, and the rest.
@@ -231,7 +219,7 @@ mod tests {
             ("transformer.blocks.0.q", "transformer.blocks.0.q"),
             ("lora_unet_", "lora_unet_"),
         ] {
-            assert_eq!(Resolver::new(&[]).path(name), path);
+            assert_eq!(Resolver::default().path(name), path);
             let spelling = Spelling::of([(name, path)].into_iter());
             assert_eq!(spelling.name(path), name);
             let (prefixes, others) = spelling.to_json();

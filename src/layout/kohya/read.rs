@@ -7,8 +7,8 @@ use super::metadata::{self, ABOUT, Memory};
 use super::names::{Resolver, Spelling};
 use crate::adapter::{Adapter, Along, Carried, Delta, Note, SiteKind, Target};
 use crate::error::{Context, Error, Result};
-use crate::layout::Source;
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::layout::{Source, spelling};
 use crate::names::ModulePath;
 use crate::tensor::Tensor;
 
@@ -32,8 +32,8 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
     let network = source.metadata.iter().find(|(key, _)| key == "ss_network_module").map(|(_, text)| text.as_str());
     adapter.declared = network.unwrap_or("LoRA").to_string();
     notes.extend(split_qkv(source, &adapter));
-    let spelling = Spelling::of(names.iter().map(|(name, path)| (name.as_str(), path.as_str())));
-    let memory = Memory { spelling, other_words, described: metadata::described(&adapter) };
+    let own = Spelling::of(names.iter().map(|(name, path)| (name.as_str(), path.as_str())));
+    let memory = Memory { spelling: own, other_words, described: metadata::described(&adapter) };
     adapter.carried = Carried {
         layout: NAME.to_string(),
         fields: memory.fields(),
@@ -42,13 +42,6 @@ pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
         tensors: kept,
     };
     Ok((adapter, notes))
-}
-
-/// The shape of a module's weight, where its factors tell all of it.
-fn shape(parts: &Parts) -> Option<Vec<u64>> {
-    let (down, up) = (parts.get("lora_down.weight")?, parts.get("lora_up.weight")?);
-    let outputs = *up.shape.dims().first()?;
-    Some(std::iter::once(outputs).chain(down.shape.dims().get(1..)?.iter().copied()).map(|n| n as u64).collect())
 }
 
 #[derive(Default)]
@@ -66,13 +59,21 @@ impl Reader {
     fn file(&mut self, source: &Source) -> Result<()> {
         let paths = metadata::paths(&source.metadata)?;
         let sorted = keys::sort(&source.tensors)?;
-        let shapes: Vec<_> = sorted.modules.iter().map(|(name, parts)| (name.clone(), shape(parts))).collect();
-        let (resolver, remark) = Resolver::of(&shapes);
+        let mut modules = Vec::with_capacity(sorted.modules.len());
+        for (name, parts) in sorted.modules {
+            let module = self.module(&name, parts).at_key(&name)?;
+            modules.push((name, module));
+        }
+        let seen: Vec<_> = modules.iter().map(|(name, (target, _))| (name.clone(), spelling::shape(target))).collect();
+        let (resolver, remark) = Resolver::of(&seen);
         self.notes.extend(remark);
         self.adapter.spelling = resolver.spelling();
-        for (name, parts) in sorted.modules {
+        for (name, (target, other_word)) in modules {
             let path = paths.get(&name).cloned().unwrap_or_else(|| resolver.path(&name));
-            self.module(&name, &path, parts).at_key(&name)?;
+            self.place(&name, &path, target).at_key(&name)?;
+            if other_word {
+                self.other_words.push(path.clone());
+            }
             self.names.push((name, path));
         }
         for key in &sorted.embeddings {

@@ -40,7 +40,9 @@ impl Layout for LitGpt {
 
     fn detect(&self, source: &Source) -> Verdict {
         let ours = source.tensors.keys().filter(|key| names::parse(key).is_some()).count();
-        if ours == 0 || source.gguf.is_some() {
+        // The head alone is called so by others as well.
+        let layers = source.tensors.keys().any(|key| key.starts_with("transformer.h.") && names::parse(key).is_some());
+        if ours == 0 || source.gguf.is_some() || !layers && ours < source.tensors.len() {
             return Verdict::No;
         }
         let because = format!("{ours} of {} keys are factors of LitGPT's model", source.tensors.len());
