@@ -3,6 +3,7 @@
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
 pub mod adapterhub;
+pub mod comfyui;
 pub mod consumer;
 pub mod diffusers;
 pub mod even;
@@ -121,6 +122,7 @@ pub enum Format {
 /// All layouts.
 pub const LAYOUTS: &[&dyn Layout] = &[
     &adapterhub::AdapterHub,
+    &comfyui::ComfyUi,
     &diffusers::Diffusers,
     &gguf::Gguf,
     &kohya::Kohya,

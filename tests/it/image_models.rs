@@ -236,3 +236,49 @@ fn a_u_net_of_diffusers_goes_to_kohya_and_back() {
         }
     }
 }
+
+#[test]
+fn flat_and_dotted_names_are_the_same_adapter() {
+    let scratch = Scratch::new();
+    let base = file(&scratch.join("flux.safetensors"), native_base());
+    let mut tensors = StateDict::new();
+    pair(&mut tensors, "lora_unet_double_blocks_0_img_attn_qkv", (3 * D, D), 2, KOHYA);
+    pair(&mut tensors, "lora_unet_single_blocks_0_linear2", (D, 5 * D), 2, KOHYA);
+    let flat = file(&scratch.join("flat.safetensors"), tensors.clone());
+    let dotted = scratch.join("dotted.safetensors");
+    let convert = |from: &Path, to: &str, out: &Path| {
+        let words =
+            ["convert".as_ref(), from.as_os_str(), "-o".as_ref(), out.as_os_str(), "--to".as_ref(), to.as_ref()];
+        program::run(words).expect(0)
+    };
+    convert(&flat, "comfyui", &dotted);
+    let written = SafetensorsFile::open(&dotted).expect("tensors").tensors;
+    let key = "diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight";
+    assert!(
+        written.get(key) == tensors.get("lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight"),
+        "{:?}",
+        written.keys()
+    );
+    // ai-toolkit's words for the same.
+    let peft: StateDict = written
+        .iter()
+        .filter(|(key, _)| !key.ends_with(".alpha"))
+        .map(|(key, t)| (key.replace("lora_down", "lora_A").replace("lora_up", "lora_B"), t.clone()))
+        .collect();
+    let peft = file(&scratch.join("peft.safetensors"), peft);
+    let mut merged = Vec::new();
+    for (number, adapter) in [&flat, &dotted, &peft].into_iter().enumerate() {
+        let out = scratch.join(&format!("merged-{number}.safetensors"));
+        program::merge(&base, adapter, &out, &[]).expect(0);
+        merged.push(read(&out));
+    }
+    assert!(merged[0] == merged[1] && merged[0] == merged[2]);
+    for (number, from) in [&dotted, &peft].into_iter().enumerate() {
+        let back = scratch.join(&format!("back-{number}.safetensors"));
+        convert(from, "kohya", &back);
+        let again = SafetensorsFile::open(&back).expect("tensors").tensors;
+        for (key, tensor) in &tensors {
+            assert!(again.get(key) == Some(tensor), "{key}: {:?}", again.keys());
+        }
+    }
+}

@@ -39,7 +39,7 @@ fn file(case: &str) -> PathBuf {
 
 fn opened(case: &str) -> Opened {
     let opened = layout::open(&file(case), None).unwrap_or_else(|e| panic!("{case}: {e:?}"));
-    assert_eq!(opened.layout, "kohya", "{case}");
+    assert_eq!(opened.layout, if case == "comfy" { "comfyui" } else { "kohya" }, "{case}");
     opened
 }
 
@@ -138,7 +138,7 @@ fn save(draft: &Draft, scratch: &Scratch, name: &str) -> PathBuf {
 fn files_come_out_as_they_went_in() {
     for name in cases() {
         let opened = opened(&name);
-        let (draft, notes) = named("kohya").write(&opened.adapter).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (draft, notes) = named(opened.layout).write(&opened.adapter).unwrap_or_else(|e| panic!("{name}: {e}"));
         let lossy: Vec<_> = notes.iter().filter(|n| n.severity == Severity::Lossy).collect();
         assert!(lossy.is_empty(), "{name}: {lossy:?}");
         let scratch = Scratch::new();

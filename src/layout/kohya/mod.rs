@@ -18,12 +18,28 @@ use crate::adapter::{Adapter, Note};
 use crate::error::Result;
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
 use crate::names::diffusion::{Container, Family, Naming};
+use crate::tensor::StateDict;
 
 /// The layout.
 pub struct Kohya;
 
 /// Its name, and that of what it carries.
-const NAME: &str = "kohya";
+pub const NAME: &str = "kohya";
+
+/// Whether a key ends as only those of this layout do.
+pub fn claims(key: &str) -> bool {
+    keys::is_mark(key)
+}
+
+/// The adapter of a file in which `tensors` are those of `source` in the words of this layout.
+pub fn read_tensors(source: &Source, tensors: &StateDict) -> Result<(Adapter, Vec<Note>)> {
+    read::read(source, tensors)
+}
+
+/// The file of an adapter whose names stand behind the prefixes of this container.
+pub fn write_behind(adapter: &Adapter, container: Container) -> Result<(Draft, Vec<Note>)> {
+    write::write(adapter, container)
+}
 
 impl Layout for Kohya {
     fn name(&self) -> &'static str {
@@ -71,10 +87,10 @@ impl Layout for Kohya {
     }
 
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {
-        read::read(source)
+        read::read(source, &source.tensors)
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-        write::write(adapter)
+        write::write(adapter, Container::Kohya)
     }
 }

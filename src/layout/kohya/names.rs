@@ -88,12 +88,16 @@ impl Resolver {
         })
     }
 
-    /// What each component's names begin with in such files.
-    pub fn prefixes(&self) -> Vec<(String, String)> {
-        let Some((family, _)) = self.family else { return Vec::new() };
+    /// What each component's names begin with in files of this container.
+    pub fn prefixes(&self, container: Container) -> Vec<(String, String)> {
+        let separator = if container == Container::Kohya { '_' } else { '.' };
+        let Some((family, _)) = self.family else {
+            let unknown = ["unet", "transformer"].map(|part| (part.to_string(), "diffusion_model.".to_string()));
+            return if container == Container::Comfy { unknown.into() } else { Vec::new() };
+        };
         let of = |part: &Part| {
-            let home = part.homes(Container::Kohya).next()?;
-            Some((component(part)?.to_string(), format!("{}_", home.prefix)))
+            let home = part.homes(container).next()?;
+            Some((component(part)?.to_string(), format!("{}{separator}", home.prefix)))
         };
         family.parts.iter().filter_map(of).collect()
     }

@@ -10,16 +10,16 @@ use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::layout::{Source, spelling};
 use crate::names::ModulePath;
-use crate::tensor::Tensor;
+use crate::tensor::{StateDict, Tensor};
 
 /// Parameters that are adapted by their own names, which dotted keys tell.
 const PARAMETERS: [&str; 2] = ["modulation", "scale_shift_table"];
 
-/// The adapter in `source`.
-pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
+/// The adapter in `source`, whose tensors are called `tensors` here.
+pub fn read(source: &Source, tensors: &StateDict) -> Result<(Adapter, Vec<Note>)> {
     let mut reader = Reader::default();
     reader.notes.extend(source.other_values.iter().map(|value| Note::info(value, "not a tensor; left out")));
-    reader.file(source).in_file(&source.tensor_file)?;
+    reader.file(source, tensors).in_file(&source.tensor_file)?;
     let Reader { mut adapter, mut notes, names, other_words, kept } = reader;
     for (key, text) in &source.metadata {
         if let Some(name) = key.strip_prefix(ABOUT) {
@@ -56,9 +56,9 @@ struct Reader {
 }
 
 impl Reader {
-    fn file(&mut self, source: &Source) -> Result<()> {
+    fn file(&mut self, source: &Source, tensors: &StateDict) -> Result<()> {
         let paths = metadata::paths(&source.metadata)?;
-        let sorted = keys::sort(&source.tensors)?;
+        let sorted = keys::sort(tensors)?;
         let mut modules = Vec::with_capacity(sorted.modules.len());
         for (name, parts) in sorted.modules {
             let module = self.module(&name, parts).at_key(&name)?;
@@ -83,7 +83,7 @@ impl Reader {
             self.notes.push(Note::info(key, "what a tool for sliders keeps for itself, which changes no weight; kept"));
         }
         for key in sorted.embeddings.into_iter().chain(sorted.bookkeeping) {
-            if let Some(tensor) = source.tensors.get(&key) {
+            if let Some(tensor) = tensors.get(&key) {
                 self.kept.push((key, tensor.clone()));
             }
         }
