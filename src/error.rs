@@ -162,7 +162,7 @@ impl fmt::Display for Error {
         if let Some(file) = &self.0.file {
             write!(f, "{}: ", printable(&file.to_string_lossy()))?;
         }
-        if let Some(key) = &self.0.key {
+        if let Some(key) = self.0.key.as_ref().filter(|key| !key.is_empty()) {
             write!(f, "{}: ", printable(key))?;
         }
         f.write_str(&printable(&self.0.what))

@@ -19,7 +19,8 @@ pub fn singles(factors: &LowRank) -> Result<Vec<LowRank>> {
         Facing::FirstUnlessTransposed => false,
         Facing::First | Facing::Unknown => {
             let what = "factors of which it depends on the base which axis they face";
-            return Err(Error::unsupported(what).hint("load and save the adapter with PEFT 0.19 or later"));
+            return Err(Error::unsupported(what)
+                .hint("--base BASE tells where a command takes one; or load and save it with PEFT 0.19 or later"));
         }
     };
     let mut out = Vec::with_capacity(count);

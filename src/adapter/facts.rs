@@ -1,6 +1,12 @@
 //! What has to be known of a base to name and order an adapter's parts as another program does: nothing of it changes
 //! what the adapter does.
 
+/// Layers of attention whose keys and values are made from a latent vector: it has queries, and no keys and values of its
+/// own.
+pub const LATENT: [&str; 4] = ["kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj"];
+/// Families of models that have it, by the start of their names.
+const LATENT_FAMILIES: [&str; 5] = ["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "longcat_flash", "minicpm3"];
+
 /// Sizes and names of a base model, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -45,6 +51,11 @@ impl Facts {
             vocabulary: self.vocabulary.or(others.vocabulary),
             tied: self.tied.or(others.tied),
         }
+    }
+
+    /// Whether the keys of its attention are [latent](LATENT), as far as it is known.
+    pub fn has_latent_keys(&self) -> bool {
+        self.family.as_deref().is_some_and(|family| LATENT_FAMILIES.iter().any(|name| family.starts_with(name)))
     }
 
     /// Rows of query, key and value.

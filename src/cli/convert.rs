@@ -20,12 +20,12 @@ use crate::container::atomic::{self, Form, Pending};
 use crate::error::{Context, Error, Kind, Result, printable};
 use crate::layout::consumer::{self, Consumer};
 use crate::layout::source::config_alone;
-use crate::layout::{self, Draft, Layout, Opened, SideFile};
+use crate::layout::{self, Content, Draft, Holding, Layout, Opened, SideFile};
 use crate::model::BaseModel;
 use crate::names::{ModulePath, diffusion};
 use crate::ops::approximate::ModuleReport;
 use crate::ops::cast::{self, Rounded};
-use crate::ops::{matching, retarget};
+use crate::ops::{matching, retarget, saved};
 use crate::stream::{self, Budget, Progress, Workers};
 use crate::tensor::size;
 
@@ -286,18 +286,30 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     if let Some(base) = base {
         let shape_of = |path: &ModulePath| base.names.find(&path.tensor("weight")).map(|f| f.memory_shape);
         opened.adapter.read_kernels(&shape_of).in_file(path)?;
+        let turned = retarget::settle_facing(&mut opened.adapter, base);
+        if turned > 0 {
+            let text =
+                "which way the factors of experts face is told by the base; written as PEFT has them since 0.19.1";
+            notes.push(Note::info("", format!("{turned} stacks: {text}")));
+        }
     }
     notes.extend(opened.adapter.unsettled());
     let given = opened.adapter.clone();
-    for (form, parts) in retargeting(args, *consumer, &opened.adapter) {
+    for (form, parts) in retargeting(args, goal, &opened.adapter) {
         let done = retarget::retarget(&opened.adapter, form, parts, base).in_file(path)?;
         opened.adapter = done.adapter;
         notes.extend(done.notes);
     }
     if let Some(base) = base {
         // What has the modules of another base now had those of this one before.
-        let matched = matching::check(&opened.adapter, base);
-        let matched = matched.or_else(|e| matching::check(&given, base).map_err(|_| e));
+        let check = |adapter: &Adapter| match base.naming() {
+            Some(naming) => matching::check(&retarget::spell(adapter, naming)?.0, base),
+            None => matching::check(adapter, base),
+        };
+        let matched = match (check(&opened.adapter), check(&given)) {
+            (Ok(after), Ok(before)) => Ok(if before.is_empty() { before } else { after }),
+            (after, before) => after.or_else(|e| before.map_err(|_| e)),
+        };
         notes.extend(matched.in_file(path)?);
     }
     let family = opened.adapter.spelling.and_then(|spelling| diffusion::family(spelling.family));
@@ -305,6 +317,21 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         let (spelt, spelling) = retarget::spell(&opened.adapter, naming).in_file(path)?;
         opened.adapter = spelt;
         notes.extend(spelling);
+    }
+    // MLX's models are called as the files of the base are, and the others as the model in memory.
+    match (opened.layout, layout.name(), base) {
+        ("mlx", "mlx", _) | (_, _, None) => {}
+        (_, "mlx", Some(base)) => retarget::named_as_on_disk(&mut opened.adapter, base),
+        ("mlx", _, Some(base)) => {
+            let renamed = retarget::named_as_in_memory(&mut opened.adapter, base);
+            if renamed > 0 {
+                notes.push(Note::info("", format!("{renamed} modules called as the base calls them")));
+            }
+        }
+        _ => {}
+    }
+    if layout.holds(Content::Whole) == Holding::No || consumer.is_some_and(Consumer::passes_over_whole_tensors) {
+        notes.extend(saved::leave_out(&mut opened.adapter, base).in_file(path)?);
     }
     let (mut folded, mut rounded, mut approximated) = (0, Rounded::default(), Vec::new());
     if args.normalise {
@@ -344,8 +371,8 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     Ok(Converted { from, to: layout.name(), because, draft, modules, kinds, folded, approximated, notes, inputs })
 }
 
-/// Which modules are taken apart or put together, in order: as the user wants it, and as the program does.
-fn retargeting(args: &Args, consumer: Option<&Consumer>, adapter: &Adapter) -> Vec<(retarget::Form, retarget::Parts)> {
+/// Which modules are taken apart or put together, in order: as the user wants it, and as the program or the layout does.
+fn retargeting(args: &Args, goal: &Goal, adapter: &Adapter) -> Vec<(retarget::Form, retarget::Parts)> {
     let form = |word| match word {
         FormWord::Base => retarget::Form::Base,
         FormWord::Split => retarget::Form::Split,
@@ -354,7 +381,10 @@ fn retargeting(args: &Args, consumer: Option<&Consumer>, adapter: &Adapter) -> V
     let wanted = args.retarget.map(|word| (form(word), retarget::Parts::All));
     let is_stack =
         |target: &Target| target.is_parameter() && target.weight.iter().any(|d| d.kind() == "LoRA on experts");
-    let single = consumer.is_some_and(Consumer::wants_single_experts) && adapter.targets.values().any(is_stack);
+    // MLX's models have the projections of experts apart, and their modules where the base's files have them.
+    let apart = goal.layout.name() == "mlx" && (adapter.base.class.is_some() || adapter.base.family.is_some());
+    let single = apart || goal.consumer.is_some_and(Consumer::wants_single_experts);
+    let single = single && adapter.targets.values().any(is_stack);
     wanted.into_iter().chain(single.then_some((retarget::Form::Split, retarget::Parts::Experts))).collect()
 }
 

@@ -17,9 +17,21 @@ pub fn projections(path: &ModulePath, base: Option<&str>) -> Result<&'static [&'
     }
     if known.len() > 1 && base.is_some_and(|name| name.contains("gpt-oss")) {
         let what = "experts of gpt-oss, whose gate and up projection lie in turns and cannot be adapted apart here";
-        return Err(Error::unsupported(what));
+        return Err(Error::unsupported(what).hint("--base names the base, and with it they are told apart"));
     }
     Ok(known)
+}
+
+/// The module of experts that are one by one: where transformers has them in memory, but Mixtral's where its files have
+/// them.
+pub fn holder(path: &ModulePath, base: Option<&str>) -> ModulePath {
+    let holder = path.parent().unwrap_or_default();
+    match holder.as_str().strip_suffix(".mlp.experts") {
+        Some(layer) if base.is_some_and(|name| name.contains("mixtral")) => {
+            ModulePath::from(format!("{layer}.block_sparse_moe.experts"))
+        }
+        _ => holder,
+    }
 }
 
 /// B cut into as many equal shares of its outputs.

@@ -14,6 +14,7 @@ pub mod normalise;
 pub mod orientation;
 pub mod resize;
 pub mod retarget;
+pub mod saved;
 pub mod undo;
 pub mod unmerge;
 pub mod verify;

@@ -174,6 +174,10 @@ fn what_is_missing_is_zeros() {
     adapter.targets.retain(|path, _| path.leaf() == "q_proj");
     let (fitted, _) = consumer::named("sglang").and_then(|c| c.fit(&adapter)).expect("fits");
     assert_eq!(fitted.targets.len(), 2 * adapter.targets.len());
+    // Attention with latent keys has no projection of values.
+    adapter.base.family = Some("deepseek_v3".to_string());
+    let (fitted, _) = consumer::named("sglang").and_then(|c| c.fit(&adapter)).expect("fits");
+    assert_eq!(fitted.targets.len(), adapter.targets.len());
     adapter.base = Facts::default();
     let e = consumer::named("sglang").and_then(|c| c.fit(&adapter)).expect_err("no sizes");
     assert!(e.advice().is_some_and(|hint| hint.contains("--base")), "{e}");
@@ -196,4 +200,80 @@ fn the_program_takes_the_layout_from_the_consumer() {
     program::run(args(&["--for", "exllama"])).expect(2);
     let document = program::run(args(&["--for", "sglang", "--json"])).expect(0).json();
     assert_eq!((document["to"].as_str(), document["for"].as_str()), (Some("peft"), Some("sglang")));
+}
+
+/// PEFT saves an embedding whole along with its factors. Programs pass over it, so it may only be the base's.
+#[test]
+fn an_embedding_saved_beside_its_factors_is_left_out_where_it_is_the_base_s() {
+    let all = cases("peft");
+    let case = all.iter().find(|case| case.name == "embedding").expect("the fixture");
+    let scratch = Scratch::new();
+    let write = |out: &str, base: Option<PathBuf>| {
+        let mut args = vec!["convert".to_string(), case.adapter().display().to_string(), "--for".into(), "vllm".into()];
+        args.extend(["-o".into(), scratch.join(out).display().to_string(), "--no-sync".into()]);
+        args.extend(base.into_iter().flat_map(|base| ["--base".into(), base.display().to_string()]));
+        program::run(args)
+    };
+    let with = write("with", Some(case.base())).expect(0);
+    assert!(with.err.contains("it is the base's own") && !with.err.contains("warning"), "{}", with.err);
+    let without = write("without", None).expect(0);
+    assert!(without.err.contains("warning: model.embed_tokens"), "{}", without.err);
+    let written = layout::open(&scratch.join("with"), None).expect("an adapter");
+    assert!(
+        written.source.tensors.keys().all(|key| !key.contains("base_layer")),
+        "{:?}",
+        written.source.tensors.keys()
+    );
+    // Another base of the same sizes has another embedding.
+    let other = scratch.join("other");
+    std::fs::create_dir(&other).expect("a folder");
+    for entry in std::fs::read_dir(case.base()).expect("a base") {
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("a file");
+        if path.extension().is_some_and(|end| end == "safetensors") {
+            let start = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("a length")) as usize;
+            bytes[start..].iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+        }
+        std::fs::write(other.join(path.file_name().expect("a name")), bytes).expect("another base");
+    }
+    let refused = write("refused", Some(other)).expect(1);
+    assert!(refused.err.contains("which is not the base's"), "{}", refused.err);
+    assert!(!scratch.join("refused").exists());
+}
+
+/// vLLM wants both parameters of a stack, with A at the inputs as PEFT has it since 0.19.1; SGLang all matrices of all
+/// experts.
+#[test]
+fn parts_of_experts_are_made_whole() {
+    let mut done = 0;
+    for case in cases("peft") {
+        let wanted = ["experts_018", "gpt_oss_up", "qwen3_moe_up", "qwen3_moe_down"].contains(&case.name.as_str());
+        for program in ["vllm", "sglang"].into_iter().filter(|_| wanted) {
+            let scratch = Scratch::new();
+            let out = scratch.join("out");
+            let paths = [case.adapter(), case.base(), out.clone()].map(|path| path.display().to_string());
+            let [adapter, base, written] = paths.each_ref();
+            program::run(["convert", adapter, "--base", base, "-o", written, "--for", program]).expect(0);
+            let keys = layout::open(&out, None).expect("an adapter").source.tensors;
+            let has = |key: &str| keys.contains_key(&format!("base_model.model.model.layers.0.mlp.experts.{key}"));
+            if program == "vllm" {
+                let all = ["base_layer.lora_A.weight", "base_layer.lora_B.weight", "lora_A.weight", "lora_B.weight"];
+                assert!(all.into_iter().all(has), "{}: {:?}", case.name, keys.keys());
+            } else {
+                let all = ["gate_proj", "up_proj", "down_proj"].map(|part| format!("2.{part}.lora_B.weight"));
+                assert!(all.iter().all(|key| has(key)), "{}: {:?}", case.name, keys.keys());
+            }
+            // What lies in turns in the base cannot be merged one by one.
+            if program == "vllm" || !case.name.starts_with("gpt_oss") {
+                let found = differences_of(&case, &out);
+                assert!(found.is_empty(), "{} for {program}: {found:?}", case.name);
+                done += 1;
+            }
+        }
+    }
+    assert_eq!(done, 7);
+    let case = cases("peft").into_iter().find(|c| c.name == "experts_018").expect("a case");
+    let adapter = layout::open(&case.adapter(), None).expect("an adapter").adapter;
+    let e = consumer::named("vllm").and_then(|c| c.fit(&adapter)).expect_err("which way they face is not known");
+    assert!(e.advice().is_some_and(|hint| hint.contains("--base")), "{e}");
 }

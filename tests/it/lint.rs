@@ -164,6 +164,7 @@ const SPOILT: &[Spoilt] = &[
         s.set("rank_pattern", json!({ "layers.0.self_attn.q_proj": 8 }));
     }),
     ("L331", |s| s.set("bias", json!("some"))),
+    ("L333", |s| s.set("target_modules", json!([]))),
 ];
 
 /// Adapters that are wrong beside the model `llama`.

@@ -9,8 +9,9 @@ use lora_tool::layout::{self, Layout};
 use lora_tool::tensor::{Dtype, Tensor};
 use serde_json::{Map, Value, json};
 
-use crate::fixtures::{self, Scratch, cases};
+use crate::fixtures::{self, Case, Scratch, cases};
 use crate::parity;
+use crate::program::{Ran, run};
 
 fn named(name: &str) -> &'static dyn Layout {
     layout::named(name).expect("a layout")
@@ -126,7 +127,9 @@ fn meaning(adapter: &Adapter) -> Vec<Meaning> {
             _ => None,
         })
     };
-    adapter.targets.iter().map(|(p, t)| (p.to_string(), of(t), t.magnitude.is_some())).collect()
+    // A router's matrix is a parameter in PEFT's newer files and a layer in MLX.
+    let name = |path: &str| path.trim_end_matches(".weight").to_string();
+    adapter.targets.iter().map(|(p, t)| (name(p.as_str()), of(t), t.magnitude.is_some())).collect()
 }
 
 /// Leaves out the embedding that PEFT saves along with its factors.
@@ -225,8 +228,93 @@ fn an_adapter_of_peft_merges_the_same_from_mlx() {
         failed.extend(parity::differences_of(case, &path).into_iter().map(|what| format!("{}: {what}", case.name)));
     }
     assert!(failed.is_empty(), "{} faults in {} cases:\n{}", failed.len(), done.len(), failed.join("\n"));
-    for name in ["gpt2", "lora_all_linear", "mixtral_old", "qwen2_moe_both", "qwen3_moe_down", "qwen3_moe_names"] {
+    for name in [
+        "gpt2",
+        "lora_all_linear",
+        "mixtral_old",
+        "qwen2_moe_both",
+        "qwen3_moe_down",
+        "qwen3_moe_names",
+        "qwen3_moe_router",
+    ] {
         assert!(done.contains(&name), "{name} is not among {done:?}");
+    }
+}
+
+fn beside_the_base(case: &Case, out: &Path) -> Ran {
+    let paths = [case.adapter(), case.base(), out.to_path_buf()].map(|path| path.to_string_lossy().into_owned());
+    let [adapter, base, out] = paths.each_ref();
+    run(["convert", adapter, "--base", base, "-o", out, "--to", "mlx", "--no-sync"])
+}
+
+/// With the base the names are those of the MLX models, which have them from the base's files.
+#[test]
+fn beside_the_base_modules_have_the_names_of_mlx() {
+    let mut failed = Vec::new();
+    let mut done = BTreeMap::new();
+    for case in cases("peft").iter().filter(|c| c.expects_merge() && c.text("differs").is_none()) {
+        let scratch = Scratch::new();
+        let path = scratch.join("mlx");
+        if beside_the_base(case, &path).code != Some(0) {
+            continue;
+        }
+        let opened = layout::open(&path, None).expect("what was written can be read");
+        done.insert(case.name.clone(), opened.source.tensors.keys().cloned().collect::<Vec<_>>());
+        if !case.name.starts_with("gpt_oss") {
+            failed.extend(parity::differences_of(case, &path).into_iter().map(|w| format!("{}: {w}", case.name)));
+        }
+    }
+    assert!(failed.is_empty(), "{} faults in {} cases:\n{}", failed.len(), done.len(), failed.join("\n"));
+    for (name, key) in [
+        ("mixtral_both", "model.layers.0.block_sparse_moe.switch_mlp.gate_proj.lora_a"),
+        ("qwen3_moe_both", "model.layers.0.mlp.switch_mlp.down_proj.lora_b"),
+        ("qwen3_moe_router", "model.layers.0.mlp.gate.lora_a"),
+        ("gpt_oss_both", "model.layers.0.mlp.experts.up_proj.lora_b"),
+        ("gpt2", "model.h.0.attn.c_attn.lora_a"),
+        ("embedding", "model.embed_tokens.lora_a"),
+    ] {
+        let keys = done.get(name).unwrap_or_else(|| panic!("{name} was not written"));
+        assert!(keys.iter().any(|own| own == key), "{name}: {keys:?}");
+    }
+}
+
+/// The names of the MLX model are those of transformers again on the way back.
+#[test]
+fn beside_the_base_the_way_back_has_the_names_of_the_model() {
+    let all = cases("peft");
+    for name in ["gpt2", "lora", "gpt_neox"] {
+        let case = all.iter().find(|case| case.name == name).expect("the fixture");
+        let scratch = Scratch::new();
+        let (there, back) = (scratch.join("mlx"), scratch.join("back"));
+        beside_the_base(case, &there).expect(0);
+        let paths = [&there, &case.base(), &back].map(|path| path.to_string_lossy().into_owned());
+        let [mlx, base, out] = paths.each_ref();
+        run(["convert", mlx, "--base", base, "-o", out, "--to", "peft", "--no-sync"]).expect(0);
+        let tensors = |path: &Path| layout::open(path, None).expect("an adapter").source.tensors;
+        assert!(tensors(&back) == tensors(&case.adapter()), "{name}: {:?}", tensors(&back).keys());
+    }
+}
+
+/// gpt-oss has gate and up projection in turns, and its MLX model has them apart.
+#[test]
+fn what_lies_in_turns_comes_apart() {
+    let all = cases("peft");
+    let case = all.iter().find(|case| case.name == "gpt_oss_both").expect("the fixture");
+    let scratch = Scratch::new();
+    let path = scratch.join("mlx");
+    beside_the_base(case, &path).expect(0);
+    let whole = layout::open(&case.adapter(), None).expect("an adapter").source.tensors;
+    let apart = layout::open(&path, None).expect("an adapter").source.tensors;
+    let module = "model.layers.0.mlp.experts";
+    let b = &whole[&format!("base_model.model.{module}.base_layer.lora_B.weight")];
+    let parts = ["gate_proj", "up_proj"].map(|part| &apart[&format!("{module}.{part}.lora_b")]);
+    let &[experts, rows, rank] = parts[0].shape.dims() else { panic!("{}", parts[0].shape) };
+    let (b, parts) = (b.to_f32().expect("B"), parts.map(|part| part.to_f32().expect("lora_b")));
+    for (e, i, k) in (0..experts).flat_map(|e| (0..rows).flat_map(move |i| (0..rank).map(move |k| (e, i, k)))) {
+        for (turn, part) in parts.iter().enumerate() {
+            let column = k * experts + e;
+            assert_eq!(part[(e * rows + i) * rank + k], b[(2 * i + turn) * rank * experts + column], "{e} {i} {k}");
+        }
     }
 }
 

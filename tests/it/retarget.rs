@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_tool::adapter::{Adapter, Delta};
+use lora_tool::adapter::{Adapter, Delta, Facts, Severity};
 use lora_tool::layout;
 use lora_tool::model::BaseModel;
 use lora_tool::ops::retarget::{Form, Parts, Retargeted, retarget};
@@ -101,4 +101,38 @@ fn what_is_put_together_comes_apart_byte_for_byte() {
         assert_eq!(names(&back.adapter), names(&given), "{name}");
         assert!(products(&back.adapter) == products(&given), "{name}");
     }
+}
+
+/// Without the base nothing tells whether gate and up lie one after the other or in turns.
+#[test]
+fn the_order_of_gate_and_up_is_a_guess_without_the_base() {
+    let all = cases("peft");
+    let case = all.iter().find(|case| case.name == "qwen3_moe_up").expect("the fixture");
+    let guessed = |adapter: &Adapter, form| {
+        let done = retarget(adapter, form, Parts::All, None).expect("an adapter");
+        let note = done
+            .notes
+            .iter()
+            .any(|note| note.severity == Severity::Lossy && note.text.contains("the gate are taken to come first"));
+        (done.adapter, note)
+    };
+    let known = read(case).expect("an adapter");
+    let mut unknown = known.clone();
+    unknown.base = Facts::default();
+    unknown.about.clear();
+    let (apart, noted) = guessed(&unknown, Form::Split);
+    assert!(noted && guessed(&apart, Form::Fused).1);
+    assert!(!guessed(&known, Form::Split).1);
+}
+
+/// Attention with latent keys has queries that are no part of anything.
+#[test]
+fn queries_beside_latent_keys_stay_by_themselves() {
+    let all = cases("peft");
+    let case = all.iter().find(|case| case.name == "lora").expect("the fixture");
+    let mut adapter = read(case).expect("an adapter");
+    adapter.targets.retain(|path, _| path.leaf() == "q_proj");
+    adapter.base.family = Some("deepseek_v2".to_string());
+    let done = retarget(&adapter, Form::Fused, Parts::All, None).expect("an adapter");
+    assert_eq!(done.adapter.targets, adapter.targets);
 }

@@ -430,3 +430,48 @@ fn an_output_appears_whole_and_never_in_the_place_of_an_input() {
         None
     );
 }
+
+/// PEFT makes modules where the config chooses them, and drops tensors of others in silence.
+#[test]
+fn modules_that_the_config_does_not_choose_are_chosen() {
+    let from = fixtures::adapter("lora");
+    let text = std::fs::read_to_string(from.join("adapter_config.json")).expect("a config");
+    let config: Map<String, Value> = serde_json::from_str(&text).expect("JSON");
+    for chosen in [Value::Null, json!([]), json!(["k_proj"]), json!(".*k_proj")] {
+        let scratch = Scratch::new();
+        let folder = scratch.join("adapter");
+        std::fs::create_dir(&folder).expect("a folder");
+        std::fs::copy(from.join("adapter_model.safetensors"), folder.join("adapter_model.safetensors"))
+            .expect("a copy");
+        let mut own = config.clone();
+        own.insert("target_modules".to_string(), chosen.clone());
+        std::fs::write(folder.join("adapter_config.json"), Value::Object(own).to_string()).expect("a config");
+        let opened = layout::open(&folder, None).expect("an adapter");
+        let (draft, notes) = layout::named("peft").expect("a layout").write(&opened.adapter).expect("a draft");
+        assert!(notes.iter().any(|note| note.key == "target_modules"), "{chosen}: {notes:?}");
+        let text = draft.texts.iter().find(|(name, _)| name == "adapter_config.json").expect("a config");
+        let written: Value = serde_json::from_slice(&text.1).expect("JSON");
+        let paths: Vec<_> = opened.adapter.targets.keys().map(|path| path.as_str()).collect();
+        assert_eq!(written["target_modules"], json!(paths), "{chosen}");
+    }
+}
+
+#[test]
+fn tensors_that_nothing_speaks_of_are_named() {
+    let from = fixtures::adapter("lora");
+    let source = layout::open(&from, None).expect("an adapter").source;
+    let mut tensors = source.tensors.clone();
+    let step = Tensor::from_f32(Dtype::F32, [1], &[3.0]).expect("a tensor");
+    tensors.insert("optimizer.step".to_string(), step);
+    let scratch = Scratch::new();
+    let draft = Draft {
+        tensor_file: "adapter_model.safetensors".to_string(),
+        tensors,
+        texts: vec![("adapter_config.json".into(), std::fs::read(from.join("adapter_config.json")).expect("a config"))],
+        ..Draft::default()
+    };
+    layout::save(&draft, &scratch.join("out"), &[], false, false).expect("an adapter");
+    let notes = layout::open(&scratch.join("out"), None).expect("an adapter").notes;
+    assert!(notes.iter().any(|n| n.key == "optimizer.step" && n.text.contains("nothing in the config")), "{notes:?}");
+    assert!(layout::open(&from, None).expect("an adapter").notes.is_empty());
+}

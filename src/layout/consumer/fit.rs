@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Consumer, Experts, Scales};
-use crate::adapter::delta::{Full, LowRank, full::Mode};
+use super::{Consumer, Scales};
+use crate::adapter::delta::low_rank::Facing;
+use crate::adapter::delta::{Experts, Full, LowRank, full::Mode};
+use crate::adapter::facts::LATENT;
 use crate::adapter::{Adapter, Delta, Note, Scale, ScaleRule, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::names::{ModulePath, Which, expert_of};
@@ -30,6 +32,7 @@ pub fn fit(consumer: &Consumer, adapter: &Adapter) -> Result<(Adapter, Vec<Note>
         unify(consumer, &mut out, &mut notes)?;
     }
     fill_experts(consumer, &mut out, &mut notes)?;
+    fill_stacks(consumer, &mut out, &mut notes)?;
     if consumer.attention {
         fill_attention(consumer, &mut out, &mut notes)?;
     }
@@ -74,8 +77,12 @@ fn require(consumer: &Consumer, path: &ModulePath, target: &Target) -> Result<()
 fn factors(consumer: &Consumer, path: &ModulePath, target: &Target, d: &LowRank) -> Result<()> {
     let name = consumer.name;
     let one_of_many = d.experts.is_some() || expert_of(&path.tensor("weight")).is_some();
-    if one_of_many && consumer.experts == Experts::None {
+    if one_of_many && consumer.experts == super::Experts::None {
         return Err(Error::unsupported(format!("experts, which {name} does not adapt")));
+    }
+    if d.experts.is_some_and(|experts| matches!(experts.facing, Facing::First | Facing::Unknown)) {
+        let what = format!("experts as PEFT before 0.19.1 has them, which {name} takes for factors of other sizes");
+        return Err(Error::unsupported(what).hint("--base BASE tells which way they face, and they are turned"));
     }
     if target.is_parameter() && d.experts.is_none() {
         return Err(Error::unsupported(format!("a parameter by its own name, which {name} does not adapt")));
@@ -196,6 +203,44 @@ fn fill_experts(consumer: &Consumer, adapter: &mut Adapter, notes: &mut Vec<Note
     Ok(())
 }
 
+/// Both parameters of a stack are adapted or none.
+fn fill_stacks(consumer: &Consumer, adapter: &mut Adapter, notes: &mut Vec<Note>) -> Result<()> {
+    let mut missing = Vec::new();
+    for (path, target) in &adapter.targets {
+        let (Some(parent), [Delta::LowRank(d)]) = (path.parent(), target.weight.as_slice()) else { continue };
+        let other = match path.leaf() {
+            "gate_up_proj" => parent.join("down_proj"),
+            "down_proj" => parent.join("gate_up_proj"),
+            _ => continue,
+        };
+        let Some(experts) = d.experts.filter(|_| !adapter.targets.contains_key(&other)) else { continue };
+        let ((rows, a), (b, _)) = (rearrange::matrix(&d.a)?, rearrange::matrix(&d.b)?);
+        let (inputs, outputs) = if experts.facing == Facing::Input { (a, b) } else { (b, a) };
+        let (new_inputs, new_outputs) = match path.leaf() {
+            "down_proj" => (outputs, inputs.checked_mul(2)),
+            _ => (outputs / 2, Some(inputs)),
+        };
+        let new_outputs = new_outputs.ok_or_else(|| Error::mismatch("more outputs than can be counted"))?;
+        let like = LowRank {
+            a: rearrange::zeros(&d.a, [rows, new_inputs])?,
+            b: rearrange::zeros(&d.b, [new_outputs, rows])?,
+            experts: Some(Experts { facing: Facing::Input, ..experts }),
+            ..d.clone()
+        };
+        missing.push((other, Target { weight: vec![Delta::LowRank(like)], ..target.clone() }));
+    }
+    if !missing.is_empty() {
+        let text = format!(
+            "{} stacks that are not adapted got factors of zeros, {} needs gate, up and down",
+            missing.len(),
+            consumer.name
+        );
+        notes.push(Note::info("experts", text));
+    }
+    adapter.targets.extend(missing);
+    Ok(())
+}
+
 /// Factors of this matrix of another expert, or of the gate for up and the other way round, which have its sizes.
 fn sibling(
     adapter: &Adapter,
@@ -212,9 +257,9 @@ fn sibling(
     let other = match which {
         Which::Gate => Which::Up,
         Which::Up => Which::Gate,
-        Which::Down => return of(which),
+        Which::Down => return of(which).or_else(|| across(of(Which::Gate).or_else(|| of(Which::Up))?, which)),
     };
-    of(which).or_else(|| {
+    let from_other = || {
         let (path, d) = of(other)?;
         let leaf = match (path.leaf(), which) {
             ("w1" | "w3", Which::Gate) => "w1",
@@ -223,7 +268,25 @@ fn sibling(
             _ => "up_proj",
         };
         Some((path.parent().unwrap_or_default().join(leaf), d))
-    })
+    };
+    of(which).or_else(from_other).or_else(|| across(of(Which::Down)?, which))
+}
+
+/// Zeros of the sizes of a matrix of an expert that leads the other way than the one given.
+fn across((path, d): (ModulePath, LowRank), which: Which) -> Option<(ModulePath, LowRank)> {
+    let numbered = ["w1", "w2", "w3"].contains(&path.leaf());
+    let leaf = match (which, numbered) {
+        (Which::Gate, true) => "w1",
+        (Which::Up, true) => "w3",
+        (Which::Down, true) => "w2",
+        (Which::Gate, false) => "gate_proj",
+        (Which::Up, false) => "up_proj",
+        (Which::Down, false) => "down_proj",
+    };
+    let (rank, inputs, outputs) = (d.rank(), d.a.shape.matrix().1, d.b.shape.matrix().0);
+    let a = rearrange::zeros(&d.a, [rank, outputs]).ok()?;
+    let b = rearrange::zeros(&d.b, [inputs, rank]).ok()?;
+    Some((path.parent().unwrap_or_default().join(leaf), LowRank { a, b, ..d }))
 }
 
 /// A change of nothing, of the sizes of another.
@@ -239,6 +302,10 @@ fn fill_attention(consumer: &Consumer, adapter: &mut Adapter, notes: &mut Vec<No
     let parents: BTreeSet<_> = adapter.targets.keys().filter(is_part).filter_map(ModulePath::parent).collect();
     let mut filled = 0;
     for parent in parents {
+        let latent = LATENT.iter().any(|leaf| adapter.targets.contains_key(&parent.join(leaf)));
+        if latent || adapter.base.has_latent_keys() {
+            continue;
+        }
         let of = |leaf: &str| match adapter.targets.get(&parent.join(leaf)).and_then(|t| t.weight.first()) {
             Some(Delta::LowRank(d)) => Some(d.clone()),
             _ => None,

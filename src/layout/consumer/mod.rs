@@ -168,6 +168,11 @@ impl Consumer {
         self.experts == Experts::Single
     }
 
+    /// Whether whole tensors are passed over or refused.
+    pub fn passes_over_whole_tensors(&self) -> bool {
+        self.plain
+    }
+
     /// The adapter as this program reads it: the same changes, or an error that says what of it the program cannot read.
     pub fn fit(&self, adapter: &Adapter) -> Result<(Adapter, Vec<Note>)> {
         fit::fit(self, adapter)

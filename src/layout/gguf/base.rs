@@ -23,7 +23,7 @@ pub fn architecture(adapter: &Adapter) -> Result<&'static Architecture> {
     let Some(name) = adapter.about.get(ARCHITECTURE).map(String::as_str).or(class) else {
         return Err(Error::missing("the architecture of the base is not known, and GGUF has other names for each")
             .at_key("general.architecture")
-            .hint("the config.json of the base model says it"));
+            .hint("--base names the base model, whose config.json says it"));
     };
     names::architecture(name).ok_or_else(|| unknown(name))
 }

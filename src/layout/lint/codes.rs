@@ -540,6 +540,14 @@ pub static SCALES_DIFFER: Code = code(
      they are stronger or weaker than the rest. It may be meant; it is also what comes of changing ranks and forgetting alpha.",
     None,
 );
+pub static NO_TARGETS: Code = code(
+    "L333",
+    Warning,
+    "no target modules",
+    "target_modules is missing or empty. PEFT then takes two layers of its own choice for models it knows and drops the \
+     factors of all others in silence, or stops; vLLM refuses a config without the field.",
+    Some("the paths of the modules in the file are written"),
+);
 
 /// All of them, in order.
 pub static CODES: &[&Code] = &[
@@ -607,4 +615,5 @@ pub static CODES: &[&Code] = &[
     &QUOTED,
     &BIAS_WORD,
     &SCALES_DIFFER,
+    &NO_TARGETS,
 ];

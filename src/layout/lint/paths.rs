@@ -1,17 +1,6 @@
 //! Module paths against the names that a config gives.
 
-/// Last components of the paths of embeddings.
-pub(super) const EMBEDDINGS: [&str; 9] = [
-    "embed_tokens",
-    "lm_head",
-    "wte",
-    "embed_in",
-    "embed_out",
-    "word_embeddings",
-    "shared",
-    "tok_embeddings",
-    "word_embedding",
-];
+pub(super) use crate::layout::peft::keys::EMBEDDINGS;
 
 /// Whether a path is this name or ends with it after a dot.
 pub(super) fn is_end(path: &str, name: &str) -> bool {

@@ -32,6 +32,7 @@ pub(super) fn check(seen: &Seen) -> Vec<Finding> {
         return out;
     }
     out.extend(parameters(config, &modules));
+    out.extend(no_targets(seen, config, &modules));
     out.extend(targets(seen, config, &modules));
     out.extend(layers(config, &modules));
     out
@@ -83,6 +84,27 @@ fn parameters(config: &Config, modules: &BTreeSet<&str>) -> Vec<Finding> {
         (!found).then(|| Finding::new(&codes::IDLE_PARAMETER, "target_parameters", what))
     };
     entries(config).into_iter().filter_map(idle).collect()
+}
+
+/// A LoRA whose config chooses nothing at all.
+fn no_targets(seen: &Seen, config: &Config, modules: &BTreeSet<&str>) -> Option<Finding> {
+    seen.lora()?;
+    let given = match config.value("target_modules") {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(all)) => !all.is_empty(),
+        Some(_) => true,
+    };
+    let by_parameter = entries(config);
+    let others: Vec<_> = modules
+        .iter()
+        .filter(|path| !by_parameter.iter().any(|(module, _)| module.is_empty() || is_end(path, module)))
+        .collect();
+    if given || others.is_empty() {
+        return None;
+    }
+    let what = format!("missing or empty, and the file has tensors for {} modules", others.len());
+    let finding = Finding::new(&codes::NO_TARGETS, "target_modules", what);
+    Some(finding.repair(Repair::Set("target_modules".to_string(), json!(others))))
 }
 
 fn targets(seen: &Seen, config: &Config, modules: &BTreeSet<&str>) -> Vec<Finding> {

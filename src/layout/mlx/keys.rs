@@ -34,11 +34,17 @@ const TURNED: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
 
 /// The module that holds a layer's experts in most models.
 const SWITCH: &str = "switch_mlp";
+/// Families whose models have it under the name of the base's files
+/// (ml-explore/mlx-lm:mlx_lm/models/{afmoe,dots1,gpt_oss,Klear,llama4}.py).
+const CALLED_EXPERTS: [&str; 6] = ["afmoe", "dots1", "gpt_oss", "Klear", "llama4", "llama4_text"];
 /// Module around the experts, names of the projections in MLX and in the base's files.
-const PROJECTIONS: [(&str, &str, &str); 5] = [
+const PROJECTIONS: [(&str, &str, &str); 8] = [
     ("block_sparse_moe", "gate_proj", "w1"),
     ("block_sparse_moe", "up_proj", "w3"),
     ("block_sparse_moe", "down_proj", "w2"),
+    ("feed_forward", "gate_proj", "w1"),
+    ("feed_forward", "up_proj", "w3"),
+    ("feed_forward", "down_proj", "w2"),
     ("mixer", "fc1", "up_proj"),
     ("mixer", "fc2", "down_proj"),
 ];
@@ -135,6 +141,11 @@ pub fn stack(path: &str) -> Option<(String, usize)> {
 pub fn stack_called_experts(path: &str) -> Option<String> {
     let (holder, _, projection) = numbered(path)?;
     Some(format!("{holder}.experts.{projection}"))
+}
+
+/// Whether the models of this family call the module so.
+pub fn calls_it_experts(family: &str) -> bool {
+    CALLED_EXPERTS.contains(&family)
 }
 
 /// `HOLDER.experts.NUMBER.PROJECTION`.

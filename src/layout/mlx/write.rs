@@ -113,11 +113,11 @@ impl Writer<'_> {
         (rank, scale): (usize, f64),
         modules: &mut BTreeMap<String, Module>,
     ) -> Result<()> {
-        let base = self.adapter.about.get("base_model_name_or_path").map(|name| name.replace('_', "-").to_lowercase());
+        let base = self.base_name();
         let projections = stacks::projections(path, base.as_deref())?;
-        let holder = path.parent().unwrap_or_default();
+        let holder = stacks::holder(path, base.as_deref());
         if projections.len() > 1 {
-            let what = "taken apart with the rows of the gate first, as all models but gpt-oss have them";
+            let what = "taken apart with the rows of the gate first, as all models but gpt-oss have them; --base tells";
             self.notes.push(Note::lossy(path.as_str(), what));
         } else {
             self.notes.push(Note::info(path.as_str(), "a fused stack, taken apart"));
@@ -195,6 +195,9 @@ impl Writer<'_> {
 
     fn stack(&self, path: &str) -> Option<(String, usize)> {
         let (stack, number) = keys::stack(path)?;
+        if self.adapter.base.family.as_deref().is_some_and(keys::calls_it_experts) {
+            return Some((keys::stack_called_experts(path)?, number));
+        }
         let called = self.carried(EXPERTS_FIELD).and_then(|v| v.as_array().cloned()).unwrap_or_default();
         let other = keys::stack_called_experts(path).filter(|name| called.iter().any(|v| v.as_str() == Some(name)));
         Some((other.unwrap_or(stack), number))
@@ -202,6 +205,8 @@ impl Writer<'_> {
 
     fn module(&mut self, path: &str, module: Module) -> Result<()> {
         let Module { site, a, b, magnitude } = module;
+        let own_name = self.own_name(path);
+        let path = own_name.as_str();
         let (path, a, b) = match (site, &magnitude) {
             (SiteKind::Embedding, Some(_)) => {
                 return Err(Error::unsupported("DoRA on an embedding with norms by column; MLX has norms by row"));
@@ -214,11 +219,19 @@ impl Writer<'_> {
                 }
                 (path, rearrange::transposed(&a)?, rearrange::transposed(&b)?)
             }
-            (SiteKind::Parameter, _) => match path.strip_suffix(".weight").filter(|p| keys::is_embedding(p)) {
-                Some(embedding) if magnitude.is_some() => (embedding, b, a),
+            (SiteKind::Parameter, _) => match path.strip_suffix(".weight") {
+                Some(embedding) if magnitude.is_some() && keys::is_embedding(embedding) => (embedding, b, a),
+                // A router's matrix, which is a linear layer's in MLX's models.
+                Some(module) if magnitude.is_none() && !keys::is_embedding(module) => {
+                    (module, rearrange::transposed(&a)?, rearrange::transposed(&b)?)
+                }
                 _ => return Err(Error::unsupported("factors of a parameter by its own name, which MLX does not have")),
             },
         };
+        if path == "lm_head" && self.adapter.base.tied == Some(true) {
+            let what = "the output of a model that ties it to its embedding, for which mlx-lm's model has no module";
+            return Err(Error::unsupported(what));
+        }
         if site == SiteKind::Embedding && !self.adapter.ties_embeddings {
             let text = "where the model ties its output to this embedding, mlx-lm adapts both uses";
             self.notes.push(Note::info(path, text));
@@ -229,6 +242,24 @@ impl Writer<'_> {
             self.put(path, "m", m.reshaped([m.elements()])?)?;
         }
         Ok(())
+    }
+
+    /// The name of the base, spelt alike.
+    fn base_name(&self) -> Option<String> {
+        Some(self.adapter.about.get("base_model_name_or_path")?.replace('_', "-").to_lowercase())
+    }
+
+    /// What the MLX model calls a module, where that is known to be another name.
+    fn own_name(&self, path: &str) -> String {
+        let is_gpt2 = self.adapter.base.family.as_deref() == Some("gpt2");
+        let is_mixtral = self.base_name().is_some_and(|name| name.contains("mixtral"));
+        if let Some(layer) = path.strip_suffix(".mlp.gate.weight").filter(|_| is_mixtral) {
+            return format!("{layer}.block_sparse_moe.gate.weight");
+        }
+        match path.trim_start_matches("transformer.") {
+            layer if is_gpt2 && layer.starts_with("h.") => format!("model.{layer}"),
+            _ => path.to_string(),
+        }
     }
 
     /// Whole tensors under their names.

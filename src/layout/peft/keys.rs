@@ -10,6 +10,19 @@ use crate::error::{Error, Result};
 use crate::names::ModulePath;
 use crate::tensor::{StateDict, Tensor};
 
+/// Last components of the paths of embeddings.
+pub const EMBEDDINGS: [&str; 9] = [
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "embed_in",
+    "embed_out",
+    "word_embeddings",
+    "shared",
+    "tok_embeddings",
+    "word_embedding",
+];
+
 /// Components that training frameworks put into a path and that no model has.
 pub const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 

@@ -19,6 +19,7 @@ pub const TOKENS_BESIDE_TUNER: &str = "trainable_token_indices";
 /// Takes all whole tensors. They come first in their targets: an embedding that was saved because it grew is
 /// replaced before its own low-rank update is added.
 pub fn read(reader: &mut Reader) -> Result<()> {
+    note_unlisted(reader)?;
     for (name, part) in std::mem::take(&mut reader.modules.saved) {
         if name.split('.').any(|c| c == "original_module") {
             reader.notes.push(Note::info(&part.key, "the untrained copy of a saved module; left out"));
@@ -37,6 +38,33 @@ pub fn read(reader: &mut Reader) -> Result<()> {
             target.site = SiteKind::Parameter;
             target.weight.insert(0, delta);
         }
+    }
+    Ok(())
+}
+
+/// Names tensors that nothing in the config of a LoRA speaks of: they may be the model's, or of another program.
+fn note_unlisted(reader: &mut Reader) -> Result<()> {
+    if reader.config.peft_type != "LORA" {
+        return Ok(());
+    }
+    let listed = reader.config.names("modules_to_save")?;
+    let biases = reader.config.text("bias")?.is_some_and(|which| which != "none");
+    let of_task = reader.config.text("task_type")?.is_some_and(|task| task.ends_with("_CLS") || task == "QUESTION_ANS");
+    let spoken_of = |name: &str| {
+        let path = name.trim_end_matches(".weight").trim_end_matches(".bias");
+        let outer = path.match_indices('.').filter_map(|(at, _)| path.get(..at)).chain([path]);
+        outer.into_iter().any(|module| listed.iter().any(|entry| module.ends_with(entry.as_str())))
+            || path.rsplit('.').next().is_some_and(|leaf| keys::EMBEDDINGS.contains(&leaf))
+            || biases && name.ends_with(".bias")
+            || of_task
+            || reader.modules.tuned.keys().any(|(module, _)| path.starts_with(module.as_str()))
+            || name.split('.').any(|c| c == "original_module")
+    };
+    let unknown: Vec<_> = reader.modules.saved.iter().filter(|(name, _)| !spoken_of(name)).collect();
+    if let Some((_, first)) = unknown.first() {
+        let what = "saved whole, and nothing in the config speaks of it; taken for one of the model's tensors";
+        let more = if unknown.len() > 1 { format!(" ({} such tensors)", unknown.len()) } else { String::new() };
+        reader.notes.push(Note::info(&first.key, format!("{what}{more}")));
     }
     Ok(())
 }

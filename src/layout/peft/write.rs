@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::config::compile_whole;
 use super::tuner::{self, Tuner, supertuning};
 use super::writer::{Selection, Writer};
 use super::{keys, saved, scaling};
 use crate::adapter::delta::sparse::{Positions, Sparse};
 use crate::adapter::delta::{Delta, Derived, Full, Orthogonal, full::Mode};
+use crate::adapter::selection::{Names, Selection as Choice};
 use crate::adapter::{Adapter, Note};
 use crate::container::json;
 use crate::error::{Error, Result};
@@ -63,7 +65,7 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
     for key in writer.tensors.keys() {
         keys::check(key, tuner.roles)?;
     }
-    let config = config(&writer, tuner, writing.fields)?;
+    let config = config(&mut writer, tuner, writing.fields)?;
     let draft = Draft {
         tensor_file: "adapter_model.safetensors".to_string(),
         tensors: in_file_order(writer.tensors).into_iter().collect(),
@@ -169,13 +171,25 @@ fn metadata(adapter: &Adapter) -> Vec<(String, String)> {
     std::iter::once(("format".to_string(), "pt".to_string())).chain(carried.cloned()).chain(base).collect()
 }
 
-fn config(writer: &Writer, tuner: &Tuner, own: &[(&str, &str)]) -> Result<Map<String, Value>> {
+fn config(writer: &mut Writer, tuner: &Tuner, own: &[(&str, &str)]) -> Result<Map<String, Value>> {
     let mut out = Map::new();
     for (name, text) in COMMON_FIELDS.iter().chain(own) {
         out.insert(name.to_string(), serde_json::from_str(text).map_err(|e| Error::malformed(e.to_string()))?);
     }
     let adapter = writer.adapter;
     let same_modules = writer.carried_fields().next().is_some() && adapter.carried.outline == adapter.outline();
+    let carried: Map<_, _> = writer
+        .carried_fields()
+        .filter_map(|(name, text)| Some((name.to_string(), serde_json::from_str(text).ok()?)))
+        .collect();
+    // Rows of tokens follow a tied embedding to its other uses, which need not be named.
+    let follow = tuner.peft_type == "TRAINABLE_TOKENS";
+    let chosen = !same_modules || follow || chooses(&carried, &writer.selection.modules);
+    if !chosen {
+        let what = "does not choose all modules that the file has tensors for; their paths are written";
+        writer.notes.push(Note::info("target_modules", what));
+    }
+    let same_modules = same_modules && chosen;
     for (name, text) in writer.carried_fields() {
         // Older words of the tuner mean what newer fields say; what nobody knows is carried as it is.
         let old = tuner.fields.contains(&name) || name == BASE_FINGERPRINT;
@@ -204,6 +218,39 @@ fn config(writer: &Writer, tuner: &Tuner, own: &[(&str, &str)]) -> Result<Map<St
     out.retain(|name, value| name != "peft_version" || !value.is_null());
     out.sort_keys();
     Ok(out)
+}
+
+/// Whether the carried fields choose each of these modules, as far as that can be told.
+fn chooses(carried: &Map<String, Value>, modules: &BTreeSet<String>) -> bool {
+    let names = |field: &str| match carried.get(field)? {
+        Value::String(one) => compile_whole(one).ok().map(Names::Pattern),
+        Value::Array(all) => Some(Names::Listed(all.iter().filter_map(|v| Some(v.as_str()?.to_string())).collect())),
+        _ => None,
+    };
+    let included = match carried.get("target_modules") {
+        Some(Value::String(word)) if word == NO_MODULES => return modules.is_empty(),
+        Some(Value::String(word)) if word.eq_ignore_ascii_case("all-linear") => return true,
+        Some(Value::String(_)) => match names("target_modules") {
+            Some(pattern) => pattern,
+            None => return true, // an expression that is not evaluated here
+        },
+        _ => names("target_modules").unwrap_or(Names::Listed(Vec::new())),
+    };
+    let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+    let layers = carried.get("layers_to_transform").and_then(|layers| match layers {
+        Value::Array(all) => Some(all.iter().filter_map(number).collect()),
+        one => number(one).map(|n| vec![n]),
+    });
+    let layer_lists = match carried.get("layers_pattern") {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(all)) => all.iter().filter_map(|v| Some(v.as_str()?.to_string())).collect(),
+        _ => Vec::new(),
+    };
+    let selection = Choice { included, excluded: names("exclude_modules"), layers, layer_lists };
+    // PEFT adapts every use of a tied embedding where it is asked for one.
+    let follows = carried.get("ensure_weight_tying") == Some(&json!(true));
+    let uses = |path: &str| path.rsplit('.').next().is_some_and(|leaf| keys::EMBEDDINGS.contains(&leaf));
+    modules.iter().all(|path| selection.contains(&path.as_str().into()) || follows && uses(path))
 }
 
 /// The modules as a list of paths; as one expression where a path of the list is the end of another one of the model's,

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::{Form, Work};
 use crate::adapter::delta::LowRank;
 use crate::adapter::delta::low_rank::Facing;
-use crate::adapter::{Delta, Note, SiteKind, Target, experts, fused};
+use crate::adapter::{Adapter, Delta, Note, SiteKind, Target, experts, fused};
 use crate::error::{Context, Error, Result};
-use crate::model::conv1d;
+use crate::model::{BaseModel, conv1d};
 use crate::names::{ModulePath, Which, expert_of, interleaved};
 use crate::ops::orientation;
 use crate::tensor::{Shape, rearrange};
@@ -36,6 +36,14 @@ fn in_turns(work: &Work) -> bool {
     known.into_iter().flatten().any(interleaved) || name.is_some_and(|name| name.contains("gpt_oss"))
 }
 
+/// A note where nothing tells the order of the rows of gate and up.
+fn note_order(work: &mut Work, path: &ModulePath) {
+    if work.facts.family.is_none() && work.facts.class.is_none() && !in_turns(work) {
+        let text = "the rows of the gate are taken to come first, as in all models but gpt-oss; --base tells";
+        work.notes.push(Note::lossy(path.as_str(), text));
+    }
+}
+
 /// The rows of each part of a stack of `outputs` rows.
 fn rows(work: &Work, parts: usize, outputs: usize) -> Result<Vec<Vec<usize>>> {
     if outputs % parts.max(1) != 0 {
@@ -50,6 +58,9 @@ fn rows(work: &Work, parts: usize, outputs: usize) -> Result<Vec<Vec<usize>>> {
 /// Takes stacks apart.
 pub fn split(work: &mut Work) -> Result<()> {
     let stacks: Vec<_> = work.adapter.targets.keys().filter(|path| is_stack(work, path)).cloned().collect();
+    if let Some(first) = stacks.iter().find(|path| path.leaf() == "gate_up_proj") {
+        note_order(work, first);
+    }
     for path in stacks {
         apart(work, &path).at_key(path.as_str())?;
     }
@@ -106,16 +117,41 @@ fn apart(work: &mut Work, path: &ModulePath) -> Result<()> {
 /// The factors of a stack with A at the true inputs, as far as that can be known.
 fn facing_inputs(work: &Work, path: &ModulePath, factors: &LowRank) -> Result<LowRank> {
     let Some(mut own) = factors.experts else { return Ok(factors.clone()) };
-    own.facing = match (work.base, work.base.and_then(|base| base.names.find(path.as_str()))) {
-        (Some(base), Some(found)) => {
-            let stored = Shape::new(found.memory_shape);
-            let transposed = orientation::is_transposed(base, &work.adapter, path, &stored)?;
-            // A product that stands as the parameter does has A at the last axis: the inputs, unless those come first.
-            if transposed == conv1d::experts_in_out(base) { Facing::Input } else { Facing::FirstUnlessTransposed }
-        }
-        _ => own.facing,
-    };
+    if let Some(known) = work.base.map(|base| true_facing(base, &work.adapter, path)).transpose()?.flatten() {
+        own.facing = known;
+    }
     Ok(LowRank { experts: Some(own), ..factors.clone() })
+}
+
+/// Which way the factors of a stack face, told by the shape of the base's; none where the base does not have it.
+fn true_facing(base: &BaseModel, adapter: &Adapter, path: &ModulePath) -> Result<Option<Facing>> {
+    let Some(found) = base.names.find(path.as_str()) else { return Ok(None) };
+    let stored = Shape::new(found.memory_shape);
+    let transposed = orientation::is_transposed(base, adapter, path, &stored)?;
+    // A product that stands as the parameter does has A at the last axis: the inputs, unless those come first.
+    let inputs = transposed == conv1d::experts_in_out(base);
+    Ok(Some(if inputs { Facing::Input } else { Facing::FirstUnlessTransposed }))
+}
+
+/// Settles which way stacks face where only the version of PEFT that wrote them tells, so that they can be written as they
+/// are today; how many.
+pub fn settle_facing(adapter: &mut Adapter, base: &BaseModel) -> usize {
+    let mut known = Vec::new();
+    for (path, target) in &adapter.targets {
+        let [Delta::LowRank(LowRank { experts: Some(experts), .. })] = target.weight.as_slice() else { continue };
+        let open = matches!(experts.facing, Facing::First | Facing::Unknown);
+        // Where the base does not tell, either, it stays as it was.
+        if let (true, Ok(Some(facing))) = (open, true_facing(base, adapter, path)) {
+            known.push((path.clone(), facing));
+        }
+    }
+    for (path, facing) in &known {
+        let factors = adapter.targets.get_mut(path).and_then(|target| target.weight.first_mut());
+        if let Some(Delta::LowRank(LowRank { experts: Some(experts), .. })) = factors {
+            experts.facing = *facing;
+        }
+    }
+    known.len()
 }
 
 /// The factors of one layer's experts.
@@ -146,6 +182,9 @@ pub fn fuse(work: &mut Work) -> Result<()> {
         work.adapter.targets.remove(path);
     }
     work.counts.fused += taken.len();
+    if let Some((first, _)) = modules.iter().find(|(_, all)| all.values().any(|own| own.contains_key(&Which::Gate))) {
+        note_order(work, first);
+    }
     for (module, singles) in modules {
         together(work, &module, &singles).at_key(module.as_str())?;
     }

@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 
+pub use experts::settle_facing;
+
 /// Which modules the adapter is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -85,6 +87,46 @@ pub fn retarget(adapter: &Adapter, form: Form, parts: Parts, base: Option<&BaseM
     work.settle();
     Ok(work.done())
 }
+
+/// Calls the modules as the files of `base` do, where their weights lie there whole; models that mirror the files and not
+/// the classes of transformers have these names.
+pub fn named_as_on_disk(adapter: &mut Adapter, base: &BaseModel) {
+    for (path, target) in std::mem::take(&mut adapter.targets) {
+        let suffix = if target.is_parameter() { "" } else { ".weight" };
+        let found = base.names.find(&format!("{path}{suffix}"));
+        let new = found.as_ref().and_then(|found| found.plain()?.strip_suffix(suffix));
+        // Less than the path is a model saved without what is around it.
+        let new = new.filter(|new| !path.as_str().ends_with(new)).map_or_else(|| path.clone(), ModulePath::from);
+        let new = if adapter.targets.contains_key(&new) { path } else { new };
+        adapter.targets.insert(new, target);
+    }
+}
+
+/// Calls the modules as the model of `base` does in memory, where that means the same tensors; how many have a new name.
+pub fn named_as_in_memory(adapter: &mut Adapter, base: &BaseModel) -> usize {
+    let (targets, count) = in_memory(std::mem::take(&mut adapter.targets), base, &Memory::of(base));
+    adapter.targets = targets;
+    count
+}
+
+fn in_memory(targets: Targets, base: &BaseModel, memory: &Memory) -> (Targets, usize) {
+    let mut renamed = BTreeMap::new();
+    let mut count = 0;
+    for (path, target) in targets {
+        let suffix = if target.is_parameter() { "" } else { ".weight" };
+        let name = format!("{path}{suffix}");
+        let new = match memory.tensors.contains_key(&name) {
+            true => None,
+            false => base.names.find(&name).and_then(|found| memory.name_of(&found)?.strip_suffix(suffix)),
+        };
+        let new = new.map_or_else(|| path.clone(), ModulePath::from);
+        count += usize::from(new != path);
+        renamed.insert(new, target);
+    }
+    (renamed, count)
+}
+
+type Targets = BTreeMap<ModulePath, Target>;
 
 #[derive(Clone, Copy, Default)]
 struct Counts {
@@ -161,19 +203,7 @@ impl Work<'_> {
     /// Names as the base has them in memory, where they mean the same tensor.
     fn rename(&mut self) {
         let (Form::Base, Some(base), Some(memory)) = (self.form, self.base, &self.memory) else { return };
-        let mut renamed = BTreeMap::new();
-        let mut count = 0;
-        for (path, target) in std::mem::take(&mut self.adapter.targets) {
-            let suffix = if target.is_parameter() { "" } else { ".weight" };
-            let name = format!("{path}{suffix}");
-            let new = match memory.tensors.contains_key(&name) {
-                true => None,
-                false => base.names.find(&name).and_then(|found| memory.name_of(&found)?.strip_suffix(suffix)),
-            };
-            let new = new.map_or_else(|| path.clone(), ModulePath::from);
-            count += usize::from(new != path);
-            renamed.insert(new, target);
-        }
+        let (renamed, count) = in_memory(std::mem::take(&mut self.adapter.targets), base, memory);
         self.adapter.targets = renamed;
         self.counts.renamed += count;
     }

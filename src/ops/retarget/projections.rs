@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Form, Work};
+use crate::adapter::facts::LATENT;
 use crate::adapter::fused::{self, Part};
 use crate::adapter::{Delta, SiteKind, Target};
 use crate::error::{Context, Error, Result};
@@ -126,8 +127,14 @@ fn wanted(work: &Work, path: &ModulePath) -> Option<&'static Fusion> {
         Form::Base => of_base(),
         // An expert's are put together with the experts.
         Form::Fused if parent.components().rev().nth(1).is_some_and(|c| c == "experts") => None,
+        Form::Fused if path.leaf() == "q_proj" && has_latent_keys(work, &parent) => None,
         Form::Fused => of_base().or(Some(usual)),
     }
+}
+
+fn has_latent_keys(work: &Work, parent: &ModulePath) -> bool {
+    let is_there = |path: ModulePath| work.adapter.targets.contains_key(&path) || work.knows(path.as_str());
+    work.facts.has_latent_keys() || LATENT.iter().any(|leaf| is_there(parent.join(leaf)))
 }
 
 fn together(work: &mut Work, parent: &ModulePath, fusion: &Fusion) -> Result<Target> {
