@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn the_change_is_what_stays() {
-        let (a, b) = ([2, 3], [4, 2]).into();
+        let (a, b) = ([2, 3], [4, 2]);
         let of = |shape: [usize; 2]| Tensor::from_f32(Dtype::F32, shape, &vec![1.0; shape[0] * shape[1]]).unwrap();
         let given = LowRank { a: of(a), b: of(b), scale: Scale::direct(3.0), experts: None, name: "LoRA" };
         let (out, folded) = given.unscaled().unwrap();

@@ -135,7 +135,8 @@ fn blocks(d: &LowRank, parts: &[Tensor]) -> Result<Option<Vec<Option<Range<usize
     let width = rank / present.len();
     let equal: Vec<_> = (0..present.len()).map(|n| n * width..(n + 1) * width).collect();
     let holds = |block: &Range<usize>, own: &Range<usize>| block.start <= own.start && own.end <= block.end;
-    let own = if rank % present.len() == 0 && equal.iter().zip(&present).all(|(block, own)| holds(block, own)) {
+    let own = if rank.is_multiple_of(present.len()) && equal.iter().zip(&present).all(|(block, own)| holds(block, own))
+    {
         equal
     } else if present.first().is_some_and(|first| first.start == 0)
         && present.last().is_some_and(|last| last.end == rank)

@@ -1,4 +1,4 @@
-//! ComfyUI: the networks of [kohya](super::kohya) behind the dotted names that a model has in ComfyUI's memory,
+//! ComfyUI: the networks of [kohya] behind the dotted names that a model has in ComfyUI's memory,
 //! `diffusion_model.` and `text_encoders.`.
 //!
 //! Defined by Comfy-Org/ComfyUI, `comfy/lora.py` and `comfy/weight_adapter`; also what ostris/ai-toolkit,

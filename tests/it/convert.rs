@@ -366,7 +366,7 @@ fn a_wrong_base_is_refused_and_nothing_is_written() {
 #[test]
 fn every_adapter_is_for_the_base_it_was_made_on() {
     let mut failed = Vec::new();
-    for case in cases("peft").into_iter().filter(|c| c.expects_merge()) {
+    for case in cases("peft").into_iter().filter(crate::fixtures::Case::expects_merge) {
         let scratch = Scratch::new();
         let ran = convert(&case.adapter(), &scratch.join("out"), &["--base", &text(&case.base())]);
         if ran.code != Some(0) && !NOT_WRITTEN.iter().any(|reason| ran.err.contains(reason))

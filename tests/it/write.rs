@@ -451,7 +451,7 @@ fn modules_that_the_config_does_not_choose_are_chosen() {
         assert!(notes.iter().any(|note| note.key == "target_modules"), "{chosen}: {notes:?}");
         let text = draft.texts.iter().find(|(name, _)| name == "adapter_config.json").expect("a config");
         let written: Value = serde_json::from_slice(&text.1).expect("JSON");
-        let paths: Vec<_> = opened.adapter.targets.keys().map(|path| path.as_str()).collect();
+        let paths: Vec<_> = opened.adapter.targets.keys().map(ModulePath::as_str).collect();
         assert_eq!(written["target_modules"], json!(paths), "{chosen}");
     }
 }

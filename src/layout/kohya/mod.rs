@@ -2,7 +2,7 @@
 //! underscores for every module, a suffix for every tensor of it.
 //!
 //! Defined by kohya-ss/sd-scripts, `networks/*.py`, and KohakuBlueleaf/LyCORIS, `lycoris/modules/*.py`; written down in
-//! `docs/layouts/kohya.md`. What a name stands for is settled in [`names`]; all else here takes paths as they come. Not
+//! `docs/layouts/kohya.md`. What a name stands for is settled in `names`; all else here takes paths as they come. Not
 //! here: the keys of PEFT (`lora_A`), whatever comes before them.
 
 mod alpha;

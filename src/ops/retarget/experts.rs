@@ -46,7 +46,7 @@ fn note_order(work: &mut Work, path: &ModulePath) {
 
 /// The rows of each part of a stack of `outputs` rows.
 fn rows(work: &Work, parts: usize, outputs: usize) -> Result<Vec<Vec<usize>>> {
-    if outputs % parts.max(1) != 0 {
+    if !outputs.is_multiple_of(parts.max(1)) {
         return Err(Error::mismatch(format!("{outputs} outputs, which are not those of a gate and as many others")));
     }
     let size = outputs / parts.max(1);
