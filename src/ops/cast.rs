@@ -83,11 +83,15 @@ fn stored(target: &mut Target) -> Vec<&mut Tensor> {
     out
 }
 
-/// Casts whatever is still of another type among tensors that are ready to be written.
+/// Casts whatever is still of another type among tensors that are ready to be written. A tensor of a single number is a
+/// scale: it stays as it is where the type does not hold it.
 pub fn tensors(tensors: &mut StateDict, to: Dtype) -> Result<Rounded> {
     let mut sum = Rounded::default();
     for (key, stored) in tensors {
-        if let Some((cast, rounded)) = tensor(stored, to).at_key(key.as_str())? {
+        let is_number = matches!(stored.shape.dims(), [] | [1]);
+        if let Some((cast, rounded)) = tensor(stored, to).at_key(key.as_str())?
+            && !(is_number && rounded.changed > 0)
+        {
             *stored = cast;
             sum.add(rounded);
         }
@@ -114,6 +118,16 @@ mod tests {
         let shape = Shape::new([1]);
         let out = narrowed(Dtype::F16, &shape, &[1.0 + f64::powi(2.0, -11) + f64::powi(2.0, -40)]).unwrap();
         assert_eq!(out.to_f32().unwrap(), [1.0 + f32::powi(2.0, -10)]);
+    }
+
+    #[test]
+    fn scales_are_not_rounded() {
+        let number = |v: f32| Tensor::from_f32(Dtype::F32, [], &[v]).unwrap();
+        let given = [("a.alpha", number(301.0)), ("b.alpha", number(4.0)), ("b.w", of(Dtype::F32, &[301.0, 1.0]))];
+        let mut all: StateDict = given.into_iter().map(|(key, tensor)| (key.to_string(), tensor)).collect();
+        tensors(&mut all, Dtype::BF16).unwrap();
+        let found: Vec<_> = all.values().map(|tensor| (tensor.dtype, tensor.to_f32().unwrap()[0])).collect();
+        assert_eq!(found, [(Dtype::F32, 301.0), (Dtype::BF16, 4.0), (Dtype::BF16, 300.0)]);
     }
 
     #[test]

@@ -465,6 +465,47 @@ fn what_cannot_be_read_is_refused_with_the_reason() {
 }
 
 #[test]
+fn names_get_their_dots_and_lose_them_again() {
+    let names: [(&str, &str, &str); 5] = [
+        (
+            "lora_unet_double_blocks_0_img_attn_qkv",
+            "transformer.double_blocks.0.img_attn.qkv",
+            "lora_unet_single_blocks_3_linear1",
+        ),
+        (
+            "lora_unet_mid_block_attentions_0_proj_in",
+            "unet.mid_block.attentions.0.proj_in",
+            "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        ),
+        (
+            "lora_unet_middle_block_1_proj_in",
+            "unet.middle_block.1.proj_in",
+            "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+        ),
+        ("lora_unet__blocks_0_cross_attn_k", "transformer.blocks.0.cross_attn.k", "lora_unet__blocks_1_ffn_0"),
+        (
+            "lora_transformer_transformer_blocks_0_attn_to_q",
+            "transformer.transformer_blocks.0.attn.to_q",
+            "lora_transformer_single_transformer_blocks_0_proj_mlp",
+        ),
+    ];
+    for (name, path, other) in names {
+        let keys: Vec<_> = [name, other]
+            .into_iter()
+            .flat_map(|n| [format!("{n}.lora_down.weight"), format!("{n}.lora_up.weight")])
+            .collect();
+        let shapes: Vec<(&str, &[usize])> = keys.iter().map(|key| (key.as_str(), [4usize, 4].as_slice())).collect();
+        let scratch = Scratch::new();
+        let opened = reading(&scratch, &shapes, &[]).expect(name);
+        assert!(opened.adapter.targets.contains_key(path), "{name}: {:?}", opened.adapter.targets.keys());
+        let (draft, _) = named("kohya").write(&opened.adapter).expect(name);
+        let sorted = |all: &StateDict| all.clone().into_iter().collect::<BTreeMap<_, _>>();
+        assert_eq!(sorted(&draft.tensors), sorted(&opened.source.tensors), "{name}");
+        assert_eq!(draft.metadata, [], "{name}");
+    }
+}
+
+#[test]
 fn what_needs_the_base_says_so() {
     let scratch = Scratch::new();
     let opened = reading(

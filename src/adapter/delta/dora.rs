@@ -69,7 +69,14 @@ impl Dora {
 
 impl Act for Dora {
     fn inverse(&self) -> Inverse {
-        Inverse::Never("it brings every row to a length of its own, and the length the row had is kept nowhere")
+        match self.columns {
+            None => {
+                Inverse::Never("it brings every row to a length of its own, and the length the row had is kept nowhere")
+            }
+            Some(_) => {
+                Inverse::Never("it brings every column to a length of its own, and the one it had is kept nowhere")
+            }
+        }
     }
 
     fn reversal(&self) -> Reversal {

@@ -34,6 +34,28 @@ const PREFIXES: [(&str, &str); 16] = [
     ("", ""),
 ];
 
+/// Prefixes of some trainers, and what sd-scripts has for the same.
+const DIALECTS: [(&str, &str); 8] = [
+    ("lora_unet__", "lora_unet_"),
+    ("lora_transformer_", "lora_unet_"),
+    ("lycoris_", "lora_unet_"),
+    ("Hunyuan_video_I2V_lora_", "lora_unet_"),
+    ("oft_unet_", "lora_unet_"),
+    ("oft_te1_", "lora_te1_"),
+    ("oft_te2_", "lora_te2_"),
+    ("oft_te_", "lora_te_"),
+];
+
+/// A name as sd-scripts would have it. Some trainers put an underscore behind it.
+fn usual(name: &str) -> String {
+    if name.contains('.') {
+        return name.to_string();
+    }
+    let name = name.strip_suffix('_').unwrap_or(name);
+    let found = DIALECTS.iter().find_map(|(other, own)| Some(format!("{own}{}", name.strip_prefix(other)?)));
+    found.unwrap_or_else(|| name.to_string())
+}
+
 /// The way from names to paths.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Resolver {
@@ -44,7 +66,8 @@ impl Resolver {
     /// That of the family these names are likeliest of, given with the shapes of their weights; and a remark where they
     /// could be of others.
     pub fn of(names: &[(String, Option<Vec<u64>>)]) -> (Resolver, Option<Note>) {
-        match spelling::family(names, None) {
+        let usual: Vec<_> = names.iter().map(|(name, shape)| (usual(name), shape.clone())).collect();
+        match spelling::family(&usual, None) {
             Some((found, note)) => {
                 let own = spelling::spelling(&found, found.naming);
                 (Resolver { family: Some((found.family, own)) }, note)
@@ -71,13 +94,13 @@ impl Resolver {
 
     fn of_family(&self, name: &str) -> Option<String> {
         let (family, spelling) = self.family?;
+        let name = usual(name);
         let mut places: Vec<_> =
             family.parts.iter().flat_map(|part| part.homes.iter().map(move |home| (part, home))).collect();
         places.sort_by_key(|(_, home)| std::cmp::Reverse(home.prefix.len()));
         places.into_iter().find_map(|(part, home)| {
             let rest = name.strip_prefix(home.prefix)?;
             let rest = if home.prefix.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };
-            let rest = rest.strip_prefix('_').unwrap_or(rest);
             let naming = if part.role == Role::Denoiser { spelling.naming } else { Naming::Diffusers };
             let path = if rest.contains('.') {
                 part.module(naming, rest, &[]).map(|_| rest.to_string())
@@ -150,7 +173,9 @@ impl Spelling {
             if !out.prefixes.contains_key(component) {
                 let own = format!("{component}.");
                 let known = PREFIXES.iter().filter(|(_, known)| *known == component).map(|(prefix, _)| *prefix);
-                let mut all = known.chain([own.as_str()]);
+                // A family may call what a prefix stands for otherwise.
+                let others = PREFIXES.iter().chain(&DIALECTS).map(|(prefix, _)| *prefix);
+                let mut all = known.chain([own.as_str()]).chain(others);
                 if let Some(prefix) = all.find(|prefix| joined(prefix, rest) == name) {
                     out.prefixes.insert(component.to_string(), prefix.to_string());
                 }
@@ -228,6 +253,20 @@ mod tests {
             assert_eq!(spelling.name(path), name);
             let (prefixes, others) = spelling.to_json();
             assert_eq!(Spelling::of_json(prefixes.as_object().unwrap(), others.as_object().unwrap()), spelling);
+        }
+    }
+
+    #[test]
+    fn trainers_that_write_otherwise_are_understood() {
+        let of = |name: &str| {
+            let names: Vec<_> = ["0_cross_attn_k", "1_ffn_0", "2_self_attn_o"]
+                .map(|rest| (name.replace('*', &format!("blocks_{rest}")), None))
+                .into();
+            let (resolver, _) = Resolver::of(&names);
+            resolver.path(&names[0].0)
+        };
+        for form in ["lora_unet_*", "lora_unet__*", "lycoris_*", "lora_transformer_*", "lora_unet_*_"] {
+            assert_eq!(of(form), "transformer.blocks.0.cross_attn.k", "{form}");
         }
     }
 
