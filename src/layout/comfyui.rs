@@ -15,7 +15,7 @@ use crate::tensor::StateDict;
 /// The layout.
 pub struct ComfyUi;
 
-const NAME: &str = "comfyui";
+const NAME: &str = kohya::DOTTED;
 /// What the names of such files begin with.
 const STARTS: [&str; 2] = ["diffusion_model.", "text_encoders."];
 /// PEFT's words and those of kohya for the same.
@@ -64,11 +64,7 @@ impl Layout for ComfyUi {
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-        let mut adapter = adapter.clone();
-        if adapter.carried.layout == NAME {
-            adapter.carried.layout = kohya::NAME.to_string();
-        }
-        kohya::write_behind(&adapter, Container::Comfy)
+        kohya::write_dotted(adapter)
     }
 }
 

@@ -464,6 +464,26 @@ fn what_cannot_be_read_is_refused_with_the_reason() {
     assert_eq!(e.key(), Some("lora_tool.paths"));
 }
 
+/// The same adapter under both sorts of names, with all that a file has beside its factors.
+#[test]
+fn flat_and_dotted_files_hold_the_same() {
+    for name in cases() {
+        let given = opened(&name);
+        let other = if given.layout == "kohya" { "comfyui" } else { "kohya" };
+        let (draft, _) = named(other).write(&given.adapter).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let scratch = Scratch::new();
+        let there = layout::open(&save(&draft, &scratch, "there.safetensors"), Some(other)).expect("an adapter");
+        let (back, _) = named(given.layout).write(&there.adapter).unwrap_or_else(|e| panic!("{name}: {e}"));
+        // Prefixes that are not the usual ones become them.
+        if ["dialects", "oft_kohya", "alphas"].contains(&name.as_str()) {
+            assert_eq!(back.tensors.len(), given.source.tensors.len(), "{name}");
+            continue;
+        }
+        let sorted = |all: &StateDict| all.clone().into_iter().collect::<BTreeMap<_, _>>();
+        assert_eq!(sorted(&back.tensors), sorted(&given.source.tensors), "{name}");
+    }
+}
+
 #[test]
 fn names_get_their_dots_and_lose_them_again() {
     let names: [(&str, &str, &str); 5] = [

@@ -1,17 +1,18 @@
 //! Header metadata: what the trainer said is carried, what this program adds has its own prefix, and what depends on the
 //! tensors is told anew when the file is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Map, Value, json};
 
 use super::names::{Resolver, Spelling};
-use super::{NAME, hashes};
+use super::{NAME, hashes, keys};
 use crate::adapter::{Adapter, Delta, ScaleRule};
 use crate::container::json;
 use crate::error::{Context, Result};
 use crate::layout::Draft;
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::names::diffusion::Container;
 
 /// What stands before the name of what an adapter says about itself and sd-scripts has no key for.
 pub const ABOUT: &str = "lora_tool.about.";
@@ -65,6 +66,23 @@ impl Memory {
             described: list(DESCRIBED).and_then(|described| described.try_into().ok()),
         }
     }
+}
+
+/// The adapter of a flat or a dotted file with all that it carries, under the names of the other sort.
+pub fn respelled(adapter: &Adapter, container: Container) -> Adapter {
+    let mut out = adapter.clone();
+    out.carried.layout = NAME.to_string();
+    let old = Memory::of(&out);
+    let mut spelling = Spelling::default();
+    spelling.fill(Resolver::known(adapter.spelling).prefixes(container));
+    let names = adapter.targets.keys().map(|path| (old.spelling.name(path.as_str()), spelling.name(path.as_str())));
+    let names: HashMap<_, _> = names.collect();
+    for (key, _) in &mut out.carried.tensors {
+        let new = keys::split(key).and_then(|(module, suffix)| Some(format!("{}.{suffix}", names.get(module)?)));
+        *key = new.unwrap_or_else(|| key.clone());
+    }
+    out.carried.fields = Memory { spelling, ..old }.fields();
+    out
 }
 
 /// Paths that a file names.

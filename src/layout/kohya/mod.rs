@@ -25,6 +25,8 @@ pub struct Kohya;
 
 /// Its name, and that of what it carries.
 pub const NAME: &str = "kohya";
+/// The layout of the same networks behind dotted names.
+pub const DOTTED: &str = "comfyui";
 
 /// Whether a key ends as only those of this layout do.
 pub fn claims(key: &str) -> bool {
@@ -36,9 +38,16 @@ pub fn read_tensors(source: &Source, tensors: &StateDict) -> Result<(Adapter, Ve
     read::read(source, tensors)
 }
 
-/// The file of an adapter whose names stand behind the prefixes of this container.
-pub fn write_behind(adapter: &Adapter, container: Container) -> Result<(Draft, Vec<Note>)> {
-    write::write(adapter, container)
+/// The file of an adapter whose names are dotted, behind the prefixes of ComfyUI.
+pub fn write_dotted(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
+    let mut adapter = match adapter.carried.layout.as_str() {
+        NAME => metadata::respelled(adapter, Container::Comfy),
+        _ => adapter.clone(),
+    };
+    if adapter.carried.layout == DOTTED {
+        adapter.carried.layout = NAME.to_string();
+    }
+    write::write(&adapter, Container::Comfy)
 }
 
 impl Layout for Kohya {
@@ -91,6 +100,9 @@ impl Layout for Kohya {
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-        write::write(adapter, Container::Kohya)
+        match adapter.carried.layout.as_str() {
+            DOTTED => write::write(&metadata::respelled(adapter, Container::Kohya), Container::Kohya),
+            _ => write::write(adapter, Container::Kohya),
+        }
     }
 }

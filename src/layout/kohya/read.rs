@@ -77,10 +77,16 @@ impl Reader {
             self.names.push((name, path));
         }
         for key in &sorted.embeddings {
-            self.notes.push(Note::info(key, "an embedding packed into the file, which changes no weight; kept"));
+            self.notes.push(Note::info(
+                key,
+                "an embedding packed into the file, which changes no weight; only this layout keeps it",
+            ));
         }
         for key in &sorted.bookkeeping {
-            self.notes.push(Note::info(key, "what a tool for sliders keeps for itself, which changes no weight; kept"));
+            self.notes.push(Note::info(
+                key,
+                "what a tool for sliders keeps for itself, which changes no weight; only this layout does",
+            ));
         }
         for key in sorted.embeddings.into_iter().chain(sorted.bookkeeping) {
             if let Some(tensor) = tensors.get(&key) {
