@@ -58,6 +58,16 @@ pub struct Common {
     pub machine: Machine,
 }
 
+/// An adapter with its modules called as this base calls them.
+pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened> {
+    if let Some(naming) = base.and_then(BaseModel::naming) {
+        let (spelt, notes) = retarget::spell(&opened.adapter, naming)?;
+        opened.adapter = spelt;
+        opened.notes.extend(notes);
+    }
+    Ok(opened)
+}
+
 /// How adapters are read.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ReadAs {
@@ -72,13 +82,8 @@ pub struct ReadAs {
 impl ReadAs {
     /// Opens an adapter, for this base where there is one.
     pub fn open(&self, path: &Path, base: Option<&BaseModel>) -> Result<Opened> {
-        let mut opened = layout::open_with(path, self.from.as_deref(), self.given(base))?;
-        if let Some(naming) = base.and_then(BaseModel::naming) {
-            let (spelt, notes) = retarget::spell(&opened.adapter, naming).in_file(path)?;
-            opened.adapter = spelt;
-            opened.notes.extend(notes);
-        }
-        Ok(opened)
+        let opened = layout::open_with(path, self.from.as_deref(), self.given(base))?;
+        spelt_for(opened, base).in_file(path)
     }
 
     /// What is known beside an adapter's files.

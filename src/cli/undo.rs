@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::args::spelt_for;
 use super::loaded::{Loaded, last_name};
 use super::size;
 use crate::adapter::Adapter;
@@ -289,7 +290,7 @@ fn settings(source: &Source) -> Option<String> {
 /// another one.
 pub fn find_adapters(
     restore: &Restore,
-    record: &Path,
+    (record, merged): (&Path, &BaseModel),
     places: &[PathBuf],
     needed: impl Fn(usize) -> bool,
     stays: impl Fn(usize) -> bool,
@@ -306,6 +307,7 @@ pub fn find_adapters(
         let Some(path) = &note.path else {
             let source = Source::within(record, &restore.embedded(number)?, note.config.clone(), note.aside.as_ref())?;
             let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
+            let opened = spelt_for(opened, Some(merged)).in_file(record)?;
             return Ok(Some(loaded(opened, record.to_path_buf())));
         };
         // A name that leads elsewhere is none of ours.
@@ -319,7 +321,10 @@ pub fn find_adapters(
             }
             let given = note.aside.as_ref().map(|aside| Given::of_aside(aside, record)).unwrap_or_default();
             match layout::open_with(&candidate, Some(&note.layout), given) {
-                Ok(opened) if is_it(&opened) => return Ok(Some(loaded(opened, candidate))),
+                Ok(opened) if is_it(&opened) => {
+                    let opened = spelt_for(opened, Some(merged)).in_file(&candidate)?;
+                    return Ok(Some(loaded(opened, candidate)));
+                }
                 _ => tried.push(candidate.display().to_string()),
             }
         }

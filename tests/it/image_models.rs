@@ -153,6 +153,18 @@ fn parts_of_their_own_are_put_together_for_a_checkpoint() {
     let change = product(&tensors, "transformer.norm_out.linear", PEFT);
     let (first, second) = change.split_at(D * D);
     require_sum(&old[key], &[second, first].concat(), &new[key], key);
+
+    // The record holds or names the adapter as its file has it, and both find the way back.
+    for embed in ["always", "never"] {
+        let at = |name: &str| scratch.join(&format!("{embed}-{name}"));
+        let (record, back) = (at("record"), at("back.safetensors"));
+        let options = ["--undo", &record.to_string_lossy(), "--undo-embed", embed];
+        program::merge(&base, &adapter, &at("merged.safetensors"), &options).expect(0);
+        let merged = at("merged.safetensors");
+        let undo = ["unmerge".as_ref(), merged.as_os_str(), "--undo".as_ref(), record.as_os_str()];
+        program::run(undo.into_iter().chain(["-o".as_ref(), back.as_os_str()])).expect(0);
+        assert!(std::fs::read(&back).expect("back") == std::fs::read(&base).expect("base"), "{embed}");
+    }
 }
 
 #[test]

@@ -29,8 +29,13 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     let removed = args.adapter.iter().map(|a| which(&restore, a)).collect::<Result<Vec<_>>>()?;
     let kept: Vec<usize> =
         (0..restore.adapters().len()).filter(|n| !removed.is_empty() && !removed.contains(n)).collect();
-    let found =
-        find_adapters(&restore, path, &args.look_in, |n| restore.needs(n) || kept.contains(&n), |n| kept.contains(&n))?;
+    let found = find_adapters(
+        &restore,
+        (path, &merged),
+        &args.look_in,
+        |n| restore.needs(n) || kept.contains(&n),
+        |n| kept.contains(&n),
+    )?;
     let mut undone = restore.plan(&merged, undo::adapters(&found))?;
     let mut inputs: Vec<&Path> = vec![&args.merged, path];
     inputs.extend(found.iter().flatten().map(|l| l.path.as_path()));
