@@ -27,6 +27,8 @@ use crate::tensor::{Bytes, Hash, Tensor};
 
 /// The config beside a model.
 pub const CONFIG_NAME: &str = "config.json";
+/// What a pipeline of diffusers has in its folder, beside the folders of its models.
+const PIPELINE_INDEX_NAME: &str = "model_index.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A base model, opened. Only headers and side files have been read.
@@ -57,7 +59,7 @@ impl BaseModel {
         let path = resolved.as_path();
         let is_folder = about.is_dir();
         let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
-        let files = files.map_err(|e| hint_at_adapter(path, e))?;
+        let files = files.map_err(|e| hint_at_what_it_is(path, e))?;
         let config = match config_beside(path, is_folder) {
             Some(path) => Some(json::read_object(&path, MAX_CONFIG_BYTES)?),
             None => None,
@@ -161,12 +163,23 @@ pub fn config_text(config: Map<String, Value>) -> Result<Vec<u8>> {
     json::text(&Value::Object(config))
 }
 
-/// An adapter given in the place of the base is a common slip.
-fn hint_at_adapter(path: &Path, error: Error) -> Error {
+/// An adapter given in the place of the base is a common slip, and so is a pipeline of several models.
+fn hint_at_what_it_is(path: &Path, error: Error) -> Error {
     if path.join("adapter_config.json").exists() {
         return Error::missing("this is an adapter; expected a base model")
             .in_file(path)
             .hint("the base comes first: lora-tool merge BASE ADAPTER -o OUT");
+    }
+    let holds = |folder: &PathBuf| folder.is_dir() && Sharded::is_in(folder).unwrap_or(false);
+    if path.join(PIPELINE_INDEX_NAME).exists() && !holds(&path.to_path_buf()) {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        let mut models: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(holds).collect();
+        models.sort();
+        let models: Vec<_> = models.iter().map(|m| m.display().to_string()).collect();
+        let which = if models.is_empty() { "it has none".to_string() } else { models.join(", ") };
+        return Error::unsupported("this is a pipeline of diffusers, several models in one folder")
+            .in_file(path)
+            .hint(format!("name the one that the adapter is for: {which}"));
     }
     error
 }

@@ -8,7 +8,7 @@ use super::super::encoders::open_clip;
 use super::super::extent::Extent;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
-use super::super::table::{Place, Row, TOP, Table, at, group, row};
+use super::super::table::{Place, TOP, Table, at, group};
 use super::unet;
 
 const IO_320_320: &[Extent] = &[("i", 320), ("o", 320)];
@@ -81,13 +81,9 @@ const UPSAMPLERS: &[Place] = &[
     at("output_blocks.5.2", "up_blocks.1.upsamplers.0").sized(C_640),
 ];
 
-/// What is said of the size of the picture; `l` is the width of that with the pooled text.
-const LABEL: &[Row] =
-    &[row("label_emb.0.0", "add_embedding.linear_1", "t l"), row("label_emb.0.2", "add_embedding.linear_2", "t t")];
-
 static UNET: Table = Table::new(&[
     group(TOP, unet::ENDS),
-    group(TOP, LABEL),
+    group(TOP, unet::LABEL),
     group(EVEN_RESNETS, unet::RESNET),
     group(SHORTCUT_RESNETS, unet::RESNET),
     group(SHORTCUT_RESNETS, unet::SHORTCUT),

@@ -22,6 +22,10 @@ pub(super) const RESNET: &[Row] = &[
 /// What a residual block has where the channels change.
 pub(super) const SHORTCUT: &[Row] = &[row("skip_connection", "conv_shortcut", "o i 1 1")];
 
+/// What SDXL is told of the size of the picture; `l` is the width of that with the pooled text.
+pub(super) const LABEL: &[Row] =
+    &[row("label_emb.0.0", "add_embedding.linear_1", "t l"), row("label_emb.0.2", "add_embedding.linear_2", "t t")];
+
 /// Around the transformer blocks of an attention, as convolutions.
 pub(super) const CONV_PROJECTIONS: &[Row] =
     &[same("norm", "c"), same("proj_in", "c c 1 1"), same("proj_out", "c c 1 1")];
