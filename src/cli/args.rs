@@ -60,10 +60,15 @@ pub struct Common {
 
 /// An adapter with its modules called as this base calls them.
 pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened> {
-    if let Some(naming) = base.and_then(BaseModel::naming) {
+    let Some(base) = base else { return Ok(opened) };
+    if let Some(naming) = base.naming() {
         let (spelt, notes) = retarget::spell(&opened.adapter, naming)?;
         opened.adapter = spelt;
         opened.notes.extend(notes);
+    } else {
+        let (own, note) = retarget::of_pipeline(std::mem::take(&mut opened.adapter), base);
+        opened.adapter = own;
+        opened.notes.extend(note);
     }
     Ok(opened)
 }

@@ -3,7 +3,7 @@
 use crate::adapter::{Adapter, Delta, Note, SiteKind, Target};
 use crate::error::{Error, Result};
 use crate::model::{BaseModel, conv1d, embedding};
-use crate::names::ModulePath;
+use crate::names::{Found, ModulePath};
 
 /// An error where none of the modules is in the base, or the factors of one have other sizes than its weight; a lossy
 /// note for those that are not in the base, where others are. Of a quantised base the shapes say nothing.
@@ -14,13 +14,7 @@ pub fn check(adapter: &Adapter, base: &BaseModel) -> Result<Vec<Note>> {
         adapter.targets.iter().filter(|(path, target)| is_low_rank(target) && !path.as_str().is_empty())
     {
         asked += 1;
-        let names = if target.is_parameter() {
-            vec![path.to_string()]
-        } else {
-            // The second is that of attention in torch, of which the module has one for query, key and value.
-            vec![path.tensor("weight"), path.tensor("in_proj_weight")]
-        };
-        match names.iter().find_map(|name| base.names.find(name)) {
+        match find(path, target, base) {
             // An output that is tied to its embedding has no tensor.
             None if embedding::is_output(path.as_str()) => {}
             None => nowhere.push(path),
@@ -42,6 +36,20 @@ pub fn check(adapter: &Adapter, base: &BaseModel) -> Result<Vec<Note>> {
     }
     let text = format!("{} of {asked} modules match nothing in the base: this is the first{nearest}", nowhere.len());
     Ok(vec![Note::lossy(first.as_str(), text)])
+}
+
+/// Whether the base has this module in the size that its factors are for.
+pub fn fits(path: &ModulePath, target: &Target, base: &BaseModel) -> bool {
+    find(path, target, base).is_some_and(|found| sizes(path, target, &found.memory_shape, base).is_ok())
+}
+
+/// The weight of a module in the base.
+fn find(path: &ModulePath, target: &Target, base: &BaseModel) -> Option<Found> {
+    if target.is_parameter() {
+        return base.names.find(path.as_str());
+    }
+    // The second is that of attention in torch, of which the module has one for query, key and value.
+    [path.tensor("weight"), path.tensor("in_proj_weight")].iter().find_map(|name| base.names.find(name))
 }
 
 fn is_low_rank(target: &Target) -> bool {

@@ -312,3 +312,45 @@ fn a_pipeline_is_told_from_its_models() {
     let which = format!("the one that the adapter is for: {}\n", pipeline.join("transformer").display());
     assert!(ran.err.contains(&which), "{}", ran.err);
 }
+
+#[test]
+fn a_text_encoder_of_a_pipeline_is_known_by_its_sizes() {
+    let scratch = Scratch::new();
+    let inner = "text_model.encoder.layers.0.self_attn.q_proj";
+    let key = format!("{inner}.weight");
+    let model = |name: &str, width: usize| {
+        let folder = scratch.join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let tensors = [(key.clone(), numbers(&[width, width], width))];
+        file(&folder.join("model.safetensors"), tensors.into_iter().collect());
+        std::fs::write(folder.join("config.json"), r#"{"model_type": "clip_text_model"}"#).expect("a config");
+        folder
+    };
+    let mut tensors = StateDict::new();
+    pair(&mut tensors, "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", (8, 8), 2, PEFT);
+    pair(&mut tensors, &format!("text_encoder.{inner}"), (4, 4), 2, PEFT);
+    pair(&mut tensors, &format!("text_encoder_2.{inner}"), (6, 6), 2, PEFT);
+    let adapter = file(&scratch.join("adapter.safetensors"), tensors.clone());
+    for (name, width) in [("text_encoder", 4), ("text_encoder_2", 6)] {
+        // The folder's name says nothing.
+        let base = model(&format!("model-{width}"), width);
+        let (merged, record) = (scratch.join(&format!("merged-{width}")), scratch.join(&format!("record-{width}")));
+        let options = ["--allow-unmatched", "--undo", &record.to_string_lossy()];
+        let ran = program::merge(&base, &adapter, &merged, &options).expect(0);
+        assert!(ran.err.contains(&format!("the pipeline's {name}, ")), "{}", ran.err);
+        let (old, new) = (read(&base.join("model.safetensors")), read(&merged.join("model.safetensors")));
+        require_sum(&old[&key], &product(&tensors, &format!("{name}.{inner}"), PEFT), &new[&key], name);
+        let back = scratch.join(&format!("back-{width}"));
+        let undo = ["unmerge".as_ref(), merged.as_os_str(), "--undo".as_ref(), record.as_os_str()];
+        program::run(undo.into_iter().chain(["-o".as_ref(), back.as_os_str()])).expect(0);
+        assert_eq!(read(&back.join("model.safetensors")), old);
+    }
+    // One of neither size has none of the modules, and with two of one size nobody knows.
+    let ran = program::merge(&model("model-5", 5), &adapter, &scratch.join("none"), &["--allow-unmatched"]).expect(1);
+    assert!(ran.err.contains("match nothing in the base"), "{}", ran.err);
+    pair(&mut tensors, &format!("text_encoder_2.{inner}"), (4, 4), 2, PEFT);
+    let adapter = file(&scratch.join("ambiguous.safetensors"), tensors);
+    let base = scratch.join("model-4");
+    let ran = program::merge(&base, &adapter, &scratch.join("none"), &["--allow-unmatched"]).expect(1);
+    assert!(ran.err.contains("match nothing in the base"), "{}", ran.err);
+}

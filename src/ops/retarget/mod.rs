@@ -7,9 +7,11 @@
 
 mod experts;
 mod naming;
+mod part;
 mod projections;
 
 pub use naming::spell;
+pub use part::of_pipeline;
 
 use std::collections::{BTreeMap, HashMap};
 
