@@ -26,7 +26,7 @@ pub use scale::{Scale, ScaleRule};
 
 use crate::error::{Context, Error, Result};
 use crate::names::ModulePath;
-use crate::names::diffusion::{Extent, Naming};
+use crate::names::diffusion::{Candidate, Extent, Naming};
 use crate::tensor::Tensor;
 
 use delta::Residual;
@@ -68,6 +68,17 @@ pub struct Spelling {
     /// The numbers of blocks and the widths, as far as they are known: some modules of the last block have names of their
     /// own.
     pub extents: &'static [Extent],
+}
+
+impl Spelling {
+    /// Of a family that was recognised, with its numbers where all sizes it can be of agree.
+    pub fn of(found: &Candidate, naming: Naming) -> Spelling {
+        let extents = match found.variants.as_slice() {
+            [one, others @ ..] if others.iter().all(|other| other.extents == one.extents) => one.extents,
+            _ => &[],
+        };
+        Spelling { family: found.family.name, naming, extents }
+    }
 }
 
 /// What the files of an adapter said that changes nothing it does: settings of the training, how it chose its modules.

@@ -62,6 +62,7 @@ pub struct Common {
 pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened> {
     let Some(base) = base else { return Ok(opened) };
     if let Some(naming) = base.naming() {
+        opened.notes.extend(retarget::settle_family(&mut opened.adapter, base));
         let (spelt, notes) = retarget::spell(&opened.adapter, naming)?;
         opened.adapter = spelt;
         opened.notes.extend(notes);

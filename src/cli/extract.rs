@@ -19,9 +19,12 @@ use crate::error::{Error, Result, printable};
 use crate::layout::{self, Draft, Layout, source::BASE_FINGERPRINT};
 use crate::linalg::rank::Rule;
 use crate::model::BaseModel;
+use crate::names::ModulePath;
+use crate::names::diffusion::{self, Naming};
 use crate::ops::approximate;
 use crate::ops::extract::survey::Selection;
 use crate::ops::extract::{self, Extraction, Models, Options, Whole};
+use crate::ops::retarget;
 use crate::tensor::{Tensor, size};
 
 /// Make an adapter from a base model and a model tuned from it
@@ -100,6 +103,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(config) = base.config.as_ref().filter(|_| layout.name() == "gguf") {
         layout::gguf::base::tell(&mut made.adapter, config); // architecture and heads
     }
+    spell(layout, &mut made, &base)?;
     let draft = write(layout, &mut made)?;
     if args.common.strict {
         output::require_lossless(&made.notes)?;
@@ -111,6 +115,29 @@ pub fn run(args: &Args) -> Result<()> {
         layout::save(&draft, &args.out, &inputs, args.common.force, !args.common.no_sync)?;
     }
     say(args, &options, &made, &draft, began.elapsed().as_secs_f64())
+}
+
+/// Calls the modules of an image model as the layout does: one for pipelines by the family of the model, any other as the
+/// model alone calls them, where the base is one by itself.
+fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result<()> {
+    let Some(naming) = base.naming() else { return Ok(()) };
+    if layout.is_of_pipelines() {
+        made.adapter.spelling = retarget::of_base(base);
+        let family = made.adapter.spelling.and_then(|spelling| diffusion::family(spelling.family));
+        if let Some(to) = family.and_then(|family| layout.naming(family)) {
+            let (spelt, notes) = retarget::spell(&made.adapter, to)?;
+            made.adapter = spelt;
+            made.notes.extend(notes);
+        }
+    } else if naming == Naming::Diffusers {
+        let alone = |path: ModulePath| match path.as_str().split_once('.') {
+            Some((_, inner)) => ModulePath::from(inner),
+            None => path,
+        };
+        let targets = std::mem::take(&mut made.adapter.targets);
+        made.adapter.targets = targets.into_iter().map(|(path, target)| (alone(path), target)).collect();
+    }
+    Ok(())
 }
 
 fn write(layout: &dyn Layout, made: &mut Extraction) -> Result<Draft> {

@@ -33,7 +33,7 @@ pub use source::{Given, SideFile, Source};
 use crate::adapter::{Adapter, Note};
 use crate::container::gguf::Metadata;
 use crate::error::{Context, Error, Kind, Result};
-use crate::names::diffusion::{Family, Naming};
+use crate::names::diffusion::{self, Family, Naming};
 use crate::tensor::{Hash, StateDict, hash};
 
 /// How sure a layout is that a source is its own.
@@ -71,6 +71,10 @@ pub trait Layout: Sync {
     fn naming(&self, family: &Family) -> Option<Naming> {
         let _ = family;
         None
+    }
+    /// Whether its adapters are for pipelines of image models, whose parts it tells apart.
+    fn is_of_pipelines(&self) -> bool {
+        diffusion::FAMILIES.iter().any(|family| self.naming(family).is_some())
     }
     /// Whether there is a way back; [`Layout::write`] is an error otherwise.
     fn can_write(&self) -> bool {

@@ -35,17 +35,8 @@ pub fn family(names: &[(String, Option<Vec<u64>>)], wanted: Option<Naming>) -> O
 pub fn recognise(adapter: &mut Adapter, naming: Naming) -> Option<Note> {
     let names: Vec<_> = adapter.targets.iter().map(|(path, target)| (path.to_string(), shape(target))).collect();
     let (found, note) = family(&names, Some(naming))?;
-    adapter.spelling = Some(spelling(&found, naming));
+    adapter.spelling = Some(Spelling::of(&found, naming));
     note
-}
-
-/// A family that was recognised, with its numbers where all sizes it can be of agree.
-pub fn spelling(found: &Candidate, naming: Naming) -> Spelling {
-    let extents = match found.variants.as_slice() {
-        [one, others @ ..] if others.iter().all(|other| other.extents == one.extents) => one.extents,
-        _ => &[],
-    };
-    Spelling { family: found.family.name, naming, extents }
 }
 
 /// The shape of the weight that a change is for, where its tensors tell all of it.

@@ -354,3 +354,59 @@ fn a_text_encoder_of_a_pipeline_is_known_by_its_sizes() {
     let ran = program::merge(&base, &adapter, &scratch.join("none"), &["--allow-unmatched"]).expect(1);
     assert!(ran.err.contains("match nothing in the base"), "{}", ran.err);
 }
+
+#[test]
+fn an_extracted_adapter_has_the_names_of_its_layout() {
+    let scratch = Scratch::new();
+    let extract = |base: &Path, tuned: &Path, to: &str, out: &Path| {
+        let paths = ["extract".as_ref(), base.as_os_str(), tuned.as_os_str(), "-o".as_ref(), out.as_os_str()];
+        let options = ["--rank", "2", "--to", to].map(AsRef::as_ref);
+        program::run(paths.into_iter().chain(options)).expect(0)
+    };
+    // A U-Net alone: its own names for PEFT, the pipeline's for the others, and all of them give the tuned model back.
+    let plain = fixtures::root().join("adapters/diffusers/plain");
+    let (base, tuned) = (plain.join("base"), scratch.join("tuned"));
+    std::fs::create_dir_all(&tuned).expect("a folder");
+    let weights = "diffusion_pytorch_model.safetensors";
+    std::fs::copy(plain.join("expected.safetensors"), tuned.join(weights)).expect("a copy");
+    std::fs::copy(base.join("config.json"), tuned.join("config.json")).expect("a copy");
+    let to_q = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q";
+    // Of the families with these modules the likeliest is SDXL, which kohya's trainers call as its authors do.
+    let flat = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight".to_string();
+    for (to, name, key) in [
+        ("peft", "peft", format!("base_model.model.{to_q}.lora_A.weight")),
+        ("diffusers", "diffusers.safetensors", format!("unet.{to_q}.lora_A.weight")),
+        ("kohya", "kohya.safetensors", flat),
+    ] {
+        let out = scratch.join(name);
+        extract(&base, &tuned, to, &out);
+        let file = if to == "peft" { out.join("adapter_model.safetensors") } else { out.clone() };
+        let keys = SafetensorsFile::open(&file).expect("tensors").tensors;
+        assert!(keys.contains_key(&key), "{to}: {:?}", keys.keys());
+        let merged = scratch.join(&format!("merged-{to}"));
+        program::merge(&base, &out, &merged, &[]).expect(0);
+        let (wanted, merged) = (read(&tuned.join(weights)), read(&merged.join(weights)));
+        for (key, values) in &wanted {
+            let far = values.iter().zip(&merged[key]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 1e-5, "{to}: {key}: {far}");
+        }
+    }
+    // A checkpoint of Flux for diffusers: its projections apart.
+    let base = file(&scratch.join("flux.safetensors"), native_base());
+    let mut tensors = StateDict::new();
+    pair(&mut tensors, "lora_unet_double_blocks_0_img_attn_qkv", (3 * D, D), 2, KOHYA);
+    let adapter = file(&scratch.join("adapter.safetensors"), tensors);
+    let merged = scratch.join("merged.safetensors");
+    program::merge(&base, &adapter, &merged, &[]).expect(0);
+    let out = scratch.join("flux-diffusers.safetensors");
+    extract(&base, &merged, "diffusers", &out);
+    let keys = SafetensorsFile::open(&out).expect("tensors").tensors;
+    assert!(keys.contains_key("transformer.transformer_blocks.0.attn.to_k.lora_B.weight"), "{:?}", keys.keys());
+    // By its modules alone it is more likely for SD3; the base says what it is for.
+    let again = scratch.join("again.safetensors");
+    let ran = program::merge(&base, &out, &again, &[]).expect(0);
+    assert!(ran.err.contains("the base is of flux1, "), "{}", ran.err);
+    let key = "double_blocks.0.img_attn.qkv.weight";
+    let (wanted, got) = (read(&merged), read(&again));
+    assert!(wanted[key].iter().zip(&got[key]).all(|(a, b)| (a - b).abs() < 1e-5));
+}

@@ -69,7 +69,7 @@ impl Resolver {
         let usual: Vec<_> = names.iter().map(|(name, shape)| (usual(name), shape.clone())).collect();
         match spelling::family(&usual, None) {
             Some((found, note)) => {
-                let own = spelling::spelling(&found, found.naming);
+                let own = adapter::Spelling::of(&found, found.naming);
                 (Resolver { family: Some((found.family, own)) }, note)
             }
             None => (Resolver::default(), None),

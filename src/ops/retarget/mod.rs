@@ -10,7 +10,7 @@ mod naming;
 mod part;
 mod projections;
 
-pub use naming::spell;
+pub use naming::{of_base, settle_family, spell};
 pub use part::of_pipeline;
 
 use std::collections::{BTreeMap, HashMap};

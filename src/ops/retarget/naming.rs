@@ -8,14 +8,62 @@ use std::collections::BTreeMap;
 use crate::adapter::fused::{self, Part};
 use crate::adapter::{Adapter, Delta, Note, SiteKind, Spelling, Target};
 use crate::error::{Context, Error, Result};
-use crate::names::ModulePath;
-use crate::names::diffusion::{self, Container, Naming, Order, Ratio, Rows};
+use crate::model::BaseModel;
+use crate::names::diffusion::{self, Container, Naming, Order, Ratio, Rows, Seen};
+use crate::names::{Found, ModulePath};
 
 /// What a module becomes a part of.
 struct Whole {
     of: Ratio,
     order: Order,
     parts: BTreeMap<usize, (ModulePath, Target)>,
+}
+
+/// Least share of a base's modules that are its family's.
+const LEAST: f64 = 0.5;
+
+/// The family of a base whose denoiser is known, by the names and sizes of all it has.
+pub fn of_base(base: &BaseModel) -> Option<Spelling> {
+    let naming = base.naming()?;
+    let listing = base.names.memory();
+    let weight = |(name, found): &(String, Found)| {
+        let shape: Vec<u64> = found.memory_shape.iter().map(|n| *n as u64).collect();
+        Some((name.strip_suffix(".weight")?.to_string(), shape))
+    };
+    let weights: Vec<_> = listing.tensors.iter().filter_map(weight).collect();
+    let seen = |with_shapes: bool| -> Vec<Seen<'_>> {
+        weights.iter().map(|(path, shape)| Seen { path, shape: with_shapes.then_some(shape) }).collect()
+    };
+    let first = |with_shapes| {
+        let found = diffusion::detect(&seen(with_shapes));
+        found.into_iter().find(|c| c.naming == naming && c.score > LEAST)
+    };
+    // Models of sizes of their own are known by their names.
+    first(true).or_else(|| first(false)).map(|found| Spelling::of(&found, naming))
+}
+
+/// Takes the family of the base for the adapter's, where all its modules can be of it: an adapter of attention alone can
+/// be for one of many, and what it was taken for is the likeliest of them. A note says so where it is another one.
+pub fn settle_family(adapter: &mut Adapter, base: &BaseModel) -> Option<Note> {
+    let (own, of_base) = (adapter.spelling?, of_base(base)?);
+    let part = diffusion::family(of_base.family).and_then(diffusion::Family::denoiser)?;
+    let prefix = prefix(part);
+    let knows = |path: &ModulePath| {
+        let inner = path.as_str().strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
+        inner.is_none_or(|inner| part.translate(own.naming, own.naming, inner, of_base.extents).is_some())
+    };
+    if !adapter.targets.keys().all(knows) {
+        return None;
+    }
+    adapter.spelling = Some(Spelling { naming: own.naming, ..of_base });
+    let family = of_base.family;
+    (family != own.family)
+        .then(|| Note::info("", format!("the base is of {family}, and so the adapter is taken for one")))
+}
+
+/// The word before the modules of a denoiser in memory.
+fn prefix(part: &'static diffusion::Part) -> &'static str {
+    part.homes(Container::Diffusers).next().map_or("transformer", |home| home.prefix)
 }
 
 /// The adapter with its denoiser's modules in this naming, and what that took. One that says nothing of its naming is none
@@ -26,7 +74,7 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
     };
     let part = diffusion::family(spelling.family).and_then(diffusion::Family::denoiser);
     let Some(part) = part else { return Ok((adapter.clone(), Vec::new())) };
-    let prefix = part.homes(Container::Diffusers).next().map_or("transformer", |home| home.prefix);
+    let prefix = prefix(part);
     let mut out =
         Adapter { targets: BTreeMap::new(), spelling: Some(Spelling { naming: to, ..spelling }), ..adapter.clone() };
     let mut wholes: BTreeMap<String, Whole> = BTreeMap::new();
