@@ -13,6 +13,7 @@ mod words;
 use std::collections::HashMap;
 
 use super::conv1d;
+use crate::names::checkpoint;
 use words::*;
 
 /// The sort of place a tensor has in the model.
@@ -138,6 +139,9 @@ impl<'a> Sites<'a> {
         if leaf == "out_proj" && self.has(parent, "in_proj_weight") {
             return Site::AttentionOut;
         }
+        if self.is_in_denoiser(path) {
+            return if TABLES.contains(&leaf) { Site::Embedding } else { Site::Linear };
+        }
         let read = |(end, types): &(&str, &[&str])| path.ends_with(end) && self.is_one_of(types);
         let refused = leaf == "out_proj" && self.is_one_of(STATE_SPACE);
         if refused || READ_EMBEDDINGS.contains(&leaf) || READ_MATRICES.iter().any(read) {
@@ -162,6 +166,13 @@ impl<'a> Sites<'a> {
             return Site::Embedding;
         }
         if LINEARS.contains(&leaf) || has_word(leaf, LINEAR_WORDS) { Site::Linear } else { Site::Parameter }
+    }
+
+    /// Whether a module is one of an image model's denoiser.
+    fn is_in_denoiser(&self, path: &str) -> bool {
+        let is_image_model = || self.model_types.iter().any(|name| checkpoint::naming(name).is_some());
+        DENOISERS.iter().any(|part| path.strip_prefix(part).is_some_and(|rest| rest.starts_with('.')))
+            && is_image_model()
     }
 
     fn convolution(&self, path: &str, shape: &[usize]) -> Site {
@@ -209,6 +220,19 @@ fn is_recurrent(parameter: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn matrices_of_a_denoiser_are_linear_layers_whatever_they_are_called() {
+        let names = ["unet.mid_block.ff.net.2.weight", "unet.emb.embedding_table.weight", "text_encoder.net.2.weight"];
+        let sites = |types: &[String]| {
+            let sites = Sites::new(names.map(|name| (name, [8, 8].as_slice())), types);
+            names.map(|name| sites.of(name))
+        };
+        let some = |sites: [Site; 3]| sites.map(Some);
+        let of_image_model = sites(&["UNet2DConditionModel".to_string()]);
+        assert_eq!(of_image_model, some([Site::Linear, Site::Embedding, Site::Parameter]));
+        assert_eq!(sites(&["llama".to_string()])[0], Some(Site::Parameter));
+    }
 
     /// A model of `fixtures/sites.tsv`; `fixtures/make/sites.py` says how to read one.
     #[derive(Default)]

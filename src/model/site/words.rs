@@ -178,3 +178,10 @@ pub const BUFFERS: &[&str] = &[
     "num_points_scale", "output_max", "output_min", "pos_idx_to_embed", "position_ids", "query_decay",
     "relative_position_index", "running_mean", "running_var", "slope_rate", "tid2eid", "token_type_ids",
 ];
+
+/// The words for the denoiser of an image model. Its matrices are linear layers, whatever they are called (`ff.net.2`,
+/// `img_mod.1`).
+pub const DENOISERS: &[&str] = &["unet", "transformer"];
+
+/// But for the classes and styles of some.
+pub const TABLES: &[&str] = &["embedding_table", "style_embedder"];
