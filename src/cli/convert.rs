@@ -295,8 +295,16 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     }
     notes.extend(opened.adapter.unsettled());
     let given = opened.adapter.clone();
+    let means = Means { flags: &args.flatten, common: &args.common, dtype: args.dtype.get(), base, signals };
+    let mut plain = None;
     for (form, parts) in retargeting(args, goal, &opened.adapter) {
-        let done = retarget::retarget(&opened.adapter, form, parts, base).in_file(path)?;
+        let mut done = retarget::retarget(&opened.adapter, form, parts, base);
+        if done.is_err() && args.normalise && plain.is_none() {
+            // A plain LoRA can be taken apart and put together where its own kind cannot.
+            plain = Some(normalise(&mut opened, &mut notes, &means).in_file(path)?);
+            done = retarget::retarget(&opened.adapter, form, parts, base);
+        }
+        let done = done.in_file(path)?;
         opened.adapter = done.adapter;
         notes.extend(done.notes);
     }
@@ -334,13 +342,10 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     if layout.holds(Content::Whole) == Holding::No || consumer.is_some_and(Consumer::passes_over_whole_tensors) {
         notes.extend(saved::leave_out(&mut opened.adapter, base).in_file(path)?);
     }
-    let (mut folded, mut rounded, mut approximated) = (0, Rounded::default(), Vec::new());
-    if args.normalise {
-        let means = Means { flags: &args.flatten, common: &args.common, dtype: args.dtype.get(), base, signals };
-        let (done, reports) = flatten::plain(&mut opened, &means).in_file(path)?;
-        (opened.adapter, folded, rounded, approximated) = (done.adapter, done.folded, done.cast, reports);
-        notes.extend(done.notes);
+    if args.normalise && plain.is_none() {
+        plain = Some(normalise(&mut opened, &mut notes, &means).in_file(path)?);
     }
+    let (folded, mut rounded, approximated) = plain.unwrap_or_default();
     if let Some(to) = args.dtype.get() {
         rounded.add(workers.run(|| cast::adapter(&mut opened.adapter, to)).in_file(path)?);
     }
@@ -370,6 +375,19 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
     let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
     Ok(Converted { from, to: layout.name(), because, draft, modules, kinds, folded, approximated, notes, inputs })
+}
+
+/// Makes every change a plain LoRA: the scales that were folded, the values that were rounded, and the changes that became
+/// the best of their rank.
+fn normalise(
+    opened: &mut Opened,
+    notes: &mut Vec<Note>,
+    means: &Means<'_>,
+) -> Result<(usize, Rounded, Vec<ModuleReport>)> {
+    let (done, reports) = flatten::plain(opened, means)?;
+    opened.adapter = done.adapter;
+    notes.extend(done.notes);
+    Ok((done.folded, done.cast, reports))
 }
 
 /// Which modules are taken apart or put together, in order: as the user wants it, and as the program or the layout does.

@@ -182,6 +182,29 @@ fn assert_optimal(case: &Case, out: &Path, answer: &Value, rank: usize) {
     assert!((all - (lost / energy).sqrt()).abs() < 1e-3 * all + 1e-5, "{}: {all}", case.name);
 }
 
+/// A LoHa of the query alone on the projection that a fused model has: refused as it is, and with a rank the query's change
+/// over rows of zeros.
+#[test]
+fn what_cannot_be_put_together_as_it_is_can_as_plain_lora() {
+    let (case, scratch) = (case("loha"), Scratch::new());
+    let retarget = ["convert", &text(&case.adapter()), "--to", "peft", "--retarget", "fused", "-o"].map(str::to_string);
+    let ran = run(retarget.iter().cloned().chain([text(&scratch.join("refused"))])).expect(1);
+    assert!(ran.err.contains("qkv_proj") && !scratch.join("refused").exists(), "{}", ran.err);
+    let out = scratch.join("out");
+    let ran = plain(&case, &out, &["--rank", "16", "--retarget", "fused"]).expect(0);
+    assert!(ran.out.contains("relative error < 1e-6"), "{}", ran.out);
+    let (q, qkv) = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.qkv_proj");
+    let (change, _) = product(&read(&out.join("adapter_model.safetensors")), qkv);
+    let key = format!("{q}.weight");
+    let of = |path: &Path| Matrix::of(&read(path)[&key]);
+    let (before, after) = (of(&case.base()), of(&case.path.join("expected.safetensors")));
+    assert_eq!((change.rows, change.cols), (2 * before.rows, before.cols)); // 24 of the query, 12 each of key and value
+    for (at, found) in change.values.iter().enumerate() {
+        let wanted = after.values.get(at).map_or(0.0, |v| v - before.values[at]);
+        assert!((found - wanted).abs() < 1e-5, "{at}: {found} instead of {wanted}");
+    }
+}
+
 fn ends_with(long: &str, short: &str) -> bool {
     long == short || long.strip_suffix(short).is_some_and(|rest| rest.ends_with('.'))
 }
