@@ -45,6 +45,30 @@ pub fn split(target: &Target, parts: &[Vec<usize>]) -> Result<Vec<Target>> {
     Ok(out)
 }
 
+/// The change with the halves of its rows in each other's places.
+pub fn swap_halves(target: &Target) -> Result<Target> {
+    let rows = outputs(target).ok_or_else(|| not_the_rows_of(target))?;
+    if rows % 2 != 0 {
+        return Err(Error::mismatch(format!("{rows} outputs, which have no halves")));
+    }
+    let swapped: Vec<usize> = (rows / 2..rows).chain(0..rows / 2).collect();
+    split(target, &[swapped])?.pop().ok_or_else(|| not_the_rows_of(target))
+}
+
+/// Outputs of what a target changes.
+pub fn outputs(target: &Target) -> Option<usize> {
+    target.weight.iter().chain(&target.bias).find_map(|delta| match delta {
+        Delta::LowRank(d) if d.experts.is_none() => Some(d.b.shape.matrix().0),
+        Delta::Full(d) if target.site == SiteKind::Layer => d.tensor.shape.dims().first().copied(),
+        _ => None,
+    })
+}
+
+/// The error for a change of a fused projection whose rows are not told apart.
+pub fn not_the_rows_of(target: &Target) -> Error {
+    Error::unsupported(format!("{} of a fused projection, which is not taken apart by rows", target.kind()))
+}
+
 /// Whether a target changes nothing: all of its B is zero, and there is nothing else.
 pub fn does_nothing(target: &Target) -> bool {
     let zero = |delta: &Delta| match delta {

@@ -5,7 +5,7 @@
 //! tdrussell/diffusion-pipe and others write, who have PEFT's words for the factors. Written down in
 //! `docs/layouts/comfyui.md`.
 
-use super::kohya;
+use super::{kohya, words};
 use crate::adapter::{Adapter, Note};
 use crate::error::Result;
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
@@ -15,16 +15,14 @@ use crate::tensor::StateDict;
 /// The layout.
 pub struct ComfyUi;
 
-const NAME: &str = kohya::DOTTED;
+const NAME: &str = "comfyui";
 /// What the names of such files begin with.
 const STARTS: [&str; 2] = ["diffusion_model.", "text_encoders."];
-/// PEFT's words and those of kohya for the same.
-const WORDS: [(&str, &str); 4] = [
-    (".lora_A.weight", ".lora_down.weight"),
-    (".lora_B.weight", ".lora_up.weight"),
-    (".lora_A.default.weight", ".lora_down.weight"),
-    (".lora_B.default.weight", ".lora_up.weight"),
-];
+
+/// How many of these keys begin as this layout's.
+pub fn own_keys(tensors: &StateDict) -> usize {
+    tensors.keys().filter(|key| STARTS.iter().any(|start| key.starts_with(start))).count()
+}
 
 impl Layout for ComfyUi {
     fn name(&self) -> &'static str {
@@ -48,30 +46,19 @@ impl Layout for ComfyUi {
             return Verdict::No;
         }
         let all = source.tensors.len();
-        let ours = source.tensors.keys().filter(|key| STARTS.iter().any(|start| key.starts_with(start))).count();
-        let factors = source.tensors.keys().any(|key| key.contains(".lora_") || kohya::claims(key));
+        let ours = own_keys(&source.tensors);
+        let factors = source.tensors.keys().any(|key| words::is_word(key));
         if ours * 2 <= all || !factors {
             return Verdict::No;
         }
-        Verdict::Likely { score: 95, because: format!("{ours} of {all} keys begin as ComfyUI calls its modules") }
+        Verdict::Likely { score: 85, because: format!("{ours} of {all} keys begin as ComfyUI calls its modules") }
     }
 
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {
-        let (mut adapter, notes) = kohya::read_tensors(source, &in_words_of_kohya(&source.tensors))?;
-        // What the file calls its modules is no matter of other layouts'.
-        adapter.carried.layout = NAME.to_string();
-        Ok((adapter, notes))
+        kohya::read_tensors(source, &words::in_words_of_kohya(&source.tensors, str::to_string), NAME)
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-        kohya::write_dotted(adapter)
+        kohya::write_as(NAME, adapter, kohya::prefixes(adapter, Container::Comfy))
     }
-}
-
-fn in_words_of_kohya(tensors: &StateDict) -> StateDict {
-    let renamed = |key: &String| {
-        let found = WORDS.iter().find_map(|(peft, kohya)| Some(format!("{}{kohya}", key.strip_suffix(peft)?)));
-        found.unwrap_or_else(|| key.clone())
-    };
-    tensors.iter().map(|(key, tensor)| (renamed(key), tensor.clone())).collect()
 }

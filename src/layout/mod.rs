@@ -3,6 +3,8 @@
 //! A layout reads keys and config into an [`Adapter`] and knows nothing of bases or of what will be done with it.
 
 pub mod adapterhub;
+pub mod ai_toolkit;
+pub mod cloneofsimo;
 pub mod comfyui;
 pub mod consumer;
 pub mod diffusers;
@@ -16,13 +18,18 @@ pub mod lint;
 pub mod litgpt;
 pub mod loralib;
 pub mod mlx;
+pub mod native;
 pub mod nemo;
+pub mod omi;
+pub mod onetrainer;
 pub mod peft;
 mod save;
 pub mod source;
 mod spelling;
 mod stacks;
 pub mod torchtune;
+mod words;
+pub mod xlabs;
 
 use std::path::Path;
 
@@ -126,6 +133,8 @@ pub enum Format {
 /// All layouts.
 pub const LAYOUTS: &[&dyn Layout] = &[
     &adapterhub::AdapterHub,
+    &ai_toolkit::AiToolkit,
+    &cloneofsimo::Cloneofsimo,
     &comfyui::ComfyUi,
     &diffusers::Diffusers,
     &gguf::Gguf,
@@ -133,9 +142,13 @@ pub const LAYOUTS: &[&dyn Layout] = &[
     &litgpt::LitGpt,
     &loralib::Loralib,
     &mlx::Mlx,
+    &native::Native,
     &nemo::Nemo,
+    &omi::Omi,
+    &onetrainer::OneTrainer,
     &peft::Peft,
     &torchtune::Torchtune,
+    &xlabs::XLabs,
 ];
 
 /// An adapter and how it was recognised.

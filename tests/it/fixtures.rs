@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use lora_tool::layout::{self, Draft};
+use lora_tool::tensor::StateDict;
+
 /// The folder of fixtures.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
@@ -86,4 +89,11 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// A file of these tensors.
+pub fn file(path: &Path, tensors: StateDict) -> PathBuf {
+    let draft = Draft { tensor_file: "f.safetensors".into(), tensors, ..Draft::default() };
+    layout::save(&draft, path, &[], false, false).expect("saved");
+    path.to_path_buf()
 }

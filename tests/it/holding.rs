@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lora_tool::adapter::delta::{Full, LowRank, TokenRows, full::Mode};
-use lora_tool::adapter::{Adapter, Delta, Scale, ScaleRule, SiteKind, Target};
+use lora_tool::adapter::{Adapter, Delta, Scale, ScaleRule, SiteKind, Spelling, Target};
 use lora_tool::layout::{self, Content, Given, Holding, LAYOUTS, Layout};
+use lora_tool::names::diffusion::Naming;
 use lora_tool::tensor::{Dtype, StateDict, Tensor};
 
 use crate::fixtures::{self, Scratch};
@@ -99,8 +100,19 @@ fn of_kind(content: Content) -> &'static [&'static str] {
     }
 }
 
-/// The adapter with its modules in a part of a pipeline, for layouts of those.
+/// Layouts that know an adapter's model by its names.
+const OF_FAMILIES: [&str; 3] = ["ai-toolkit", "omi", "onetrainer"];
+
+/// The adapter with its modules in a part of a pipeline, for layouts of those; as one of FLUX.1, where names are told.
 fn placed(layout: &dyn Layout, adapter: &Adapter) -> Adapter {
+    if OF_FAMILIES.contains(&layout.name()) {
+        let leaves = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"];
+        let path =
+            |n: usize| format!("transformer.transformer_blocks.{}.{}", n / leaves.len(), leaves[n % leaves.len()]);
+        let targets = adapter.targets.values().enumerate().map(|(n, t)| (path(n).as_str().into(), t.clone())).collect();
+        let spelling = Some(Spelling { family: "flux1", naming: Naming::Diffusers, extents: &[] });
+        return Adapter { targets, spelling, ..adapter.clone() };
+    }
     if layout.name() != "diffusers" {
         return adapter.clone();
     }

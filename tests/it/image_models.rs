@@ -1,25 +1,19 @@
 //! Adapters of image models in the names of their authors and of diffusers, against both sorts of base.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_tool::container::SafetensorsFile;
-use lora_tool::layout::{self, Draft, Layout};
+use lora_tool::layout::{self, Layout};
 use lora_tool::tensor::{Dtype, StateDict, Tensor};
 
-use crate::fixtures::{self, Scratch};
+use crate::fixtures::{self, Scratch, file};
 use crate::program;
 
 fn numbers(shape: &[usize], seed: usize) -> Tensor {
     let count = shape.iter().product::<usize>();
     let values: Vec<_> = (0..count).map(|i| ((i * 37 + seed * 101) % 211) as f32 / 64.0 - 1.6).collect();
     Tensor::from_f32(Dtype::F32, shape, &values).expect("floats")
-}
-
-fn file(path: &Path, tensors: StateDict) -> PathBuf {
-    let draft = Draft { tensor_file: "f.safetensors".into(), tensors, ..Draft::default() };
-    layout::save(&draft, path, &[], false, false).expect("saved");
-    path.to_path_buf()
 }
 
 fn read(path: &Path) -> BTreeMap<String, Vec<f32>> {

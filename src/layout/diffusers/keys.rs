@@ -15,6 +15,8 @@ pub enum Role {
     Magnitude,
     /// Alpha.
     Alpha,
+    /// The weight of a norm, in the place of the base's.
+    Norm,
 }
 
 /// A key, taken apart.
@@ -29,12 +31,13 @@ pub struct Key {
 }
 
 /// Endings, with what stands between module and ending taken off: the first that fits counts.
-const ENDINGS: [(&str, Role); 12] = [
+const ENDINGS: [(&str, Role); 13] = [
     (".lora_A.weight", Role::A),
     (".lora_B.weight", Role::B),
     (".lora_B.bias", Role::Bias),
     (".lora_magnitude_vector.weight", Role::Magnitude),
     (".lora_magnitude_vector", Role::Magnitude),
+    (".dora_scale", Role::Magnitude),
     (".lora_linear_layer.down.weight", Role::A),
     (".lora_linear_layer.up.weight", Role::B),
     (".lora.down.weight", Role::A),
@@ -43,6 +46,8 @@ const ENDINGS: [(&str, Role); 12] = [
     ("_lora.up.weight", Role::B),
     (".alpha", Role::Alpha),
 ];
+/// Norms of attention, which control adapters of FLUX.1 replace.
+pub const NORMS: [&str; 4] = ["norm_q", "norm_k", "norm_added_q", "norm_added_k"];
 /// First modules of a U-Net in files that name no part: those of the first releases.
 const UNET_ROOTS: [&str; 3] = ["down_blocks.", "mid_block.", "up_blocks."];
 
@@ -71,7 +76,10 @@ fn ending(rest: &str) -> Option<(String, Role)> {
         return Some((module.to_string(), role));
     }
     let inner = rest.strip_suffix(".weight")?;
-    let (head, _) = inner.rsplit_once('.')?;
+    let (head, leaf) = inner.rsplit_once('.')?;
+    if NORMS.contains(&leaf) {
+        return Some((inner.to_string(), Role::Norm));
+    }
     let role = |end: &str| match end {
         "lora_A" => Some(Role::A),
         "lora_B" => Some(Role::B),
@@ -119,6 +127,8 @@ mod tests {
             (format!("unet.{to_q}.lora_B.default.weight"), to_q.to_string(), Role::B),
             (format!("unet.base_model.model.{to_q}.lora_A.weight"), to_q.to_string(), Role::A),
             (format!("unet.{to_q}.lora_magnitude_vector"), to_q.to_string(), Role::Magnitude),
+            (format!("unet.{to_q}.dora_scale"), to_q.to_string(), Role::Magnitude),
+            (format!("unet.{attention}.norm_q.weight"), format!("{attention}.norm_q"), Role::Norm),
             (format!("unet.{to_q}.alpha"), to_q.to_string(), Role::Alpha),
             (format!("unet.{attention}.processor.to_q_lora.alpha"), format!("{to_q}_lora"), Role::Alpha),
         ] {

@@ -12,6 +12,7 @@ use crate::adapter::{Adapter, Note};
 use crate::error::Result;
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
 use crate::names::diffusion::{Family, Naming};
+use crate::tensor::StateDict;
 
 /// The layout.
 pub struct Diffusers;
@@ -19,17 +20,24 @@ pub struct Diffusers;
 /// Key of the header's metadata under which PEFT's config stands, as JSON.
 const CONFIG: &str = "lora_adapter_metadata";
 /// The parts of pipelines, by the words before their modules. Longer words first where one begins another.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 11] = [
     "text_encoder_2",
     "text_encoder_3",
     "text_encoder",
     "transformer_2",
+    "transformer_ref",
     "transformer",
     "unet",
     "prior",
     "controlnet",
     "connectors",
+    "text_conditioner",
 ];
+
+/// How many of these keys are of this layout.
+pub fn own_keys(tensors: &StateDict) -> usize {
+    tensors.keys().filter(|key| keys::parse(key).is_some()).count()
+}
 
 impl Layout for Diffusers {
     fn name(&self) -> &'static str {
@@ -62,13 +70,13 @@ impl Layout for Diffusers {
             return Verdict::No;
         }
         let all = source.tensors.len();
-        let ours = source.tensors.keys().filter(|key| keys::parse(key).is_some()).count();
+        let ours = own_keys(&source.tensors);
         if ours == 0 || ours * 2 < all {
             return Verdict::No;
         }
         let config = source.metadata.iter().any(|(key, _)| key == CONFIG);
         let because = format!("{ours} of {all} keys are factors behind the name of a pipeline's part");
-        Verdict::Likely { score: if config { 95 } else { 80 }, because }
+        Verdict::Likely { score: if config { 95 } else { 75 }, because }
     }
 
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {

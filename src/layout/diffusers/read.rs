@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::keys::{self, Role};
 use super::{CONFIG, PARTS};
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
-use crate::adapter::{Adapter, Carried, Note, Scale, ScaleRule, Target};
+use crate::adapter::{Adapter, Along, Carried, Note, Scale, ScaleRule, Target};
 use crate::container::json;
 use crate::error::{Context, Error, Result};
 use crate::layout::peft::config::{Config, Patterns};
@@ -98,6 +98,13 @@ fn of_part(config: &Map<String, Value>, part: &str) -> Option<Map<String, Value>
 
 fn target(module: &str, mut tensors: Tensors, scaling: Option<&(Patterns, Config)>) -> Result<Target> {
     let mut take = |role| tensors.remove(&role).map(|(_, tensor)| tensor);
+    if let Some(tensor) = take(Role::Norm) {
+        if !tensors.is_empty() {
+            return Err(Error::unsupported("factors of a norm beside the weight that replaces it"));
+        }
+        let replaced = Delta::Full(Full { tensor, mode: Mode::Replace });
+        return Ok(Target { weight: vec![replaced], ..Target::default() });
+    }
     let (Some(a), Some(b)) = (take(Role::A), take(Role::B)) else {
         return Err(Error::missing("one of two factors without the other"));
     };
@@ -125,10 +132,16 @@ fn target(module: &str, mut tensors: Tensors, scaling: Option<&(Patterns, Config
     if !factor.is_finite() {
         return Err(Error::malformed(format!("a scale of {factor}")));
     }
+    // OneTrainer leaves magnitudes of inputs in its files, which diffusers passes over.
+    let magnitude_along = match magnitude.as_ref().map(|tensor: &Tensor| tensor.shape.dims()) {
+        Some([1, inputs, ..]) if *inputs != 1 => Along::Cols,
+        _ => Along::Rows,
+    };
     let bias = bias.map(|tensor| Delta::Full(Full { tensor, mode: Mode::Add(factor) }));
     Ok(Target {
         weight: vec![Delta::LowRank(factors)],
         magnitude,
+        magnitude_along,
         bias: bias.into_iter().collect(),
         ..Target::default()
     })

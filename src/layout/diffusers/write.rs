@@ -2,15 +2,16 @@
 
 use serde_json::{Map, Value, json};
 
+use super::keys::NORMS;
 use super::{CONFIG, PARTS};
 use crate::adapter::delta::{Delta, Full, LowRank, full::Mode};
-use crate::adapter::{Adapter, Note, SiteKind, Target, fold};
+use crate::adapter::{Adapter, Along, Note, SiteKind, Target, fold};
 use crate::error::{Context, Error, Result};
 use crate::layout::Draft;
 use crate::layout::peft::scaling::{Scaled, Scaling};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::names::diffusion::Naming;
-use crate::tensor::StateDict;
+use crate::tensor::{StateDict, Tensor};
 
 /// The file of `adapter`.
 pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
@@ -23,13 +24,22 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
             "an adapter in the names of the model's authors, and not in those of diffusers",
         ));
     }
-    let (mut tensors, mut notes) = (StateDict::new(), Vec::new());
+    let (mut tensors, mut notes, mut norms) = (StateDict::new(), Vec::new(), 0);
     let mut scaled: Vec<(&'static str, Scaled)> = Vec::new();
     let mut dora: Vec<&'static str> = Vec::new();
     let mut biased: Vec<&'static str> = Vec::new();
     for (path, target) in &adapter.targets {
         let (part, module) = part_of(path.as_str()).at_key(path.as_str())?;
+        if let Some(norm) = replaced_norm(module, target) {
+            tensors.insert(format!("{path}.weight"), norm.clone());
+            norms += 1;
+            continue;
+        }
         let factors = factors(target).at_key(path.as_str())?;
+        if target.magnitude.is_some() && target.magnitude_along == Along::Cols {
+            let what = "DoRA with a magnitude for each input; diffusers reads one for each output";
+            return Err(Error::unsupported(what).at_key(path.as_str()));
+        }
         tensors.insert(format!("{path}.lora_A.weight"), factors.a.clone());
         tensors.insert(format!("{path}.lora_B.weight"), factors.b.clone());
         if let Some(magnitude) = &target.magnitude {
@@ -45,6 +55,12 @@ pub fn write(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
     }
     if tensors.is_empty() {
         return Err(Error::missing("an adapter without tensors: there is nothing to write"));
+    }
+    if norms > 0 {
+        notes.push(Note::info(
+            "",
+            format!("{norms} norms replaced, as diffusers reads them of control adapters of FLUX.1"),
+        ));
     }
     let mut config = Map::new();
     for part in PARTS {
@@ -75,6 +91,15 @@ fn part_of(path: &str) -> Result<(&'static str, &str)> {
     found.ok_or_else(|| Error::unsupported("a module of no part of a pipeline, whose names this layout has in front"))
 }
 
+/// The weight that takes the place of a norm's in attention.
+fn replaced_norm<'t>(module: &str, target: &'t Target) -> Option<&'t Tensor> {
+    let leaf = module.rsplit('.').next()?;
+    match (target.weight.as_slice(), target.bias.as_slice()) {
+        ([Delta::Full(Full { tensor, mode: Mode::Replace })], []) if NORMS.contains(&leaf) => Some(tensor),
+        _ => None,
+    }
+}
+
 fn factors(target: &Target) -> Result<&LowRank> {
     if target.site != SiteKind::Layer {
         return Err(Error::unsupported("no linear layer or convolution, which are all that this layout adapts"));
@@ -87,7 +112,7 @@ fn factors(target: &Target) -> Result<&LowRank> {
 }
 
 /// The bias of B, which is multiplied as the factors are.
-fn bias(path: &str, target: &Target, factors: &LowRank) -> Result<Option<(crate::tensor::Tensor, Option<Note>)>> {
+fn bias(path: &str, target: &Target, factors: &LowRank) -> Result<Option<(Tensor, Option<Note>)>> {
     match target.bias.as_slice() {
         [] => Ok(None),
         [Delta::Full(Full { tensor, mode: Mode::Add(factor) })] => {

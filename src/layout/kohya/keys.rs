@@ -56,6 +56,7 @@ const OTHERS: &[&str] = &[
     "diff_m",
     "dora_scale",
     "lokr_t1",
+    "lora_up.bias",
     "rescale",
     "reshape_weight",
     "row_offset",

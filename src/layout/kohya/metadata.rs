@@ -12,7 +12,6 @@ use crate::container::json;
 use crate::error::{Context, Result};
 use crate::layout::Draft;
 use crate::layout::source::BASE_FINGERPRINT;
-use crate::names::diffusion::Container;
 
 /// What stands before the name of what an adapter says about itself and sd-scripts has no key for.
 pub const ABOUT: &str = "lora_tool.about.";
@@ -68,13 +67,13 @@ impl Memory {
     }
 }
 
-/// The adapter of a flat or a dotted file with all that it carries, under the names of the other sort.
-pub fn respelled(adapter: &Adapter, container: Container) -> Adapter {
+/// The adapter of a file with all that it carries, under names that begin otherwise.
+pub fn respelled(adapter: &Adapter, prefixes: Vec<(String, String)>) -> Adapter {
     let mut out = adapter.clone();
     out.carried.layout = NAME.to_string();
     let old = Memory::of(&out);
     let mut spelling = Spelling::default();
-    spelling.fill(Resolver::known(adapter.spelling).prefixes(container));
+    spelling.fill(prefixes);
     let names = adapter.targets.keys().map(|path| (old.spelling.name(path.as_str()), spelling.name(path.as_str())));
     let names: HashMap<_, _> = names.collect();
     for (key, _) in &mut out.carried.tensors {

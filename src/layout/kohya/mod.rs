@@ -25,29 +25,45 @@ pub struct Kohya;
 
 /// Its name, and that of what it carries.
 pub const NAME: &str = "kohya";
-/// The layout of the same networks behind dotted names.
-pub const DOTTED: &str = "comfyui";
+/// Layouts that have the same networks under other names, and carry the same of their files.
+pub const RELATIVES: [&str; 6] = [NAME, "ai-toolkit", "comfyui", "native", "omi", "onetrainer"];
 
 /// Whether a key ends as only those of this layout do.
 pub fn claims(key: &str) -> bool {
     keys::is_mark(key)
 }
 
-/// The adapter of a file in which `tensors` are those of `source` in the words of this layout.
-pub fn read_tensors(source: &Source, tensors: &StateDict) -> Result<(Adapter, Vec<Note>)> {
-    read::read(source, tensors)
+/// Module and suffix of a key.
+pub fn split(key: &str) -> Option<(&str, &'static str)> {
+    keys::split(key)
 }
 
-/// The file of an adapter whose names are dotted, behind the prefixes of ComfyUI.
-pub fn write_dotted(adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-    let mut adapter = match adapter.carried.layout.as_str() {
-        NAME => metadata::respelled(adapter, Container::Comfy),
-        _ => adapter.clone(),
+/// The adapter of a file of `layout`, one of the [`RELATIVES`], in which `tensors` are those of `source` in the words of
+/// this layout.
+pub fn read_tensors(source: &Source, tensors: &StateDict, layout: &str) -> Result<(Adapter, Vec<Note>)> {
+    let (mut adapter, notes) = read::read(source, tensors)?;
+    adapter.carried.layout = layout.to_string();
+    Ok((adapter, notes))
+}
+
+/// What the names of each component begin with in files of a container: component and prefix. A prefix that ends in a
+/// dot is followed by a dotted path, any other by a flat one.
+pub fn prefixes(adapter: &Adapter, container: Container) -> Vec<(String, String)> {
+    names::Resolver::known(adapter.spelling).prefixes(container)
+}
+
+/// The file of an adapter in the words of this layout, as one of `layout`, one of the [`RELATIVES`]. Names are those of
+/// the adapter's own file if that was of the same layout, and else begin with `prefixes`.
+pub fn write_as(layout: &str, adapter: &Adapter, prefixes: Vec<(String, String)>) -> Result<(Draft, Vec<Note>)> {
+    let own = adapter.carried.layout.as_str();
+    let mut adapter = match RELATIVES.contains(&own) && own != layout {
+        true => metadata::respelled(adapter, prefixes.clone()),
+        false => adapter.clone(),
     };
-    if adapter.carried.layout == DOTTED {
+    if RELATIVES.contains(&adapter.carried.layout.as_str()) {
         adapter.carried.layout = NAME.to_string();
     }
-    write::write(&adapter, Container::Comfy)
+    write::write(&adapter, prefixes)
 }
 
 impl Layout for Kohya {
@@ -86,7 +102,9 @@ impl Layout for Kohya {
         }
         let all = source.tensors.len();
         let ours = source.tensors.keys().filter(|key| keys::is_mark(key)).count();
-        if ours == 0 || source.tensors.keys().any(|key| key.starts_with("base_model.model.")) {
+        // Dotted names are of other layouts.
+        let dotted = |key: &&String| keys::split(key).is_some_and(|(module, _)| module.contains('.'));
+        if ours == 0 || source.tensors.keys().filter(dotted).count() * 2 > all {
             return Verdict::No;
         }
         Verdict::Likely {
@@ -100,9 +118,6 @@ impl Layout for Kohya {
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
-        match adapter.carried.layout.as_str() {
-            DOTTED => write::write(&metadata::respelled(adapter, Container::Kohya), Container::Kohya),
-            _ => write::write(adapter, Container::Kohya),
-        }
+        write_as(NAME, adapter, prefixes(adapter, Container::Kohya))
     }
 }

@@ -118,7 +118,8 @@ impl Reader {
             self.note_residual(name, &target);
             target.weight.push(residual);
         }
-        target.bias.extend(kind::bias(&mut parts));
+        let scale = target.weight.first().map_or(1.0, factor);
+        target.bias.extend(kind::bias(&mut parts, scale));
         self.magnitude(&mut target, &mut parts)?;
         // The scale of a module whose kind has none says nothing.
         parts.retain(|suffix, _| !["alpha", "scale"].contains(suffix));
@@ -174,16 +175,21 @@ impl Reader {
 
     /// LyCORIS writes residuals with an alpha that is the rank. Who applies others does not agree.
     fn note_residual(&mut self, name: &str, target: &Target) {
-        let factor = match target.weight.first() {
-            Some(Delta::LowRank(d)) => d.factor(),
-            Some(Delta::Tucker(d)) => d.scale.factor(d.rank()),
-            _ => 1.0,
-        };
+        let factor = target.weight.first().map_or(1.0, factor);
         if factor != 1.0 {
             let what =
                 format!("the sparse residual is added as it is; AUTOMATIC1111 multiplies it by the scale {factor}");
             self.notes.push(Note::lossy(name, what));
         }
+    }
+}
+
+/// What the factors of a change are multiplied by.
+fn factor(delta: &Delta) -> f64 {
+    match delta {
+        Delta::LowRank(d) => d.factor(),
+        Delta::Tucker(d) => d.scale.factor(d.rank()),
+        _ => 1.0,
     }
 }
 

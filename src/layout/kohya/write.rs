@@ -6,15 +6,13 @@ use super::NAME;
 use super::alpha;
 use super::kind::{self, KINDS, Written};
 use super::metadata::{self, Memory};
-use super::names::Resolver;
 use crate::adapter::{Adapter, Along, Delta, Note, Scale, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::layout::Draft;
-use crate::names::diffusion::Container;
 use crate::tensor::{Dtype, Tensor};
 
-/// The file of `adapter`, with the prefixes of this container where the adapter's own file had none.
-pub fn write(adapter: &Adapter, container: Container) -> Result<(Draft, Vec<Note>)> {
+/// The file of `adapter`, with these prefixes by component where the adapter's own file had none.
+pub fn write(adapter: &Adapter, prefixes: Vec<(String, String)>) -> Result<(Draft, Vec<Note>)> {
     if let Some(name) = &adapter.residual_base {
         let what = format!("meant for a base that `{name}` changed, which this layout has no word for");
         return Err(
@@ -27,7 +25,7 @@ pub fn write(adapter: &Adapter, container: Container) -> Result<(Draft, Vec<Note
     let own = adapter.carried.layout == NAME;
     let kept = adapter.carried.tensors.iter().filter(|_| own).map(|(key, tensor)| (key.as_str(), tensor)).collect();
     let mut memory = Memory::of(adapter);
-    memory.spelling.fill(Resolver::known(adapter.spelling).prefixes(container));
+    memory.spelling.fill(prefixes);
     let mut writer = Writer { memory, own, kept, ..Writer::default() };
     for (path, target) in &adapter.targets {
         writer.module(path.as_str(), target).at_key(path.as_str())?;

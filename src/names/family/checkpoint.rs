@@ -168,6 +168,8 @@ pub(super) const SETS: &[Set] = &[
     Set::whole(
         &[TRANSFORMER],
         &[
+            // Black Forest Labs' norms call their weight so.
+            rename(r"_norm\.scale$", "_norm.weight"),
             rename(r"^model\.diffusion_model\.", "transformer."),
             rename(r"^first_stage_model\.", "vae."),
             rename(r"^vae\.", "vae."),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::fused::{self, Part};
-use crate::adapter::{Adapter, Delta, Note, SiteKind, Spelling, Target};
+use crate::adapter::{Adapter, Note, Spelling, Target};
 use crate::error::{Context, Error, Result};
 use crate::model::BaseModel;
 use crate::names::diffusion::{self, Container, Naming, Order, Ratio, Rows, Seen};
@@ -105,7 +105,8 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
                 _ => return Err(Error::unsupported("rows of a module alone").at_key(path.as_str())),
             },
             several => {
-                let total = outputs(target).ok_or_else(|| not_by_rows(target)).at_key(path.as_str())?;
+                let total =
+                    fused::outputs(target).ok_or_else(|| fused::not_the_rows_of(target)).at_key(path.as_str())?;
                 let mut rows = Vec::with_capacity(several.len());
                 for one in several {
                     let range = one.take.range(total as u64);
@@ -167,39 +168,19 @@ fn put(out: &mut Adapter, path: &str, target: Target) -> Result<()> {
     }
 }
 
-fn not_by_rows(target: &Target) -> Error {
-    Error::unsupported(format!("{} of a fused projection, which is not taken apart by rows", target.kind()))
-}
-
-/// Outputs of what a target changes.
-fn outputs(target: &Target) -> Option<usize> {
-    target.weight.iter().chain(&target.bias).find_map(|delta| match delta {
-        Delta::LowRank(d) if d.experts.is_none() => Some(d.b.shape.matrix().0),
-        Delta::Full(d) if target.site == SiteKind::Layer => d.tensor.shape.dims().first().copied(),
-        _ => None,
-    })
-}
-
 /// The target with its rows in the other order.
 fn ordered(target: &Target, order: Order) -> Result<Target> {
     match order {
         Order::Same => Ok(target.clone()),
-        Order::SwapHalves => {
-            let rows = outputs(target).ok_or_else(|| not_by_rows(target))?;
-            if rows % 2 != 0 {
-                return Err(Error::mismatch(format!("{rows} outputs, which have no halves")));
-            }
-            let swapped: Vec<usize> = (rows / 2..rows).chain(0..rows / 2).collect();
-            let mut parts = fused::split(target, &[swapped])?;
-            parts.pop().ok_or_else(|| not_by_rows(target))
-        }
+        Order::SwapHalves => fused::swap_halves(target),
         Order::Transposed => Err(Error::unsupported("a weight that lies transposed in the other naming")),
     }
 }
 
 /// All parts of a whole; those that are not adapted have rows of zeros.
 fn together(whole: &Whole) -> Result<(Target, bool)> {
-    let known = whole.parts.iter().find_map(|(number, (_, target))| whole.of.total(*number, outputs(target)? as u64));
+    let known =
+        whole.parts.iter().find_map(|(number, (_, target))| whole.of.total(*number, fused::outputs(target)? as u64));
     let total = known.ok_or_else(|| Error::unsupported("changes of parts whose outputs are not told apart"))?;
     let ranges =
         whole.of.ranges(total).ok_or_else(|| Error::mismatch(format!("{total} outputs in all, not those of parts")))?;

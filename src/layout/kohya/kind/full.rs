@@ -27,10 +27,11 @@ fn read(parts: &mut Parts) -> Result<Delta> {
     Ok(Delta::Full(Full { tensor, mode: Mode::Add(1.0) }))
 }
 
-/// Takes the change of the bias out of the parts.
-pub fn bias(parts: &mut Parts) -> Option<Delta> {
-    let tensor = parts.remove("diff_b").or_else(|| parts.remove("b_norm"))?;
-    Some(Delta::Full(Full { tensor, mode: Mode::Add(1.0) }))
+/// Takes the change of the bias out of the parts. That of PEFT shares the scale of the factors, which is `scale`.
+pub fn bias(parts: &mut Parts, scale: f64) -> Option<Delta> {
+    let own = parts.remove("diff_b").or_else(|| parts.remove("b_norm")).map(|tensor| (tensor, 1.0));
+    let (tensor, factor) = own.or_else(|| Some((parts.remove("lora_up.bias")?, scale)))?;
+    Some(Delta::Full(Full { tensor, mode: Mode::Add(factor) }))
 }
 
 fn write(delta: &Delta) -> Result<Option<Written>> {
