@@ -109,6 +109,18 @@ pub struct Target {
     pub bias: Vec<Delta>,
     /// What kind of place the module path names.
     pub site: SiteKind,
+    /// The part of the adapter's strength that it gets.
+    pub share: Share,
+}
+
+/// A factor of the strength, 1 where nothing was said.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f64);
+
+impl Default for Share {
+    fn default() -> Share {
+        Share(1.0)
+    }
 }
 
 /// What a module path names, as far as the adapter tells.

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{ReadAs, adapter_and_strength};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::Opened;
 use crate::model::BaseModel;
 use crate::ops::merge::{Applied, Identity};
+use crate::ops::shares::Shares;
+use crate::tensor::Hash;
 
 /// An adapter, opened.
 pub struct Loaded {
@@ -20,20 +22,48 @@ pub struct Loaded {
     pub opened: Opened,
     /// How it is told from others.
     pub identity: Identity,
+    /// What its modules' shares of the strength were told by.
+    pub shares: Shares,
 }
 
 impl Loaded {
     /// Opens an adapter given as `PATH[@STRENGTH]`, for this base where there is one.
     pub fn open(
         (argument, strength): (&Path, f64),
-        read: &ReadAs,
+        (read, shares): (&ReadAs, &Shares),
         base: Option<&BaseModel>,
         allow_nonfinite: bool,
     ) -> Result<Loaded> {
         let (path, strength) = adapter_and_strength(argument, strength)?;
         let opened = read.open_finite(&path, base, allow_nonfinite)?;
-        let identity = Identity { name: last_name(&path), hash: opened.hash(), base: opened.base_fingerprint };
-        Ok(Loaded { label: path.display().to_string(), strength, path, opened, identity })
+        let (label, name) = (path.display().to_string(), last_name(&path));
+        Loaded::of(opened, (label, name), strength, path, shares.clone())
+    }
+
+    /// An adapter that is open, with parts at strengths of their own. It is another one then than without them.
+    pub fn of(
+        mut opened: Opened,
+        (label, name): (String, String),
+        strength: f64,
+        path: PathBuf,
+        shares: Shares,
+    ) -> Result<Loaded> {
+        let hash = opened.hash();
+        let notes = shares.apply(&mut opened.adapter).in_file(&path)?;
+        opened.notes.extend(notes);
+        let base = opened.base_fingerprint;
+        let identity = match shares.words() {
+            [] => Identity { name, hash, base },
+            words => {
+                let words = words.join(", ");
+                Identity {
+                    hash: Hash::of(format!("{hash} {words}").as_bytes()),
+                    name: format!("{name} ({words})"),
+                    base,
+                }
+            }
+        };
+        Ok(Loaded { label, strength, path, opened, identity, shares })
     }
 
     /// The adapter as an operation takes it.

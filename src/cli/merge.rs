@@ -10,6 +10,7 @@ use super::loaded::Loaded;
 use super::progress::Bar;
 use super::signals::Signals;
 use super::undo::{self, Embed, Recording, Written};
+use super::weights::Weights;
 use super::{output, size};
 use crate::adapter::{Note, Severity};
 use crate::error::{Result, printable};
@@ -41,9 +42,8 @@ pub struct Args {
     /// Where the result goes: a folder if the base is one, else a file
     #[arg(short, long, value_name = "OUT")]
     out: PathBuf,
-    /// Strength of the adapters that have none of their own
-    #[arg(long, value_name = "X", default_value = "1", allow_negative_numbers = true)]
-    strength: f64,
+    #[command(flatten)]
+    weights: Weights,
     /// Type of the floating-point tensors written
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
     dtype: OutputDtype,
@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     undo: Option<PathBuf>,
     /// Put the adapters into the undo record: when they are small, always or never
-    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", requires = "undo")]
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto", requires = "undo", hide_short_help = true)]
     undo_embed: Embed,
     #[command(flatten)]
     read: ReadAs,
@@ -88,7 +88,8 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let base = BaseModel::open(&args.base)?;
-    let open = |a: &PathBuf| Loaded::open((a, args.strength), &args.read, Some(&base), args.allow_nonfinite);
+    let (strength, shares) = (args.weights.strength()?.unwrap_or(1.0), args.weights.shares()?);
+    let open = |a: &PathBuf| Loaded::open((a, strength), (&args.read, &shares), Some(&base), args.allow_nonfinite);
     let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let mut merge = merge::merge(&base, &applied, &options(args))?;

@@ -23,6 +23,7 @@ mod undo;
 mod undo_record;
 mod unmerge;
 mod verify;
+mod weights;
 
 use clap::{CommandFactory, Parser, Subcommand};
 

@@ -45,6 +45,9 @@ pub struct Args {
     /// The rank, or the rule that gives one: N, energy=X, error=X, ratio=X, mp, params=N, size=SIZE
     #[arg(long, value_name = "RANK", value_parser = ranks::rule)]
     rank: Rule,
+    /// Rank of convolutions with a kernel larger than 1 [default: as --rank]
+    #[arg(long, value_name = "RANK", value_parser = ranks::rule)]
+    conv_rank: Option<Rule>,
     /// The alpha that is stored: the rank, which makes the scale 1, or the alpha it had
     #[arg(long, value_enum, value_name = "ALPHA", default_value = "rank")]
     alpha: AlphaWord,
@@ -85,6 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
     let layout = layout::named(args.to.as_deref().unwrap_or(opened.layout))?;
     let options = Options {
         rule: args.rank,
+        kernel_rule: args.conv_rank,
         bounds,
         alpha: match args.alpha {
             AlphaWord::Rank => Alpha::Rank,

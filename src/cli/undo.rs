@@ -14,7 +14,8 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::Kernels;
 use crate::layout::{self, Given, Opened, Source};
 use crate::model::BaseModel;
-use crate::ops::merge::{Identity, Merge};
+use crate::ops::merge::Merge;
+use crate::ops::shares::Shares;
 use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
 use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
 use crate::tensor::{Hash, dtype};
@@ -84,10 +85,11 @@ impl Recording {
             let absolute = || l.path.canonicalize().unwrap_or_else(|_| l.path.clone()).to_string_lossy().into_owned();
             about.rebuildable.push(l.opened.adapter.can_be_read_again());
             about.adapters.push(AdapterNote {
-                name: l.identity.name.clone(),
+                name: last_name(&l.path),
                 path: (!embed).then(absolute),
                 strength: l.strength,
-                hash: l.identity.hash.to_string(),
+                weights: l.shares.words().to_vec(),
+                hash: l.opened.hash().to_string(),
                 settings: if embed { None } else { settings(source) },
                 layout: l.opened.layout.to_string(),
                 config: source.config.as_ref().filter(|_| embed).map(|(_, config)| config.clone()),
@@ -298,8 +300,8 @@ pub fn find_adapters(
     let find = |number: usize| -> Result<Option<Loaded>> {
         let note = &restore.adapters()[number];
         let loaded = |opened: Opened, path: PathBuf| {
-            let identity = Identity { name: note.name.clone(), hash: opened.hash(), base: opened.base_fingerprint };
-            Loaded { label: note.name.clone(), strength: note.strength, path, opened, identity }
+            let names = (note.name.clone(), note.name.clone());
+            Loaded::of(opened, names, note.strength, path, Shares::of(&note.weights)?)
         };
         let is_it = |opened: &Opened| {
             opened.hash().to_string() == note.hash && (!stays(number) || settings(&opened.source) == note.settings)
@@ -308,7 +310,7 @@ pub fn find_adapters(
             let source = Source::within(record, &restore.embedded(number)?, note.config.clone(), note.aside.as_ref())?;
             let opened = layout::open_source(source, Some(&note.layout)).in_file(record)?;
             let opened = spelt_for(opened, Some(merged)).in_file(record)?;
-            return Ok(Some(loaded(opened, record.to_path_buf())));
+            return loaded(opened, record.to_path_buf()).map(Some);
         };
         // A name that leads elsewhere is none of ours.
         let name = Path::new(&note.name).file_name().unwrap_or_default();
@@ -323,7 +325,7 @@ pub fn find_adapters(
             match layout::open_with(&candidate, Some(&note.layout), given) {
                 Ok(opened) if is_it(&opened) => {
                     let opened = spelt_for(opened, Some(merged)).in_file(&candidate)?;
-                    return Ok(Some(loaded(opened, candidate)));
+                    return loaded(opened, candidate).map(Some);
                 }
                 _ => tried.push(candidate.display().to_string()),
             }

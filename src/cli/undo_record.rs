@@ -10,6 +10,7 @@ use super::output;
 use super::progress::Bar;
 use super::signals::Signals;
 use super::undo::{Embed, Recording, Written, options};
+use super::weights::Weights;
 use crate::container::atomic::{Form, Pending};
 use crate::error::Result;
 use crate::model::BaseModel;
@@ -37,6 +38,8 @@ pub struct Args {
     #[arg(long, value_name = "ADAPTER[@STRENGTH]")]
     adapter: Vec<PathBuf>,
     #[command(flatten)]
+    weights: Weights,
+    #[command(flatten)]
     read: ReadAs,
     /// Put the adapters into the record: when they are small, always or never
     #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
@@ -51,7 +54,8 @@ pub fn run(args: &Args) -> Result<()> {
     let kernels = args.common.kernels()?;
     let base = BaseModel::open(&args.base)?;
     let merged = BaseModel::open(&args.merged)?;
-    let open = |a: &PathBuf| Loaded::open((a, 1.0), &args.read, Some(&base), true);
+    let (strength, shares) = (args.weights.strength()?.unwrap_or(1.0), args.weights.shares()?);
+    let open = |a: &PathBuf| Loaded::open((a, strength), (&args.read, &shares), Some(&base), true);
     let loaded = args.adapter.iter().map(open).collect::<Result<Vec<_>>>()?;
     let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let plan = if applied.is_empty() {

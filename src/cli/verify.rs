@@ -10,6 +10,7 @@ use super::loaded::Loaded;
 use super::output;
 use super::progress::Bar;
 use super::signals::Signals;
+use super::weights::Weights;
 use crate::adapter::Severity;
 use crate::error::{Error, Result};
 use crate::model::BaseModel;
@@ -40,6 +41,8 @@ pub struct Args {
     #[arg(long = "adapter", required = true, value_name = "ADAPTER[@STRENGTH]")]
     adapters: Vec<PathBuf>,
     #[command(flatten)]
+    weights: Weights,
+    #[command(flatten)]
     read: ReadAs,
     /// Leave out modules of the adapter that match nothing in the base
     #[arg(long)]
@@ -57,7 +60,8 @@ pub fn run(args: &Args) -> Result<Option<Error>> {
     let kernels = args.machine.kernels()?;
     let base = BaseModel::open(&args.base)?;
     let merged = BaseModel::open(&args.merged)?;
-    let open = |a: &PathBuf| Loaded::open((a, 1.0), &args.read, Some(&base), true);
+    let (strength, shares) = (args.weights.strength()?.unwrap_or(1.0), args.weights.shares()?);
+    let open = |a: &PathBuf| Loaded::open((a, strength), (&args.read, &shares), Some(&base), true);
     let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     // Without an identity: what the base itself was made of is not asked here.
     let applied: Vec<_> = loaded.iter().map(|l| Applied { identity: None, ..l.applied() }).collect();

@@ -15,6 +15,7 @@ pub mod orientation;
 pub mod resize;
 pub mod retarget;
 pub mod saved;
+pub mod shares;
 pub mod undo;
 pub mod unmerge;
 pub mod verify;

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
-use crate::fixtures::{Scratch, adapter, cases, text};
+use lora_tool::container::SafetensorsFile;
+use lora_tool::tensor::Tensor;
+
+use crate::fixtures::{self, Scratch, adapter, cases, text};
 use crate::models::{Model, Values, deltas, json_file, read, tensor, write};
 use crate::parity;
 use crate::program::{Ran, names, run};
@@ -387,4 +390,36 @@ fn outputs_and_bounds_are_checked() {
     ] {
         resize(&adapter("lora"), &scratch.join("bad"), &bad).expect(2);
     }
+}
+
+#[test]
+fn convolutions_have_ranks_of_their_own() {
+    let scratch = Scratch::new();
+    let random = |shape: &[usize], seed: usize| {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<_> = (0..count).map(|i| ((i * 53 + seed * 71) % 127) as f32 / 64.0 - 1.0).collect();
+        Tensor::from_f32(Dtype::F32, shape, &values).expect("floats")
+    };
+    let name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+    let kernel = "lora_unet_down_blocks_0_resnets_0_conv1";
+    let tensors = [
+        (format!("{name}.lora_down.weight"), random(&[6, 12], 1)),
+        (format!("{name}.lora_up.weight"), random(&[12, 6], 2)),
+        (format!("{name}.alpha"), Tensor::from_f32(Dtype::F32, Vec::new(), &[3.0]).expect("a number")),
+        (format!("{kernel}.lora_down.weight"), random(&[6, 12, 3, 3], 3)),
+        (format!("{kernel}.lora_up.weight"), random(&[12, 6, 1, 1], 4)),
+    ];
+    let adapter = fixtures::file(&scratch.join("adapter.safetensors"), tensors.into_iter().collect());
+    let out = scratch.join("small.safetensors");
+    resize(&adapter, &out, &["--rank", "2", "--conv-rank", "4"]).expect(0);
+    let found = SafetensorsFile::open(&out).expect("tensors").tensors;
+    let dims = |key: &str| found[key].shape.dims().to_vec();
+    assert_eq!(dims(&format!("{name}.lora_down.weight")), [2, 12]);
+    assert_eq!(dims(&format!("{kernel}.lora_down.weight")), [4, 12, 3, 3]);
+    assert_eq!(dims(&format!("{kernel}.lora_up.weight")), [12, 4, 1, 1]);
+    // Alpha is the new rank, since the old scale went into the factors.
+    assert_eq!(found[&format!("{name}.alpha")].to_f32().expect("alpha"), [2.0]);
+    let answer = answer(&adapter, &scratch.join("energy.safetensors"), &["--rank", "1", "--conv-rank", "energy=0.9"]);
+    let ranks = ranks(&answer);
+    assert!(ranks.contains(&1) && ranks.iter().any(|rank| *rank > 1), "{ranks:?}");
 }

@@ -64,8 +64,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The adapter, and its strength where one is given.
 fn open(args: &Args, argument: &Path, model: &BaseModel) -> Result<(Loaded, Option<f64>)> {
-    let (_, strength) = adapter_and_strength(argument, f64::NAN)?;
-    let loaded = Loaded::open((argument, 1.0), &args.read, Some(model), false)?;
+    let (_, strength) = adapter_and_strength(argument, args.weights.strength()?.unwrap_or(f64::NAN))?;
+    let loaded = Loaded::open((argument, 1.0), (&args.read, &args.weights.shares()?), Some(model), false)?;
     Ok((loaded, Some(strength).filter(|s| !s.is_nan())))
 }
 

@@ -6,6 +6,7 @@ mod record;
 use std::path::PathBuf;
 
 use super::args::{Common, ReadAs};
+use super::weights::Weights;
 use crate::error::Result;
 
 /// Take adapters out of a merged model
@@ -45,6 +46,8 @@ pub struct Args {
     /// Where adapters are that the record names and that were moved
     #[arg(long, value_name = "PATH", requires = "undo")]
     look_in: Vec<PathBuf>,
+    #[command(flatten)]
+    weights: Weights,
     #[command(flatten)]
     read: ReadAs,
     /// Leave out modules of the adapter that match nothing in the model

@@ -10,6 +10,7 @@
 //! `families` has a file for each family and `encoders` one for each text encoder. `table`, `pattern`, `extent` and
 //! `rows` are what they are written in. Strings and shapes only.
 
+pub mod blocks;
 mod detect;
 mod encoders;
 mod extent;

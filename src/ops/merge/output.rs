@@ -151,7 +151,7 @@ impl Assembly<'_> {
 fn replacement(stored: &Tensor, edits: &[Edit]) -> Option<Tensor> {
     let source = &edits.last()?.source;
     let [Delta::Full(Full { tensor, mode: Mode::Replace })] = source.target.weight.as_slice() else { return None };
-    let fits = tensor.dtype == stored.dtype && tensor.shape == stored.shape && source.strength == 1.0;
+    let fits = tensor.dtype == stored.dtype && tensor.shape == stored.shape && source.total() == 1.0;
     (fits && !dtype::is_plain_float(stored.dtype)).then(|| tensor.clone())
 }
 

@@ -29,6 +29,8 @@ pub struct Placed {
     pub number: usize,
     /// The user's multiplier.
     pub strength: f64,
+    /// What it is multiplied by where the adapter as a whole is at strength 1.
+    pub share: f64,
     /// Rows it happens to.
     pub rows: Range<usize>,
     /// What it is.
@@ -84,7 +86,13 @@ pub fn is_stacked(edits: &[Edit]) -> bool {
 pub fn place(edit: &Edit, grid: Grid) -> Result<Vec<Placed>> {
     let Edit { source, piece } = edit;
     let action = source.action()?;
-    let placed = |rows, what| Placed { number: source.number, strength: source.strength, rows, what };
+    let placed = |rows, what| Placed {
+        number: source.number,
+        strength: source.total(),
+        share: source.target.share.0,
+        rows,
+        what,
+    };
     let at = |expert: Option<usize>, factors: &Factors| -> Result<Placed> {
         let (rows, factors) = lay(factors, piece, expert, grid)?;
         Ok(placed(rows, What::LowRank(factors)))

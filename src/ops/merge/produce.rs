@@ -240,7 +240,7 @@ impl Merged {
             let here: Vec<_> = placed
                 .iter()
                 .filter(|p| p.number == adapter && p.rows.start <= part.start && part.end <= p.rows.end)
-                .map(|p| (p, 1.0))
+                .map(|p| (p, p.share))
                 .collect();
             if !here.is_empty() {
                 // From zeros where that is the same: no small difference of large numbers.
@@ -282,7 +282,9 @@ impl Merged {
     pub fn products(&self, adapter: usize) -> Result<Option<Vec<Laid>>> {
         let placed = self.placed()?;
         let of_one = placed.iter().filter(|p| p.number == adapter).map(|p| match &p.what {
-            What::LowRank(factors) => Some((p.rows.clone(), factors.clone())),
+            What::LowRank(factors) => {
+                Some((p.rows.clone(), Factors { scale: factors.scale * p.share, ..factors.clone() }))
+            }
             What::Act { .. } => None,
         });
         let mut out: Option<Vec<_>> = of_one.collect();

@@ -244,11 +244,9 @@ impl Resolver<'_> {
             let what = format!("a replacement of shape {shape} for a tensor that the base stores in parts");
             return Err(Error::unsupported(what).at_key(path.as_str()));
         };
-        if self.applied.strength != 1.0 {
-            let what = format!(
-                "a replacement of another shape ({shape}) cannot be taken at strength {}",
-                self.applied.strength
-            );
+        let strength = self.applied.strength * self.applied.adapter.targets.get(path).map_or(1.0, |t| t.share.0);
+        if strength != 1.0 {
+            let what = format!("a replacement of another shape ({shape}) cannot be taken at strength {strength}");
             return Err(Error::unsupported(what).at_key(path.as_str()));
         }
         let text = format!("{} becomes {shape}", Shape::new(found.memory_shape.clone()));

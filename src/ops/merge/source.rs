@@ -38,7 +38,7 @@ pub struct Source {
     pub transposed: bool,
     /// For a bias: the weight of the module in the base.
     pub companion: Option<Tensor>,
-    /// The user's multiplier.
+    /// The user's multiplier, of which the target has its [`share`](Target::share).
     pub strength: f64,
     /// The action, while it is in use.
     pub ready: Ready,
@@ -53,6 +53,11 @@ pub struct Ready {
 }
 
 impl Source {
+    /// What the change is multiplied by.
+    pub fn total(&self) -> f64 {
+        self.strength * self.target.share.0
+    }
+
     /// The action, made on first use.
     pub fn action(&self) -> Result<Arc<Action>> {
         let mut cell = self.ready.cell.lock().unwrap_or_else(PoisonError::into_inner);

@@ -45,6 +45,8 @@ pub enum Alpha {
 pub struct Options {
     /// The rule of the ranks.
     pub rule: Rule,
+    /// That of convolutions with a kernel above one element; as the others where there is none.
+    pub kernel_rule: Option<Rule>,
     /// Their bounds.
     pub bounds: Bounds,
     /// What becomes of the stored scale.
@@ -66,6 +68,7 @@ impl Options {
     pub fn new(rule: Rule) -> Options {
         Options {
             rule,
+            kernel_rule: None,
             bounds: Bounds::default(),
             alpha: Alpha::default(),
             balance: Balance::default(),
@@ -114,8 +117,21 @@ pub fn resize(
     if units.is_empty() {
         return Err(nothing(adapter));
     }
-    let work = Work { units: &units, options, limits, kernels, progress, budget: Budget::new(limits.memory) };
-    let done = if options.rule.is_budget() { work.by_budget()? } else { work.one_by_one()? };
+    let run = |units: &[Unit], rule: Rule| {
+        let options = &Options { rule, ..*options };
+        let work = Work { units, options, limits, kernels, progress, budget: Budget::new(limits.memory) };
+        if rule.is_budget() { work.by_budget() } else { work.one_by_one() }
+    };
+    let done = match options.kernel_rule {
+        None => run(&units, options.rule)?,
+        Some(rule) => {
+            let of =
+                |kernels| units.iter().filter(move |unit| unit.is_kernel() == kernels).cloned().collect::<Vec<_>>();
+            let mut plain = run(&of(false), options.rule)?.into_iter();
+            let mut kernels = run(&of(true), rule)?.into_iter();
+            units.iter().filter_map(|unit| if unit.is_kernel() { kernels.next() } else { plain.next() }).collect()
+        }
+    };
     Ok(assemble(adapter, &units, done, options, shapes.is_some()))
 }
 
@@ -134,6 +150,7 @@ fn nothing(adapter: &Adapter) -> Error {
 }
 
 /// One change that is resized.
+#[derive(Clone)]
 struct Unit<'a> {
     path: &'a ModulePath,
     target: &'a Target,
@@ -187,6 +204,11 @@ fn dim_of(delta: &Delta, stored: Option<&Shape>) -> Result<(usize, usize)> {
 }
 
 impl Unit<'_> {
+    /// Whether it is one of a convolution with a kernel above one element.
+    fn is_kernel(&self) -> bool {
+        self.shape.dims().iter().skip(2).any(|&k| k > 1)
+    }
+
     /// Elements of the factors for each rank.
     fn cost(&self) -> u64 {
         (self.dim.0 as u64 + self.dim.1 as u64).saturating_mul(self.matrices as u64)
@@ -455,7 +477,8 @@ fn assemble(adapter: &Adapter, units: &[Unit], done: Vec<Done>, options: &Option
         notes.push(Note::info("", what));
     }
     let overall = approximate::overall(&modules);
-    say(&mut out, &format!("rank {}: relative error {:.2e}", options.rule, overall.relative_error));
+    let kernels = options.kernel_rule.map_or_else(String::new, |rule| format!(" (convolutions {rule})"));
+    say(&mut out, &format!("rank {}{kernels}: relative error {:.2e}", options.rule, overall.relative_error));
     let elements =
         |adapter: &Adapter| adapter.targets.values().flat_map(Target::tensors).map(|(_, t)| t.elements() as u64).sum();
     Resized { elements: (elements(adapter), elements(&out)), adapter: out, modules, overall, notes }

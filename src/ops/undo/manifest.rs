@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Adapter, Reversal};
+use crate::adapter::{Adapter, Reversal, Share, Target};
 use crate::error::{Error, Result};
 use crate::names::{ModulePath, Piece, Region};
 use crate::ops::merge::source::{Edit, Part, Ready, Source};
@@ -82,6 +82,9 @@ pub struct AdapterNote {
     pub path: Option<String>,
     /// The user's multiplier.
     pub strength: f64,
+    /// What its modules' shares of the strength were told by, as the user gave it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<String>,
     /// Hash of its tensors.
     pub hash: String,
     /// Hash of its config, where that lies elsewhere.
@@ -188,6 +191,9 @@ pub struct EditNote {
     memory: RegionNote,
     disk: RegionNote,
     turned: bool,
+    /// The module's share of the strength; none where it is all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    share: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -218,6 +224,7 @@ impl EditNote {
             memory: (&piece.memory).into(),
             disk: (&piece.disk).into(),
             turned: piece.transposed,
+            share: Some(source.target.share.0).filter(|share| *share != 1.0),
         }
     }
 
@@ -254,7 +261,7 @@ impl EditNote {
             adapter: format!("adapter {}", self.adapter + 1),
             number: self.adapter,
             path,
-            target: Arc::new(target.clone()),
+            target: Arc::new(Target { share: Share(self.share.unwrap_or(1.0)), ..target.clone() }),
             part: if self.bias { Part::Bias } else { Part::Weight },
             stored: Shape::new(self.stored.clone()),
             transposed: self.transposed,

@@ -368,7 +368,7 @@ fn place_of(tensor: &Tensor) -> Option<(*const MappedFile, u64, usize)> {
 fn how_of(work: &Merged) -> How {
     match (How::of(work.reversal()), work.edits()) {
         (how @ (How::Rows | How::Cols), [only]) => {
-            let whole = only.piece.memory.is_all() && only.piece.disk.is_all() && only.source.strength == 1.0;
+            let whole = only.piece.memory.is_all() && only.piece.disk.is_all() && only.source.total() == 1.0;
             match how {
                 how if whole => how,
                 How::Rows => How::Steps,

@@ -240,7 +240,7 @@ fn require_inverse(work: &Merged) -> Result<()> {
     for (edit, inverse) in edits.iter().zip(work.inverses()) {
         let why = match inverse {
             Inverse::Product | Inverse::Pointwise => continue,
-            Inverse::Own if edit.source.strength != 1.0 => "it can only be undone at strength 1",
+            Inverse::Own if edit.source.total() != 1.0 => "it can only be undone at strength 1",
             Inverse::Own if edits.len() > 1 && !back::lie_apart(edits) => {
                 "another change of the same tensor goes with it"
             }
