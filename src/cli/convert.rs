@@ -322,6 +322,9 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         notes.extend(matched.in_file(path)?);
     }
     let family = opened.adapter.spelling.and_then(|spelling| diffusion::family(spelling.family));
+    if family.is_none() && layout.is_of_pipelines() && opened.layout != layout.name() {
+        notes.push(unknown_family(&opened.adapter, layout.name()));
+    }
     if let Some(naming) = family.and_then(|family| layout.naming(family)) {
         let (spelt, spelling) = retarget::spell(&opened.adapter, naming).in_file(path)?;
         opened.adapter = spelt;
@@ -375,6 +378,18 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
     let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
     Ok(Converted { from, to: layout.name(), because, draft, modules, kinds, folded, approximated, notes, inputs })
+}
+
+/// What a layout of image models has to say of an adapter whose model it does not know.
+fn unknown_family(adapter: &Adapter, layout: &str) -> Note {
+    // All that follows the component, where the dots of flattened names would be.
+    let dotted = !["kohya", "onetrainer"].contains(&layout);
+    let flat = |path: &ModulePath| path.as_str().split_once('.').is_none_or(|(_, rest)| !rest.contains('.'));
+    let text = "of no image model that is known here: the modules keep their names";
+    match dotted && adapter.targets.keys().all(flat) {
+        true => Note::lossy("", format!("{text}, which are flattened, and no program will find them dotted")),
+        false => Note::info("", text),
+    }
 }
 
 /// Makes every change a plain LoRA: the scales that were folded, the values that were rounded, and the changes that became

@@ -122,11 +122,16 @@ fn kind_of(all: &[u8]) -> Option<Error> {
     // A length can begin with the bytes of a short mark, but then zeros follow, and after them a JSON object.
     let is_length =
         head.iter().take(8).any(|&b| b == 0) && head.get(8).is_none_or(|&b| b == b'{' || b.is_ascii_whitespace());
-    KINDS
+    let known = KINDS
         .iter()
         .filter(|(start, ..)| start.len() >= 4 || !is_length)
         .find(|(start, ..)| head.starts_with(start) || text.starts_with(start))
-        .map(|(_, kind, hint)| Error::malformed(format!("{kind}; expected safetensors")).hint(*hint))
+        .map(|(_, kind, hint)| Error::malformed(format!("{kind}; expected safetensors")).hint(*hint));
+    let is_text = || head.len() >= 8 && head.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | b' '..=b'~'));
+    known.or_else(|| {
+        let hint = "was another file meant, or is it a link that was saved as text?";
+        is_text().then(|| Error::malformed("a text file; expected safetensors").hint(hint))
+    })
 }
 
 /// One tensor of a file to be written.

@@ -23,6 +23,7 @@ pub mod nemo;
 pub mod omi;
 pub mod onetrainer;
 pub mod peft;
+mod refused;
 mod save;
 pub mod source;
 mod spelling;
@@ -219,6 +220,9 @@ pub fn named(name: &str) -> Result<&'static dyn Layout> {
 
 /// The layout with the best claim; two claims of nearly the same weight are an error that lists both.
 pub fn detect(source: &Source) -> Result<(&'static dyn Layout, String)> {
+    if let Some(what) = refused::looks_like(&source.tensors) {
+        return Err(Error::unsupported(what).in_file(&source.tensor_file));
+    }
     let mut claims: Vec<(u8, &'static dyn Layout, String)> = LAYOUTS
         .iter()
         .filter_map(|layout| match layout.detect(source) {

@@ -450,7 +450,6 @@ fn what_cannot_be_read_is_refused_with_the_reason() {
         ("square blocks", &[("lora_unet_q.oft_blocks", &[2, 2, 3])]),
         ("part of the outputs", &[down, up, ("lora_unet_k.oft_blocks.0", &[2, 2, 2])]),
         ("range of rows", &[down, up, ("lora_unet_q.row_offset", &[])]),
-        ("LightX2V", &[down, up, ("lora_unet_q.diff_m", &[4])]),
         ("nothing that it is the length of", &[("lora_unet_q.dora_scale", &[4, 1])]),
         ("nothing but a scale", &[down, up, ("lora_unet_k.alpha", &[])]),
         ("no bias_size", &[("lora_unet_q.bias_values", &[1]), ("lora_unet_q.bias_indices", &[2, 1])]),

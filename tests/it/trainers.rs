@@ -358,3 +358,86 @@ fn numbers_of_cloneofsimo_are_places_in_a_walk() {
     let error = layout::open(&path, None).expect_err("a part of a walk").to_string();
     assert!(error.contains("unet") && error.contains("no known walk"), "{error}");
 }
+
+#[test]
+fn rotations_of_onetrainer_turn_the_inputs() {
+    let scratch = Scratch::new();
+    let out = scratch.join("out.safetensors");
+    let of = |name: &str| case("onetrainer", "oft", &format!("{name}.safetensors"));
+    program::merge(&of("base"), of("adapter"), &out, &[]).expect(0);
+    let read = |path: &Path| lora_tool::container::SafetensorsFile::open(path).expect("tensors").tensors;
+    let (found, wanted) = (read(&out), read(&of("expected")));
+    for (key, wanted) in &wanted {
+        let wanted: Vec<f64> = wanted.to_f32().expect("floats").into_iter().map(f64::from).collect();
+        close(&found[key], &wanted, key);
+    }
+}
+
+#[test]
+fn differences_of_a_modulation_are_those_of_a_parameter() {
+    let scratch = Scratch::new();
+    let mut adapter = StateDict::new();
+    let words = [".lora_down.weight", ".lora_up.weight"];
+    pair(&mut adapter, "diffusion_model.blocks.0.self_attn.q", D, D, words);
+    pair(&mut adapter, "diffusion_model.blocks.0.ffn.0", 4 * D, D, words);
+    adapter.insert("diffusion_model.blocks.0.diff_m".into(), random(&[1, 6, D], 3));
+    adapter.insert("diffusion_model.blocks.0.self_attn.q.diff_b".into(), random(&[D], 4));
+    let base = [
+        ("model.diffusion_model.blocks.0.self_attn.q.weight", vec![D, D]),
+        ("model.diffusion_model.blocks.0.self_attn.q.bias", vec![D]),
+        ("model.diffusion_model.blocks.0.ffn.0.weight", vec![4 * D, D]),
+        ("model.diffusion_model.blocks.0.modulation", vec![1, 6, D]),
+    ];
+    let out = merged(&base, adapter.clone(), &scratch);
+    for (key, name) in [("modulation", "diff_m"), ("self_attn.q.bias", "self_attn.q.diff_b")] {
+        let wanted = adapter[&format!("diffusion_model.blocks.0.{name}")].to_f32().expect("floats");
+        let wanted: Vec<f64> = wanted.into_iter().map(f64::from).collect();
+        close(&out[&format!("model.diffusion_model.blocks.0.{key}")], &wanted, key);
+    }
+}
+
+#[test]
+fn what_is_no_adapter_is_called_what_it_is() {
+    let scratch = Scratch::new();
+    let path = scratch.join("file.safetensors");
+    for (keys, said) in [
+        (["lora_controlnet", "input_blocks.1.0.in_layers.2.up"], "control-lora"),
+        (["transformer_blocks.0.mlp_fc1.lora_down", "transformer_blocks.0.mlp_fc1.lora_up"], "nunchaku"),
+        (["lllite_unet_input_blocks_4_1.down.0.weight", "lllite_unet_input_blocks_4_1.up.0.weight"], "LLLite"),
+    ] {
+        file(&path, keys.map(|key| (key.to_string(), random(&[2, D], 1))).into_iter().collect());
+        let error = layout::open(&path, None).expect_err("no adapter").to_string();
+        assert!(error.contains(said), "{error}");
+        std::fs::remove_file(&path).expect("removed");
+    }
+    std::fs::write(&path, "this is a note, and no file of tensors at all\n").expect("written");
+    let error = layout::open(&path, None).expect_err("a text").to_string();
+    assert!(error.contains("a text file; expected safetensors"), "{error}");
+}
+
+#[test]
+fn models_that_are_not_known_keep_their_names_and_that_is_said() {
+    let scratch = Scratch::new();
+    let convert = |from: &Path, to: &str, more: &[&str]| {
+        let out = scratch.join(&format!("{to}.safetensors"));
+        let words =
+            ["convert", from.to_str().expect("a path"), "--to", to, "-o", out.to_str().expect("a path"), "--force"];
+        program::run(words.iter().chain(more))
+    };
+    let words = [".lora_down.weight", ".lora_up.weight"];
+    let (flat, dotted) = (scratch.join("flat.safetensors"), scratch.join("dotted.safetensors"));
+    for (path, name) in [(&flat, "lora_unet_foo_blocks_0_attn_q"), (&dotted, "diffusion_model.foo_blocks.0.attn_q")] {
+        let mut tensors = StateDict::new();
+        pair(&mut tensors, name, D, D, words);
+        file(path, tensors);
+    }
+    let ran = convert(&dotted, "kohya", &["--strict"]).expect(0);
+    assert!(ran.err.contains("of no image model that is known here"), "{}", ran.err);
+    let found =
+        lora_tool::container::SafetensorsFile::open(&scratch.join("kohya.safetensors")).expect("tensors").tensors;
+    assert!(found.contains_key("lora_unet_foo_blocks_0_attn_q.lora_up.weight"), "{:?}", found.keys());
+    // Where the dots were, nothing tells.
+    let ran = convert(&flat, "comfyui", &[]).expect(0);
+    assert!(ran.err.contains("which are flattened"), "{}", ran.err);
+    convert(&flat, "comfyui", &["--strict"]).expect(3);
+}

@@ -39,6 +39,7 @@ const MARKS: &[&str] = &[
     "b2.weight",
     "oft_blocks",
     "oft_diag",
+    "oft_R.weight",
     "on_input",
     "set_weight",
     "q_layer.weight",
@@ -57,6 +58,7 @@ const OTHERS: &[&str] = &[
     "dora_scale",
     "lokr_t1",
     "lora_up.bias",
+    "oft_R.scaled_oft",
     "rescale",
     "reshape_weight",
     "row_offset",
@@ -107,7 +109,12 @@ pub fn sort(tensors: &StateDict) -> Result<Sorted> {
             out.bookkeeping.push(key.clone());
         } else {
             let (module, suffix) = split(key).ok_or_else(|| unknown(key, tensor))?;
-            out.modules.entry(module.to_string()).or_default().insert(suffix, tensor.clone());
+            // LightX2V's word for the difference of a block's modulation, which is a parameter by itself.
+            let (module, suffix) = match suffix {
+                "diff_m" => (format!("{module}.modulation"), "diff"),
+                _ => (module.to_string(), suffix),
+            };
+            out.modules.entry(module).or_default().insert(suffix, tensor.clone());
         }
     }
     Ok(out)
@@ -117,12 +124,6 @@ fn unknown(key: &str, tensor: &Tensor) -> Error {
     if key.contains(".oft_blocks.") {
         let what = "a rotation for a part of the outputs, of which only sd-scripts' Flux network knows the rows";
         return Error::unsupported(what).at_key(key);
-    }
-    if key.ends_with(".oft_R.weight") {
-        return Error::unsupported("OFT of OneTrainer, which turns inputs and has no kohya keys").at_key(key);
-    }
-    if key.starts_with("lllite_") {
-        return Error::unsupported("ControlNet-LLLite, which changes no weight").at_key(key);
     }
     Error::unrecognised(format!("a tensor {} with a suffix that no network of this layout has", tensor.shape))
         .at_key(key)

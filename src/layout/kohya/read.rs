@@ -149,9 +149,6 @@ impl Reader {
         if parts.contains_key("row_offset") {
             return Err(Error::unsupported("a change of a range of rows, which only ComfyUI's own conversion has"));
         }
-        if parts.contains_key("diff_m") {
-            return Err(Error::unsupported("diff_m, a difference of a modulation in LightX2V's own spelling"));
-        }
         if parts.remove("reshape_weight").is_some() {
             let what = "asks for a base padded with zeros to its own shape; fits only a base of that shape here";
             self.notes.push(Note::info(name, what));

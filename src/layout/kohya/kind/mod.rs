@@ -7,6 +7,7 @@ mod loha;
 mod lokr;
 mod lora;
 mod oft;
+mod oft_inputs;
 mod residual;
 mod tlora;
 
@@ -30,7 +31,7 @@ pub struct Kind {
 
 /// All kinds. A module has one of them.
 pub const KINDS: &[Kind] =
-    &[lora::KIND, loha::KIND, ia3::KIND, lokr::KIND, full::KIND, oft::KIND, glora::KIND, tlora::KIND];
+    &[lora::KIND, loha::KIND, ia3::KIND, lokr::KIND, full::KIND, oft::KIND, oft_inputs::KIND, glora::KIND, tlora::KIND];
 
 /// The tensors of one change.
 #[derive(Debug, Default)]
