@@ -1,5 +1,7 @@
 //! Conversions between stored element types and f32. This is where rounding is defined: to nearest, ties to even,
-//! once. Values beyond the largest finite number become infinite for f16 and bf16, as IEEE 754 has it.
+//! once. Values beyond the largest finite number become infinite for f16, bf16 and e5m2, as IEEE 754 has it; e4m3 has no
+//! infinity, and they become NaN, which is noticed where a number would not be. (PyTorch 2.15 holds them at 448, even
+//! infinity.)
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -15,8 +17,8 @@ pub fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<()> {
         Dtype::BF16 => each(bytes, out, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
         Dtype::F16 => widen_f16(bytes, out),
         Dtype::F64 => each(bytes, out, |b: [u8; 8]| f64::from_le_bytes(b) as f32),
-        Dtype::F8_E4M3 => each(bytes, out, |[b]: [u8; 1]| e4m3(b)),
-        Dtype::F8_E5M2 => each(bytes, out, |[b]: [u8; 1]| f16::from_bits(u16::from(b) << 8).to_f32()),
+        Dtype::F8_E4M3 => each(bytes, out, |[b]: [u8; 1]| E4M3_VALUES[usize::from(b)]),
+        Dtype::F8_E5M2 => each(bytes, out, |[b]: [u8; 1]| E5M2_VALUES[usize::from(b)]),
         other => Err(Error::unsupported(format!("dtype {other} holds no numbers to compute with"))),
     }
 }
@@ -176,6 +178,8 @@ pub fn is_finite(dtype: Dtype, bytes: &[u8]) -> bool {
             let found = |all: u32, w: &[u8; 4]| all | u32::from(u32::from_le_bytes(*w) & MASK == MASK);
             bytes.as_chunks().0.iter().fold(0, found) == 0
         }
+        Dtype::F8_E4M3 => bytes.iter().fold(0, |all, b| all | u8::from(b & 0x7f == 0x7f)) == 0,
+        Dtype::F8_E5M2 => bytes.iter().fold(0, |all, b| all | u8::from(b & 0x7c == 0x7c)) == 0,
         _ => false,
     }
 }
@@ -192,6 +196,8 @@ pub fn narrow(dtype: Dtype, values: &[f32], out: &mut [u8]) -> Result<()> {
         Dtype::BF16 => back(values, out, |v| to_bf16(v).to_le_bytes()),
         Dtype::F16 => narrow_f16(values, out),
         Dtype::F64 => back(values, out, |v| f64::from(v).to_le_bytes()),
+        Dtype::F8_E4M3 => back(values, out, |v| [E4M3.round(v)]),
+        Dtype::F8_E5M2 => back(values, out, |v| [E5M2.round(v)]),
         other => Err(Error::unsupported(format!("cannot round to dtype {other}"))),
     }
 }
@@ -201,19 +207,20 @@ pub fn narrow_f64(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
     match dtype {
         Dtype::F64 => back(values, out, f64::to_le_bytes),
         Dtype::F32 => back(values, out, |v| (v as f32).to_le_bytes()),
-        Dtype::BF16 | Dtype::F16 => narrow_by_f32(dtype, values, out),
+        Dtype::BF16 | Dtype::F16 | Dtype::F8_E4M3 | Dtype::F8_E5M2 => narrow_by_f32(dtype, values, out),
         other => Err(Error::unsupported(format!("cannot round to dtype {other}"))),
     }
 }
 
-/// To 16 bits, by the f32 of [`to_odd`].
+/// To 16 or 8 bits, by the f32 of [`to_odd`].
 fn narrow_by_f32(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
-    if out.len() != 2 * values.len() {
-        return Err(Error::mismatch(format!("{} elements of 2 bytes for {} bytes", values.len(), out.len())));
+    let size = dtype.bitsize() / 8;
+    if out.len() != size * values.len() {
+        return Err(Error::mismatch(format!("{} elements of {size} bytes for {} bytes", values.len(), out.len())));
     }
     let step = |(values, out): (&[f64], &mut [u8])| {
         let mut run = [0f32; RUN];
-        for (values, out) in values.chunks(RUN).zip(out.chunks_mut(2 * RUN)) {
+        for (values, out) in values.chunks(RUN).zip(out.chunks_mut(size * RUN)) {
             let run = &mut run[..values.len()];
             // As a rule they are all f32 already, which a loop without branches finds out and does.
             let mut differ = false;
@@ -231,10 +238,10 @@ fn narrow_by_f32(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
     if values.len() <= PART {
         return step((values, out));
     }
-    values.par_chunks(PART).zip(out.par_chunks_mut(2 * PART)).try_for_each(step)
+    values.par_chunks(PART).zip(out.par_chunks_mut(size * PART)).try_for_each(step)
 }
 
-/// The f32 on the way from an f64 to 16 bits: cut off, and its last bit set where anything was. It has more than two bits
+/// The f32 on the way from an f64 to 16 bits or 8: cut off, and its last bit set where anything was. It has more than two bits
 /// more than those, so that rounding it gives what rounding the f64 would (Boldo and Melquiond, IEEE Transactions on
 /// Computers 57 (2008) 462). `half` leaves out the lower 32 bits instead, and takes what lies beside a middle for one.
 fn to_odd(v: f64) -> f32 {
@@ -329,14 +336,66 @@ fn narrow_f16(values: &[f32], out: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-/// The 8-bit float with four exponent bits (bias 7) and no infinities; 0x7f and 0xff are NaN.
-fn e4m3(byte: u8) -> f32 {
-    let sign = if byte & 0x80 == 0 { 1.0 } else { -1.0 };
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => sign * mantissa / 8.0 * 2f32.powi(-6),
-        _ => sign * (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
+/// An 8-bit float: a sign, an exponent and a few bits of mantissa (OCP 8-bit floating point specification, 2023).
+struct Eight {
+    /// Bits of mantissa.
+    mantissa: u32,
+    /// What is added to exponents.
+    bias: u32,
+    /// The largest finite pattern, and the one of everything above it.
+    largest: u8,
+    above: u8,
+}
+
+/// Four bits of exponent and no infinity: only 0x7f and 0xff are none of the numbers.
+const E4M3: Eight = Eight { mantissa: 3, bias: 7, largest: 0x7e, above: 0x7f };
+/// Five bits of exponent, the upper half of an f16.
+const E5M2: Eight = Eight { mantissa: 2, bias: 15, largest: 0x7b, above: 0x7c };
+const NAN_8: u8 = 0x7f;
+
+const E4M3_VALUES: [f32; 256] = E4M3.values();
+const E5M2_VALUES: [f32; 256] = E5M2.values();
+
+impl Eight {
+    /// The number of every pattern.
+    const fn values(&self) -> [f32; 256] {
+        let mut out = [0f32; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let magnitude = (byte & 0x7f) as u8;
+            let (exponent, digits) = (magnitude as u32 >> self.mantissa, magnitude as u32 & ((1 << self.mantissa) - 1));
+            let value = if magnitude > self.largest {
+                if magnitude == self.above && self.above != NAN_8 { f32::INFINITY } else { f32::NAN }
+            } else if exponent == 0 {
+                digits as f32 * f32::from_bits((127 + 1 - self.bias - self.mantissa) << 23)
+            } else {
+                f32::from_bits((127 + exponent - self.bias) << 23 | digits << (23 - self.mantissa))
+            };
+            out[byte] = if byte < 128 { value } else { -value };
+            byte += 1;
+        }
+        out
+    }
+
+    /// The pattern next to a value, of two that are as near the even one. Without a branch.
+    fn round(&self, v: f32) -> u8 {
+        let bits = v.to_bits();
+        let (sign, magnitude) = ((bits >> 24) as u8 & 0x80, bits & 0x7fff_ffff);
+        let dropped = 23 - self.mantissa;
+        // Normal numbers: the exponent counted anew, half a unit added, less one where the last digit is even.
+        let normal = magnitude
+            .wrapping_sub((127 - self.bias) << 23)
+            .wrapping_add((1 << (dropped - 1)) - 1)
+            .wrapping_add(magnitude >> dropped & 1)
+            >> dropped;
+        // Below them the unit stays: a sum with the f32 whose unit that is rounds to it.
+        let shift = f32::from_bits((127 + 1 - self.bias + dropped) << 23);
+        let small = (f32::from_bits(magnitude) + shift).to_bits().wrapping_sub(shift.to_bits());
+        let least = (127 + 1 - self.bias) << 23;
+        let rounded = if magnitude < least { small } else { normal };
+        let rounded = if rounded > u32::from(self.largest) { u32::from(self.above) } else { rounded };
+        let rounded = if magnitude > 0x7f80_0000 { u32::from(NAN_8) } else { rounded };
+        rounded as u8 | sign
     }
 }
 
@@ -488,9 +547,89 @@ mod tests {
     #[test]
     fn eight_bit_values_from_the_format_table() {
         // OCP 8-bit floating point specification, table 2: largest, smallest normal, smallest subnormal.
-        assert_eq!((e4m3(0x7e), e4m3(0x08), e4m3(0x01)), (448.0, 2f32.powi(-6), 2f32.powi(-9)));
-        let mut out = [0f32];
-        widen(Dtype::F8_E5M2, &[0x7b], &mut out).unwrap();
-        assert_eq!(out, [57344.0]);
+        let mut out = [0f32; 3];
+        widen(Dtype::F8_E4M3, &[0x7e, 0x08, 0x01], &mut out).unwrap();
+        assert_eq!(out, [448.0, 2f32.powi(-6), 2f32.powi(-9)]);
+        widen(Dtype::F8_E5M2, &[0x7b, 0x04, 0x01], &mut out).unwrap();
+        assert_eq!(out, [57344.0, 2f32.powi(-14), 2f32.powi(-16)]);
+    }
+
+    /// The formula in f64: the multiple of the unit that is nearest, of two as near the even one.
+    fn nearest(value: f64, mantissa: i32, least: i32, largest: f64) -> f64 {
+        let exponent = ((value.abs().to_bits() >> 52) as i32 - 1023).max(least);
+        let unit = f64::powi(2.0, exponent - mantissa);
+        let rounded = (value / unit).round_ties_even() * unit;
+        if rounded.abs() > largest { f64::INFINITY.copysign(value) } else { rounded }
+    }
+
+    /// Of all 8-bit values the values themselves, the middles to their neighbours, and what lies next to those.
+    #[test]
+    fn eight_bits_are_rounded_to_nearest_even() {
+        let forms = [(Dtype::F8_E4M3, 3, -6, 448.0), (Dtype::F8_E5M2, 2, -14, 57344.0)];
+        for (dtype, mantissa, least, largest) in forms {
+            let patterns: Vec<u8> = (0..=255).collect();
+            let values = widen_f64(dtype, &patterns).unwrap();
+            let mut given: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+            given.extend(values.windows(2).map(|w| f64::midpoint(w[0], w[1])).filter(|v| v.is_finite()));
+            given.extend([largest * 1.03, largest * 1.07, 464.0, 464.1, 480.0, 61440.0, 61439.9, 1e9, 1e-9, 1e-30]);
+            let beside: Vec<f64> = given.iter().flat_map(|v| [v * (1.0 - 1e-6), v * (1.0 + 1e-6), -v]).collect();
+            given.extend(beside);
+            let narrow32: Vec<f32> = given.iter().map(|&v| v as f32).collect();
+            let (mut by_32, mut by_64) = (vec![0; given.len()], vec![0; given.len()]);
+            narrow(dtype, &narrow32, &mut by_32).unwrap();
+            narrow_f64(dtype, &given, &mut by_64).unwrap();
+            let (by_32, by_64) = (widen_f64(dtype, &by_32).unwrap(), widen_f64(dtype, &by_64).unwrap());
+            for (i, &v) in given.iter().enumerate() {
+                let same = |found: f64, wanted: f64| {
+                    found == wanted || (dtype == Dtype::F8_E4M3 && wanted.is_infinite() && found.is_nan())
+                };
+                let wide = f64::from(narrow32[i]);
+                assert!(same(by_32[i], nearest(wide, mantissa, least, largest)), "{dtype} {wide}: {}", by_32[i]);
+                assert!(same(by_64[i], nearest(v, mantissa, least, largest)), "{dtype} {v}: {}", by_64[i]);
+            }
+            // What is stored comes back, also the sign of zero.
+            let (mut wide, mut again) = (vec![0f32; 256], vec![0u8; 256]);
+            widen(dtype, &patterns, &mut wide).unwrap();
+            narrow(dtype, &wide, &mut again).unwrap();
+            for i in 0..256 {
+                assert!(wide[i].is_nan() || again[i] == patterns[i], "{dtype} {i:#x}");
+                assert_eq!(is_finite(dtype, &patterns[i..=i]), wide[i].is_finite(), "{dtype} {i:#x}");
+            }
+        }
+    }
+
+    const EIGHT_GIVEN: [u32; 48] = [
+        0x0, 0x80000000, 0x3f800000, 0x3f880000, 0x3f980000, 0x3f900000, 0x3fb00000, 0xbf880000, 0x43e00000,
+        0x43e7f333, 0x43e80000, 0x43e80ccd, 0x43ef8000, 0x43f00000, 0x43fa0000, 0x4e6e6b28, 0x7f800000, 0xff800000,
+        0x3c800000, 0x3c000000, 0x3b000000, 0x3a800000, 0x3b400000, 0x3a800347, 0x3ba00000, 0x3be00000, 0x3c700000,
+        0x3c6fff2e, 0x3dcccccd, 0xbe99999a, 0x40490fd0, 0x47600000, 0x476fff00, 0x47700000, 0x47700100, 0x47800000,
+        0x38800000, 0x37800000, 0x37000000, 0x37c00000, 0x38200000, 0x38600000, 0xda24260, 0x1, 0xb089705f, 0x43700000,
+        0x43680000, 0x43780000,
+    ];
+    const EIGHT_E4M3: [u8; 48] = [
+        0x0, 0x80, 0x38, 0x38, 0x3a, 0x39, 0x3b, 0xb8, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0xfe, 0x8,
+        0x4, 0x1, 0x0, 0x2, 0x1, 0x2, 0x4, 0x8, 0x7, 0x1d, 0xaa, 0x45, 0x7e, 0x7e, 0x7e, 0x7e, 0x7e, 0x0, 0x0, 0x0,
+        0x0, 0x0, 0x0, 0x0, 0x0, 0x80, 0x77, 0x76, 0x78,
+    ];
+    const EIGHT_E5M2: [u8; 48] = [
+        0x0, 0x80, 0x3c, 0x3c, 0x3d, 0x3c, 0x3e, 0xbc, 0x5f, 0x5f, 0x5f, 0x5f, 0x5f, 0x60, 0x60, 0x7c, 0x7c, 0xfc,
+        0x24, 0x20, 0x18, 0x14, 0x1a, 0x14, 0x1d, 0x1f, 0x24, 0x23, 0x2e, 0xb5, 0x42, 0x7b, 0x7b, 0x7c, 0x7c, 0x7c,
+        0x4, 0x1, 0x0, 0x2, 0x2, 0x4, 0x0, 0x0, 0x80, 0x5c, 0x5b, 0x5c,
+    ];
+
+    /// What PyTorch 2.15 casts to (`tensor.to(torch.float8_e4m3fn)`, `float8_e5m2`): ties, numbers below the normal ones,
+    /// and beyond the largest, where it holds e4m3 at 448.
+    #[test]
+    fn eight_bits_are_those_of_pytorch() {
+        let given = EIGHT_GIVEN;
+        for (dtype, wanted) in [(Dtype::F8_E4M3, EIGHT_E4M3), (Dtype::F8_E5M2, EIGHT_E5M2)] {
+            let mut out = vec![0; given.len()];
+            narrow(dtype, &given.map(f32::from_bits), &mut out).unwrap();
+            for ((bits, found), wanted) in given.iter().zip(out).zip(wanted) {
+                let above = dtype == Dtype::F8_E4M3 && f32::from_bits(*bits).abs() > 464.0;
+                let wanted = if above { wanted | 0x7f } else { wanted };
+                assert_eq!(found, wanted, "{dtype} {}", f32::from_bits(*bits));
+            }
+        }
     }
 }
