@@ -199,7 +199,17 @@ fn show(
     if report.unmoved() == Some(1.0) {
         output::warn("no value changed: the output holds what the base holds");
     } else if survived.is_some_and(|s| s < 0.5) {
-        output::warn(&format!("only {} of the change survived the rounding; --dtype f32 keeps it", percent(survived)));
+        // In 8 bits most of a small change is lost; 16 keep what such a model can say, and double its size.
+        let wider = if report.is_eight() { "bf16" } else { "f32" };
+        let what = format!("only {} of the change survived the rounding; --dtype {wider} keeps it", percent(survived));
+        output::warn(&what);
+    }
+    if let Some((count, factor)) = report.grown() {
+        let text = format!(
+            "the scales of {} became larger, at most {factor} times: a merged value did not fit",
+            tensors(count)
+        );
+        output::notes(&[Note::info("", text)]);
     }
     if args.common.json {
         let mut document = report_json(args, report, inputs, notes, took);
@@ -278,6 +288,7 @@ fn report_json(args: &Args, report: &Report, inputs: &Inputs, notes: &[Note], to
             json!({
                 "tensor": c.key, "modules": c.modules, "kinds": c.kinds, "delta_norm": c.moved.wanted.sqrt(),
                 "survived": c.survived(), "unmoved": merge::unmoved(&c.moved), "elements": c.moved.elements,
+                "dtype": c.dtype.to_string(), "scale_grown": c.grown().map(|(_, factor)| factor),
             })
         })
         .collect();

@@ -4,6 +4,7 @@ pub mod conv1d;
 pub mod embedding;
 pub mod fingerprint;
 pub mod provenance;
+pub mod scaled;
 pub mod side;
 pub mod site;
 
@@ -14,6 +15,7 @@ use serde_json::{Map, Value};
 
 pub use embedding::{Embeddings, TiedUse};
 pub use provenance::Provenance;
+pub use scaled::{Role, Scaled};
 pub use side::SideFiles;
 pub use site::{Site, Sites};
 
@@ -47,6 +49,7 @@ pub struct BaseModel {
     types: Vec<String>,
     /// Names on disk and the way to them.
     pub names: Index,
+    scaled: Scaled,
     fingerprint: OnceLock<Hash>, // found when it is asked for
 }
 
@@ -64,7 +67,9 @@ impl BaseModel {
             Some(path) => Some(json::read_object(&path, MAX_CONFIG_BYTES)?),
             None => None,
         };
-        let shapes = files.tensors().map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
+        let scaled = Scaled::find(&files, config.as_ref());
+        let own = files.tensors().filter(|(_, name, _)| scaled.role(name).is_none());
+        let shapes = own.map(|(_, name, t)| (name.clone(), t.shape.dims().to_vec()));
         let mut types = model_types(config.as_ref());
         if types.is_empty() {
             // Checkpoints of image models have no config; their keys say what they are.
@@ -72,7 +77,8 @@ impl BaseModel {
             types.extend(checkpoint::of_keys(keys.iter().copied()).map(str::to_string));
         }
         let names = Index::new(shapes, &types);
-        Ok(BaseModel { path: path.to_path_buf(), is_folder, files, config, types, names, fingerprint: OnceLock::new() })
+        let (path, fingerprint) = (path.to_path_buf(), OnceLock::new());
+        Ok(BaseModel { path, is_folder, files, config, types, names, scaled, fingerprint })
     }
 
     /// The config's path, where there is one.
@@ -126,6 +132,11 @@ impl BaseModel {
     /// What its files say was merged into it.
     pub fn provenance(&self) -> provenance::Carried {
         provenance::carried(&self.files)
+    }
+
+    /// Its weights in 8-bit floats, and what they are multiplied by.
+    pub fn scaled(&self) -> &Scaled {
+        &self.scaled
     }
 
     /// How the weights are quantised, as the config names it.

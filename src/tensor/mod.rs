@@ -11,6 +11,7 @@ pub mod numpy_random;
 pub mod ordinal;
 pub mod random;
 pub mod rearrange;
+pub mod scales;
 pub mod shape;
 pub mod size;
 
@@ -22,6 +23,7 @@ pub use dtype::Dtype;
 pub use hash::Hash;
 pub use numpy_random::NumpyRng;
 pub use random::TorchRng;
+pub use scales::Scales;
 pub use shape::{Rows, Shape};
 
 use crate::error::{Error, Result};

@@ -19,6 +19,7 @@ mod convert;
 mod dialects;
 mod diffusers;
 mod diffusion_names;
+mod eight_bit;
 mod extract;
 mod faults;
 mod fixtures;

@@ -4,6 +4,7 @@
 //! shapes that do not fit, kinds that cannot be computed. Two numbers for scale: a merge
 //! reads and writes every byte of the base once, and adds 2·r operations for each element of a target.
 
+pub(super) mod fitting;
 mod measure;
 mod output;
 pub(super) mod place;

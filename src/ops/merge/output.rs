@@ -1,11 +1,12 @@
 //! The files of the merged model: the base's own, with changed tensors in their places.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use super::produce::{Merged, Start};
+use super::fitting::{Fitting, ScaleTensor};
+use super::produce::{Merged, Scaling, Start};
 use super::report::{Change, Totals};
 use super::resolve::{Edits, New};
 use super::source::Edit;
@@ -13,20 +14,30 @@ use super::{Merge, Options};
 use crate::adapter::Note;
 use crate::adapter::delta::{Delta, Full, full::Mode};
 use crate::error::{Context, Error, Kind, Result};
-use crate::model::BaseModel;
-use crate::stream::{Entry, IndexFile, Job, Make, Output, Plan, PlannedFile};
-use crate::tensor::{Dtype, Shape, Tensor, dtype};
+use crate::model::scaled::{self, is_eight};
+use crate::model::{BaseModel, Role};
+use crate::stream::{Entry, FileMetadata, IndexFile, Job, Make, Output, Plan, PlannedFile};
+use crate::tensor::{Dtype, Scales, Shape, Tensor, dtype};
 
 /// Puts the plan together.
 pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut totals: Totals) -> Result<Merge> {
-    let mut work = Assembly { base, options, totals: &mut totals, changes: Vec::new(), work: BTreeMap::new() };
+    let mut work = Assembly {
+        base,
+        options,
+        totals: &mut totals,
+        changes: Vec::new(),
+        work: BTreeMap::new(),
+        edited: edits.by_key.keys().cloned().collect(),
+        scaled: BTreeMap::new(),
+        dequantised: 0,
+    };
     let mut files = Vec::with_capacity(base.shards().len());
     for (number, shard) in base.shards().iter().enumerate() {
         let mut jobs = Vec::with_capacity(shard.contents.tensors.len());
         for (key, tensor) in &shard.contents.tensors {
             let own = edits.by_key.remove(key).unwrap_or_default();
             let shape = edits.reshaped.get(key).unwrap_or(&tensor.shape);
-            jobs.push(work.job((number, jobs.len()), key, tensor, shape, own)?);
+            jobs.extend(work.job((number, jobs.len()), key, tensor, shape, own)?);
         }
         let added: Vec<_> =
             edits.new.iter().filter(|(_, new)| shard.contents.tensors.contains_key(&new.anchor)).collect();
@@ -34,20 +45,27 @@ pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut total
             let own = edits.by_key.remove(key).unwrap_or_default();
             jobs.push(work.new_job((number, jobs.len()), key, new, own)?);
         }
-        let same = jobs.len() == shard.contents.tensors.len()
+        let metadata = work.metadata(number)?;
+        let same = metadata == *base.metadata(number)
+            && jobs.len() == shard.contents.tensors.len()
             && jobs
                 .iter()
                 .zip(&shard.contents.tensors)
                 .all(|(j, (_, t))| j.entry.dtype == t.dtype && j.entry.shape == t.shape);
         let head = same.then(|| base.head(number).clone());
-        files.push(PlannedFile { name: shard.name.clone(), metadata: base.metadata(number).clone(), head, jobs });
+        files.push(PlannedFile { name: shard.name.clone(), metadata, head, jobs });
     }
     if let Some((key, _)) = edits.by_key.first_key_value() {
         return Err(Error::missing("resolved to a tensor that is in no file of the base").at_key(key));
     }
+    let dequantised = work.dequantised;
+    if dequantised > 0 {
+        let text = format!("{dequantised} weights multiplied by their scales, which are not written");
+        edits.notes.push(Note::info("--dtype", text));
+    }
     let changes = std::mem::take(&mut work.changes);
     let computed = std::mem::take(&mut work.work);
-    let mut merge = finish(base, files, edits, options, changes)?;
+    let mut merge = finish(base, files, edits, (options, dequantised > 0), changes)?;
     merge.work = computed;
     totals.bytes = merge.output.plan.data_bytes()?;
     merge.totals = totals;
@@ -60,10 +78,48 @@ struct Assembly<'a> {
     totals: &'a mut Totals,
     changes: Vec<Change>,
     work: BTreeMap<String, Arc<Merged>>,
+    /// Keys of the tensors that are changed.
+    edited: BTreeSet<String>,
+    /// Weights whose scales are written with them, by key; filled in when their job is made.
+    scaled: BTreeMap<String, Arc<OnceLock<Arc<Merged>>>>,
+    /// How many weights are written without the scales they had.
+    dequantised: usize,
 }
 
 impl Assembly<'_> {
+    /// The job of a tensor; none where it is left out.
     fn job(
+        &mut self,
+        place: (usize, usize),
+        key: &str,
+        tensor: &Tensor,
+        shape: &Shape,
+        edits: Vec<Edit>,
+    ) -> Result<Option<Job>> {
+        if let Some(role) = self.base.scaled().role(key) {
+            return Ok(self.beside(role, key, tensor));
+        }
+        self.own_job(place, key, tensor, shape, edits).map(Some)
+    }
+
+    /// The job of a tensor that goes with a weight in 8 bits; none where that weight is written in another type.
+    fn beside(&mut self, role: &Role, key: &str, tensor: &Tensor) -> Option<Job> {
+        if self.options.dtype.is_some() {
+            return None;
+        }
+        self.totals.copied += 1;
+        let entry = Entry { name: key.to_string(), dtype: tensor.dtype, shape: tensor.shape.clone() };
+        let make = match role {
+            Role::Scale(weight) if self.edited.contains(weight) => {
+                let of = Arc::clone(self.scaled.entry(weight.clone()).or_default());
+                Make::Compute(Arc::new(ScaleTensor { of, shape: tensor.shape.clone() }))
+            }
+            _ => Make::Copy(tensor.clone()),
+        };
+        Some(Job { entry, make })
+    }
+
+    fn own_job(
         &mut self,
         place: (usize, usize),
         key: &str,
@@ -82,8 +138,13 @@ impl Assembly<'_> {
             let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
             return Ok(Job { entry, make: Make::Copy(other) });
         }
-        if !edits.is_empty() && !dtype::is_plain_float(tensor.dtype) {
-            return Err(self.quantised(tensor.dtype).at_key(key));
+        if !edits.is_empty() && !dtype::is_float(tensor.dtype) {
+            return Err(self.quantised(key, tensor.dtype).at_key(key));
+        }
+        let scales = self.base.scaled().of(key)?;
+        if scales.is_some() && *shape != tensor.shape {
+            let what = format!("a replacement of shape {shape} for a weight of {} with scales", tensor.shape);
+            return Err(Error::unsupported(what).at_key(key).hint("--dtype bf16 does without scales"));
         }
         let start = if *shape == tensor.shape { Start::Stored(tensor.clone()) } else { Start::Zeros(tensor.dtype) };
         if edits.is_empty() {
@@ -91,7 +152,7 @@ impl Assembly<'_> {
         } else {
             self.totals.changed += 1;
         }
-        self.computed(place, key, start, out, shape, edits)
+        self.computed(place, key, (start, scales), out, shape, edits)
     }
 
     fn new_job(&mut self, place: (usize, usize), key: &str, new: &New, edits: Vec<Edit>) -> Result<Job> {
@@ -99,49 +160,81 @@ impl Assembly<'_> {
             .base
             .tensor(&new.anchor)
             .ok_or_else(|| Error::missing("the tensor it would stand beside is not in the base").at_key(key))?;
-        let out = self.out_dtype(anchor.dtype);
+        // A tensor of its own has no scale to be stored with.
+        let out = match self.out_dtype(anchor.dtype) {
+            eight if is_eight(eight) && !new.copies_anchor => Dtype::BF16,
+            out => out,
+        };
+        let scales = if new.copies_anchor { self.base.scaled().of(&new.anchor)? } else { None };
+        if scales.is_some() && is_eight(out) {
+            let what = format!("it would become a copy of `{}`, which has a scale", new.anchor);
+            return Err(Error::unsupported(what).at_key(key).hint("--dtype bf16 does without scales"));
+        }
         self.totals.added += 1;
         if edits.is_empty() && new.copies_anchor && out == anchor.dtype {
             let entry = Entry { name: key.to_string(), dtype: out, shape: new.shape.clone() };
             return Ok(Job { entry, make: Make::Copy(anchor.clone()) });
         }
-        let start = if new.copies_anchor { Start::Stored(anchor.clone()) } else { Start::Zeros(anchor.dtype) };
-        self.computed(place, key, start, out, &new.shape, edits)
+        let start = if new.copies_anchor { Start::Stored(anchor.clone()) } else { Start::Zeros(out) };
+        self.computed(place, key, (start, scales), out, &new.shape, edits)
     }
 
     fn computed(
         &mut self,
         place: (usize, usize),
         key: &str,
-        start: Start,
+        (start, scales): (Start, Option<Arc<Scales>>),
         out: Dtype,
         shape: &Shape,
         edits: Vec<Edit>,
     ) -> Result<Job> {
+        let fitting = scales.clone().filter(|_| is_eight(out)).map(|scales| Arc::new(Fitting::new(scales, out)));
+        self.dequantised += usize::from(scales.is_some() && fitting.is_none());
         if !edits.is_empty() {
             let modules = edits.iter().map(|e| e.source.path.to_string()).collect();
             let kinds = edits.iter().map(|e| e.source.target.kind()).collect();
             let moved = crate::kernels::Moved::default();
-            self.changes.push(Change { key: key.to_string(), place, modules, kinds, moved });
+            let fitting = fitting.clone();
+            self.changes.push(Change { key: key.to_string(), place, modules, kinds, dtype: out, fitting, moved });
         }
         let merged = Merged::new(start, out, shape, edits, self.options.allow_nonfinite)
             .at_key(key)
             .map_err(|e| e.hint("is this the base model the adapter was trained on?"))?;
         let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
-        let merged = Arc::new(merged);
+        let merged = Arc::new(merged.with_scales(scales, fitting.map_or(Scaling::None, Scaling::Fitted)));
+        if self.base.scaled().of(key)?.is_some() {
+            let _ = self.scaled.entry(key.to_string()).or_default().set(Arc::clone(&merged));
+        }
         self.work.insert(key.to_string(), Arc::clone(&merged));
         Ok(Job { entry, make: Make::Compute(merged) })
     }
 
     fn out_dtype(&self, stored: Dtype) -> Dtype {
         match self.options.dtype {
-            Some(wanted) if dtype::is_plain_float(stored) => wanted,
+            Some(wanted) if dtype::is_float(stored) => wanted,
             _ => stored,
         }
     }
 
-    fn quantised(&self, stored: Dtype) -> Error {
-        let scheme = self.base.quantisation().map_or_else(String::new, |s| format!(" ({s})"));
+    /// The metadata of a file, without what is said of weights whose scales are not written.
+    fn metadata(&self, file: usize) -> Result<FileMetadata> {
+        let mut metadata = self.base.metadata(file).clone();
+        if let (Some(_), Some(text)) = (self.options.dtype, metadata.get(scaled::METADATA)) {
+            let gone = |layer: &str| {
+                let stored = self.base.tensor(&format!("{layer}.weight"));
+                stored.is_some_and(|(_, tensor)| dtype::is_float(tensor.dtype))
+            };
+            match scaled::without(text, &gone)? {
+                Some(text) => metadata.insert(scaled::METADATA.to_string(), text),
+                None => metadata.shift_remove(scaled::METADATA),
+            };
+        }
+        Ok(metadata)
+    }
+
+    fn quantised(&self, key: &str, stored: Dtype) -> Error {
+        let scheme = self.base.format_of(key).or_else(|| self.base.quantisation().map(str::to_string));
+        let scheme = scheme.map_or_else(String::new, |s| format!(" ({s})"));
         Error::unsupported(format!("the base weight is quantised{scheme}: dtype {stored} cannot be merged into"))
             .hint("merge into the 16-bit model it was made from")
     }
@@ -152,7 +245,7 @@ fn replacement(stored: &Tensor, edits: &[Edit]) -> Option<Tensor> {
     let source = &edits.last()?.source;
     let [Delta::Full(Full { tensor, mode: Mode::Replace })] = source.target.weight.as_slice() else { return None };
     let fits = tensor.dtype == stored.dtype && tensor.shape == stored.shape && source.total() == 1.0;
-    (fits && !dtype::is_plain_float(stored.dtype)).then(|| tensor.clone())
+    (fits && !dtype::is_float(stored.dtype)).then(|| tensor.clone())
 }
 
 /// Files, index, config and side files.
@@ -160,7 +253,7 @@ fn finish(
     base: &BaseModel,
     mut files: Vec<PlannedFile>,
     edits: Edits,
-    options: &Options,
+    (options, dequantised): (&Options, bool),
     mut changes: Vec<Change>,
 ) -> Result<Merge> {
     let mut notes = edits.notes;
@@ -183,7 +276,7 @@ fn finish(
             metadata: index.map(|i| i.metadata).unwrap_or_default(),
         });
     }
-    let config = config(base, &edits.reshaped, edits.untied, options, &mut notes)?;
+    let config = config(base, &edits.reshaped, (edits.untied, dequantised), options, &mut notes)?;
     let texts: Vec<_> = config.into_iter().map(|text| (crate::model::CONFIG_NAME.into(), text)).collect();
     let copies = side.copied.into_iter().filter(|p| !texts.iter().any(|(name, _)| name == p)).collect();
     let inputs = base.shards().iter().map(|s| Arc::clone(&s.contents.file)).collect();
@@ -244,7 +337,7 @@ fn reshard(files: Vec<PlannedFile>, limit: u64, changes: &mut [Change]) -> Resul
 fn config(
     base: &BaseModel,
     reshaped: &BTreeMap<String, Shape>,
-    untied: bool,
+    (untied, dequantised): (bool, bool),
     options: &Options,
     notes: &mut Vec<Note>,
 ) -> Result<Option<Vec<u8>>> {
@@ -272,6 +365,9 @@ fn config(
         for field in ["torch_dtype", "dtype"] {
             set(&mut config, field, json!(name), false);
         }
+    }
+    if dequantised && config.shift_remove("quantization_config").is_some() {
+        notes.push(Note::info("quantization_config", "left out of the config: no weight has a scale any more"));
     }
     if config == *original {
         return Ok(None);

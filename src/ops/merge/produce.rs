@@ -2,7 +2,8 @@
 //!
 //! Where every change is a product and the stored type stays, the fused step works on the stored bytes. Otherwise rows
 //! are widened to f32, each adapter's change is computed from the base's own values and added at its strength, and the
-//! sum is rounded once. f64 bases keep their precision: the change is computed in f32 and added in f64.
+//! sum is rounded once. f64 bases keep their precision: the change is computed in f32 and added in f64. Of a base with
+//! scales the values are elements times scales, and what is rounded is the quotient.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ndarray::{Array2, ArrayViewMut2, s};
 
+use super::fitting::Fitting;
 use super::measure::measure;
 use super::place::{Grid, Placed, What, is_stacked, place};
 use super::source::Edit;
@@ -18,8 +20,8 @@ use crate::adapter::delta::{Before, Factors};
 use crate::adapter::{Act, Action, Inverse, Reversal};
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Element, Guess, Kernels, Moved, Term};
-use crate::stream::Produce;
-use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
+use crate::stream::{Produce, rows_at_once};
+use crate::tensor::{Dtype, Rows, Scales, Shape, Tensor, cast, dtype};
 
 /// What a tensor is before anything is done to it.
 #[derive(Clone)]
@@ -30,13 +32,27 @@ pub enum Start {
     Zeros(Dtype),
 }
 
+/// What the elements of a tensor that is written are multiplied by.
+#[derive(Clone)]
+pub enum Scaling {
+    /// By nothing: they are the numbers.
+    None,
+    /// By these.
+    Given(Arc<Scales>),
+    /// By scales that are found when they are needed.
+    Fitted(Arc<Fitting>),
+}
+
 /// A product, and the rows on disk it is added to.
 pub type Laid = (Range<usize>, Factors);
 
 /// A tensor to be written.
 pub struct Merged {
     start: Start,
+    /// What the elements it starts from are multiplied by.
+    scales: Option<Arc<Scales>>,
     out: Dtype,
+    scaling: Scaling,
     grid: Grid,
     rule: Rows,
     edits: Vec<Edit>,
@@ -64,8 +80,27 @@ impl Merged {
         }
         let rows_left = AtomicUsize::new(grid.rows);
         let reversal = reversal.unwrap_or(Reversal::Sum);
-        let placed = Mutex::new(None);
-        Ok(Merged { start, out, grid, rule, edits, reversal, inverses, allow_nonfinite, placed, rows_left })
+        let (placed, scales, scaling) = (Mutex::new(None), None, Scaling::None);
+        Ok(Merged {
+            start,
+            scales,
+            out,
+            scaling,
+            grid,
+            rule,
+            edits,
+            reversal,
+            inverses,
+            allow_nonfinite,
+            placed,
+            rows_left,
+        })
+    }
+
+    /// The same from elements with scales, and to others.
+    #[must_use]
+    pub fn with_scales(self, scales: Option<Arc<Scales>>, scaling: Scaling) -> Merged {
+        Merged { scales, scaling, ..self }
     }
 
     /// The changes, in order.
@@ -83,12 +118,14 @@ impl Merged {
         &self.inverses
     }
 
-    /// The same tensor rounded to another type. Only one of the two may be produced: they let go of what was prepared
-    /// for both.
-    pub fn rounded_to(&self, out: Dtype) -> Merged {
+    /// The same tensor rounded to another type, with other scales. Only one of the two may be produced: they let go of
+    /// what was prepared for both.
+    pub fn rounded_to(&self, out: Dtype, scales: Option<Arc<Scales>>) -> Merged {
         Merged {
             start: self.start.clone(),
+            scales: self.scales.clone(),
             out,
+            scaling: scales.map_or(Scaling::None, Scaling::Given),
             grid: self.grid,
             rule: self.rule,
             edits: self.edits.clone(),
@@ -106,6 +143,40 @@ impl Merged {
             Start::Stored(tensor) => Some(tensor),
             Start::Zeros(_) => None,
         }
+    }
+
+    /// What the elements that are written are multiplied by. Where that is still to be found, it is found now.
+    pub fn scales(&self, kernels: &dyn Kernels) -> Result<Option<Arc<Scales>>> {
+        match &self.scaling {
+            Scaling::None => Ok(None),
+            Scaling::Given(scales) => Ok(Some(Arc::clone(scales))),
+            Scaling::Fitted(fitting) => {
+                let look = |rows: Range<usize>, peaks: &mut [f32]| self.look(kernels, rows, &fitting.before, peaks);
+                fitting.settle((self.grid.rows, self.rows_of_piece()), &look).map(Some)
+            }
+        }
+    }
+
+    /// Raises the peaks under each scale to what some merged rows have.
+    fn look(&self, kernels: &dyn Kernels, rows: Range<usize>, scales: &Scales, peaks: &mut [f32]) -> Result<()> {
+        let placed = self.placed()?;
+        self.fetch(&rows);
+        for pair in cuts(&rows, &placed).windows(2) {
+            let part = pair[0]..pair[1];
+            let here = over(&placed, &part).into_iter().map(|p| (p, p.strength)).collect::<Vec<_>>();
+            let before = self.widened(part.clone())?;
+            let after = changed(kernels, part.clone(), &here, &before, &|rows| self.widened(rows))?;
+            let values = after.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
+            scales.peaks(part.start * self.grid.cols, values, peaks);
+        }
+        self.let_go(&rows);
+        Ok(())
+    }
+
+    /// How many rows are made at once.
+    pub fn rows_of_piece(&self) -> usize {
+        let row_bytes = self.grid.cols * self.out.bitsize() / 8;
+        rows_at_once(self.rule, self.grid.rows, self.grid.rows * row_bytes)
     }
 
     /// Numbers of the adapters that change it, in order.
@@ -152,8 +223,27 @@ impl Merged {
             let size = tensor.dtype.bitsize() / 8;
             let range = rows.start * self.grid.cols * size..rows.end * self.grid.cols * size;
             cast::widen(tensor.dtype, &tensor.bytes.as_slice()[range], out)?;
+            if let Some(scales) = &self.scales {
+                scales.multiply(rows.start * self.grid.cols, out);
+            }
         }
         Ok(tile)
+    }
+
+    /// Says that rows of the base are read next.
+    fn fetch(&self, rows: &Range<usize>) {
+        if let Start::Stored(tensor) = &self.start {
+            let stored = |row: usize| row * self.grid.cols * tensor.dtype.bitsize() / 8;
+            tensor.bytes.fetch(stored(rows.start)..stored(rows.end));
+        }
+    }
+
+    /// Says that they are not.
+    fn let_go(&self, rows: &Range<usize>) {
+        if let Start::Stored(tensor) = &self.start {
+            let row_bytes = self.grid.cols * tensor.dtype.bitsize() / 8;
+            tensor.bytes.release(rows.start * row_bytes..rows.end * row_bytes);
+        }
     }
 
     /// One run of rows over which the same edits lie. With `guess`, its rows from the given one on are filled where that
@@ -163,7 +253,7 @@ impl Merged {
         kernels: &dyn Kernels,
         rows: Range<usize>,
         placed: &[&Placed],
-        out: &mut [u8],
+        (out, scales): (&mut [u8], Option<&Scales>),
         guess: Option<(&mut Guess, usize)>,
     ) -> Result<(Moved, bool)> {
         let same_type = self.start_dtype() == self.out;
@@ -185,7 +275,7 @@ impl Merged {
         let before = self.widened(rows.clone())?;
         let strengths: Vec<_> = placed.iter().map(|p| (*p, p.strength)).collect();
         let after = changed(kernels, rows.clone(), &strengths, &before, &|rows| self.widened(rows))?;
-        Ok((self.round(rows, &before, &after, out)?, false))
+        Ok((self.round(rows, &before, &after, scales, out)?, false))
     }
 
     /// All of `rows`, segment after segment; true where `guess` was filled for each.
@@ -196,24 +286,19 @@ impl Merged {
         out: &mut [u8],
         mut guess: Option<&mut Guess>,
     ) -> Result<(Moved, bool)> {
+        let scales = self.scales(kernels)?;
         let placed = self.placed()?;
         let row_bytes = dtype::byte_len(self.out, self.grid.cols)?;
-        let stored = |dtype: Dtype| {
-            rows.start * self.grid.cols * dtype.bitsize() / 8..rows.end * self.grid.cols * dtype.bitsize() / 8
-        };
-        if let Start::Stored(tensor) = &self.start {
-            tensor.bytes.fetch(stored(tensor.dtype));
-        }
+        self.fetch(&rows);
         let (mut moved, mut guessed) = (Moved::default(), guess.is_some());
         for pair in cuts(&rows, &placed).windows(2) {
             let part = pair[0]..pair[1];
-            let here: Vec<&Placed> =
-                placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect();
+            let here = over(&placed, &part);
             let first = part.start - rows.start;
             let bytes = first * row_bytes..(part.end - rows.start) * row_bytes;
             // Of no use unless all is guessed.
             let guess = guess.as_deref_mut().filter(|_| guessed).map(|guess| (guess, first));
-            let (of_part, told) = self.segment(kernels, part, &here, &mut out[bytes], guess)?;
+            let (of_part, told) = self.segment(kernels, part, &here, (&mut out[bytes], scales.as_deref()), guess)?;
             moved.add(&of_part);
             guessed &= told;
         }
@@ -300,7 +385,15 @@ impl Merged {
     }
 
     /// Rounds once and measures what came of it.
-    fn round(&self, rows: Range<usize>, before: &Array2<f32>, after: &Array2<f32>, out: &mut [u8]) -> Result<Moved> {
+    fn round(
+        &self,
+        rows: Range<usize>,
+        before: &Array2<f32>,
+        after: &Array2<f32>,
+        scales: Option<&Scales>,
+        out: &mut [u8],
+    ) -> Result<Moved> {
+        let first = rows.start * self.grid.cols;
         let values = after.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
         if let (Start::Stored(tensor), Dtype::F64) = (&self.start, self.start_dtype()) {
             let range = rows.start * self.grid.cols * 8..rows.end * self.grid.cols * 8;
@@ -308,12 +401,20 @@ impl Merged {
             for ((v, new), old) in exact.iter_mut().zip(values).zip(before.iter()) {
                 *v += f64::from(*new) - f64::from(*old);
             }
-            cast::narrow_f64(self.out, &exact, out)?;
+            match scales {
+                Some(scales) => scales.narrow_f64(self.out, first, &exact, out)?,
+                None => cast::narrow_f64(self.out, &exact, out)?,
+            }
+        } else if let Some(scales) = scales {
+            scales.narrow(self.out, first, values, out)?;
         } else {
             cast::narrow(self.out, values, out)?;
         }
         let mut realised = vec![0f32; values.len()];
         cast::widen(self.out, out, &mut realised)?;
+        if let Some(scales) = scales {
+            scales.multiply(first, &mut realised);
+        }
         let old = before.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
         Ok(measure(old, values, &realised))
     }
@@ -421,6 +522,11 @@ impl Before for Shifted<'_> {
     }
 }
 
+/// The changes that lie over all of `part`.
+fn over<'a>(placed: &'a [Placed], part: &Range<usize>) -> Vec<&'a Placed> {
+    placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end).collect()
+}
+
 /// Cuts `rows` where the set of edits changes.
 pub fn cuts(rows: &Range<usize>, placed: &[Placed]) -> Vec<usize> {
     let mut at = vec![rows.start, rows.end];
@@ -472,10 +578,7 @@ impl Produce for Merged {
     }
 
     fn release(&self, rows: Range<usize>) {
-        if let Start::Stored(tensor) = &self.start {
-            let row_bytes = self.grid.cols * tensor.dtype.bitsize() / 8;
-            tensor.bytes.release(rows.start * row_bytes..rows.end * row_bytes);
-        }
+        self.let_go(&rows);
         self.finished(rows.len());
     }
 }

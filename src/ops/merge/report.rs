@@ -1,7 +1,11 @@
 //! What a merge did, tensor by tensor: how much of the wanted change is left after rounding.
 
+use std::sync::Arc;
+
+use super::fitting::Fitting;
 use crate::kernels::Moved;
 use crate::stream::Outcomes;
+use crate::tensor::Dtype;
 
 /// One changed tensor.
 #[derive(Clone, Debug)]
@@ -14,6 +18,10 @@ pub struct Change {
     pub modules: Vec<String>,
     /// The kind of each.
     pub kinds: Vec<&'static str>,
+    /// The type it is written in.
+    pub dtype: Dtype,
+    /// Its scales, where it has some.
+    pub(super) fitting: Option<Arc<Fitting>>,
     /// What happened; zeros before it is written.
     pub moved: Moved,
 }
@@ -54,6 +62,12 @@ impl Change {
     pub fn survived(&self) -> Option<f64> {
         survived(&self.moved)
     }
+
+    /// How many of its scales became larger, and by what factor at most; none where the old ones stay, or before it is
+    /// written.
+    pub fn grown(&self) -> Option<(usize, f64)> {
+        self.fitting.as_ref()?.grown()
+    }
 }
 
 /// See [`Change::survived`].
@@ -68,7 +82,7 @@ pub fn unmoved(moved: &Moved) -> Option<f64> {
 
 impl Report {
     /// Puts the outcomes of a run beside the planned changes.
-    pub fn new(mut changes: Vec<Change>, totals: Totals, outcomes: &Outcomes) -> Report {
+    pub fn new(mut changes: Vec<Change>, mut totals: Totals, outcomes: &Outcomes) -> Report {
         let mut moved = Moved::default();
         for change in &mut changes {
             let (file, job) = change.place;
@@ -77,7 +91,22 @@ impl Report {
                 moved.add(&outcome);
             }
         }
+        // A scale that stays is a copy; only now is it known which became larger.
+        let grown = changes.iter().filter(|change| change.grown().is_some()).count();
+        totals.copied = totals.copied.saturating_sub(grown);
+        totals.changed += grown;
         Report { changes, moved, totals }
+    }
+
+    /// How many tensors have a scale that became larger, and by what factor at most.
+    pub fn grown(&self) -> Option<(usize, f64)> {
+        let all: Vec<f64> = self.changes.iter().filter_map(|change| Some(change.grown()?.1)).collect();
+        Some((all.len(), all.iter().copied().fold(1.0, f64::max))).filter(|(count, _)| *count > 0)
+    }
+
+    /// Whether all that changed is written in 8-bit floats.
+    pub fn is_eight(&self) -> bool {
+        self.changes.iter().all(|change| change.dtype.bitsize() == 8)
     }
 
     /// Share of the wanted change over all tensors.

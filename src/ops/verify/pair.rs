@@ -113,7 +113,7 @@ fn check(job: &Job, work: Option<&Arc<Merged>>, found: &Tensor) -> Result<Check,
     }
     match (&job.make, work) {
         (Make::Copy(tensor), _) => Ok(Check::Kept(tensor.clone())),
-        (Make::Compute(_), Some(merged)) => Ok(Check::Changed(Arc::new(merged.rounded_to(found.dtype)))),
+        (Make::Compute(_), Some(merged)) => Ok(Check::Changed(Arc::new(merged.rounded_to(found.dtype, None)))),
         (Make::Compute(_), None) => Err("no rule to make it".to_string()),
     }
 }
