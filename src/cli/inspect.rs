@@ -290,6 +290,10 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
     if let Some(scheme) = &summary.quantisation {
         lines.push(format!("  quantised   {}", printable(scheme)));
     }
+    if let (weights @ 1.., scaled) = summary.eight_bit {
+        let with = if scaled > 0 { format!(", {scaled} with scales") } else { String::new() };
+        lines.push(format!("  8 bits      {weights} weights{with}"));
+    }
     for (key, value) in summary.metadata.iter().filter(|(key, _)| key != KEY || summary.provenance.is_none()) {
         lines.push(format!("  metadata    {} = {}", printable(key), printable(value)));
     }
@@ -343,6 +347,7 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         "path": path, "type": "base", "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
+        "eight_bit": { "weights": summary.eight_bit.0, "scaled": summary.eight_bit.1 },
         "embeddings": { "input": summary.embeddings.input, "output": summary.embeddings.output, "tied": summary.embeddings.tied },
         "metadata": summary.metadata.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
         "fingerprint": summary.fingerprint.to_string(), "provenance": summary.provenance.as_ref().map(Provenance::to_json),

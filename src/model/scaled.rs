@@ -140,6 +140,12 @@ impl Scaled {
         (self.weights.len(), self.weights.values().filter(|w| !w.scales.is_empty()).count())
     }
 
+    /// Whether there are 8-bit weights, and the first few of them are understood.
+    fn is_understood(&self) -> bool {
+        const FEW: usize = 8;
+        !self.weights.is_empty() && self.weights.iter().take(FEW).all(|(key, weight)| self.scales(key, weight).is_ok())
+    }
+
     /// What the elements of a tensor are multiplied by; none where they are the numbers themselves. An error where
     /// there is more to it, or where the scale is missing.
     pub fn of(&self, key: &str) -> Result<Option<Arc<Scales>>> {
@@ -233,6 +239,11 @@ pub fn without(text: &str, gone: &dyn Fn(&str) -> bool) -> Result<Option<String>
 }
 
 impl BaseModel {
+    /// How the weights are quantised, as the config names it, where they cannot be used as they are.
+    pub fn closed_by(&self) -> Option<&str> {
+        self.quantisation().filter(|_| !self.scaled().is_understood())
+    }
+
     /// The format that a tensor is said to be quantised in, whatever its type.
     pub fn format_of(&self, key: &str) -> Option<String> {
         let layer = layer(key)?;

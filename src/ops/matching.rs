@@ -18,12 +18,12 @@ pub fn check(adapter: &Adapter, base: &BaseModel) -> Result<Vec<Note>> {
             // An output that is tied to its embedding has no tensor.
             None if embedding::is_output(path.as_str()) => {}
             None => nowhere.push(path),
-            Some(found) if base.quantisation().is_none() => sizes(path, target, &found.memory_shape, base)?,
+            Some(found) if base.closed_by().is_none() => sizes(path, target, &found.memory_shape, base)?,
             Some(_) => {}
         }
     }
     let Some(first) = nowhere.first() else { return Ok(Vec::new()) };
-    if base.quantisation().is_some() {
+    if base.closed_by().is_some() {
         return Ok(Vec::new()); // its tensors have other names
     }
     let nearest = base.names.nearest(&first.tensor("weight"));

@@ -59,8 +59,8 @@ fn is_own(base: &BaseModel, path: &ModulePath, target: &Target, tensor: &Tensor)
     let key = found.as_ref().and_then(|found| found.plain()).map(str::to_string);
     // An output that is tied has no tensor of its own.
     let tied = || base.embeddings().input.filter(|_| found.is_none() && embedding::is_output(path.as_str()));
-    let Some((_, own)) = key.or_else(tied).and_then(|key| base.tensor(&key)) else { return Ok(false) };
-    same_values(own, tensor)
+    let Some(key) = key.or_else(tied) else { return Ok(false) };
+    base.numbers(&key)?.map_or(Ok(false), |own| same_values(&own, tensor))
 }
 
 fn same_values(own: &Tensor, saved: &Tensor) -> Result<bool> {
@@ -70,7 +70,7 @@ fn same_values(own: &Tensor, saved: &Tensor) -> Result<bool> {
     if own.dtype == saved.dtype {
         return Ok(own.bytes.as_slice() == saved.bytes.as_slice());
     }
-    if !dtype::is_plain_float(own.dtype) || !dtype::is_plain_float(saved.dtype) {
+    if !dtype::is_float(own.dtype) || !dtype::is_float(saved.dtype) {
         return Ok(false);
     }
     let pieces = |tensor: &Tensor| tensor.dtype.bitsize() / 8 * PIECE;

@@ -401,3 +401,115 @@ fn another_type_is_written_without_scales() {
         }
     }
 }
+
+// Back again
+
+/// A base of every form, with an adapter that makes scales grow, and its merge.
+fn each_form(check: impl Fn(&Scratch, &str, &Path, &Path, &Path)) {
+    let forms = FORMS.iter().copied().chain([("", Form::Plain, (24, 40))]);
+    for (dtype, (name, form, shape)) in forms.flat_map(|form| [(E4, form), (E5, form)]) {
+        let scratch = Scratch::new();
+        let weight = Weight::new(dtype, shape, form, 0.02, 3);
+        let other = Weight::new(dtype, (8, 8), if name.is_empty() { form } else { Form::One }, 0.02, 9);
+        let path = scratch.join("base.safetensors");
+        write(&path, &base(&weight, &other, name), &[("format", "pt")]);
+        let adapter = adapter(&scratch, &weight, 5e-3);
+        let what = format!("{dtype} {name} {shape:?}");
+        let merged = scratch.join("merged.safetensors");
+        merge(&path, &adapter, &merged, &["--undo", &text(&scratch.join("record"))]).expect(0);
+        check(&scratch, &what, &path, &adapter, &merged);
+    }
+}
+
+#[test]
+fn a_record_gives_the_base_back_to_the_bit() {
+    each_form(|scratch, what, base, adapter, merged| {
+        let record = text(&scratch.join("record"));
+        let out = scratch.join("out.safetensors");
+        unmerge(merged, &out, &["--undo", &record]).expect(0);
+        assert!(fs::read(&out).unwrap() == fs::read(base).unwrap(), "{what}");
+        // Also of a merge without scales, and of a pair of which nothing is known.
+        let (wide, record) = (scratch.join("wide.safetensors"), text(&scratch.join("record2")));
+        merge(base, adapter, &wide, &["--undo", &record, "--dtype", "bf16"]).expect(0);
+        unmerge(&wide, &out, &["--undo", &record, "--force"]).expect(0);
+        assert!(fs::read(&out).unwrap() == fs::read(base).unwrap(), "{what} in bf16");
+        let record = text(&scratch.join("record3"));
+        let mut pair = command();
+        pair.arg("undo-record").arg(base).arg(merged).args(["-o", &record, "--no-sync"]);
+        Ran::from(pair.output().unwrap()).expect(0);
+        unmerge(merged, &out, &["--undo", &record, "--force"]).expect(0);
+        assert!(fs::read(&out).unwrap() == fs::read(base).unwrap(), "{what} as a pair");
+    });
+}
+
+#[test]
+fn with_the_base_its_own_bytes_come_back() {
+    each_form(|scratch, what, base, adapter, merged| {
+        let out = scratch.join("out.safetensors");
+        let given = ["--adapter", &text(adapter), "--base", &text(base)];
+        unmerge(merged, &out, &given).expect(0);
+        assert_eq!(read(&out), read(base), "{what}");
+    });
+}
+
+#[test]
+fn without_it_values_come_back_as_near_as_is_said() {
+    each_form(|scratch, what, base, adapter, merged| {
+        let out = scratch.join("out.safetensors");
+        let ran = unmerge(merged, &out, &["--adapter", &text(adapter)]).expect(0);
+        let at_most = json_of(&ran)["at_most"].as_f64().unwrap_or_else(|| panic!("{}", ran.out));
+        let (before, after) = (numbers(base), numbers(&out));
+        let mut furthest = 0f64;
+        for (a, b) in before.iter().zip(&after) {
+            furthest = furthest.max((a - b).abs());
+        }
+        assert!(furthest <= at_most * 1.000_001, "{what}: {furthest}, said {at_most}");
+        let size = before.iter().fold(0f64, |max, v| max.max(v.abs()));
+        assert!(at_most < size / 2.0, "{what}: {at_most} of {size}");
+    });
+}
+
+/// The numbers of the layer that is changed.
+fn numbers(path: &Path) -> Vec<f64> {
+    let tensors = read(path);
+    let weight = &tensors[&format!("{PROJ}.weight")];
+    let (rows, cols) = (weight.shape[0], weight.shape[1]);
+    if weight.dtype == Dtype::BF16 {
+        return models::widen(Dtype::BF16, &weight.data);
+    }
+    let scale = ["scale_weight", "weight_scale", "weight_scale_inv"];
+    let scale = scale.iter().find_map(|name| tensors.get(&format!("{PROJ}.{name}")));
+    let (form, scales) = match scale {
+        None => (Form::Plain, vec![1.0]),
+        Some(one) if one.data.len() == 4 => (Form::One, scales_in(one)),
+        Some(all) if all.shape == [rows, 1] => (Form::Rows, scales_in(all)),
+        Some(all) => (Form::Blocks, scales_in(all)),
+    };
+    let weight = Weight { dtype: weight.dtype, rows, cols, form, data: weight.data.clone(), scales };
+    weight.values()
+}
+
+// Against one another
+
+fn verify(merged: &Path, base: &Path, adapter: &Path) -> Ran {
+    let mut command = command();
+    command.arg("verify").arg(merged).arg("--base").arg(base).arg("--adapter").arg(adapter).arg("--json");
+    command.output().expect("the program starts").into()
+}
+
+#[test]
+fn a_merge_is_found_to_be_one() {
+    each_form(|scratch, what, base, adapter, merged| {
+        let report = json_of(&verify(merged, base, adapter).expect(0));
+        assert_eq!(report["verdict"], json!("exact"), "{what}");
+        let strength = report["adapters"][0]["strength"].as_f64().unwrap_or_else(|| panic!("{report}"));
+        assert!((strength - 1.0).abs() < 0.1, "{what}: {strength}");
+        let wide = scratch.join("wide.safetensors");
+        merge(base, adapter, &wide, &["--dtype", "bf16"]).expect(0);
+        let report = json_of(&verify(&wide, base, adapter).expect(0));
+        assert_eq!(report["verdict"], json!("exact"), "{what} in bf16");
+        // The base itself is not.
+        let ran = verify(base, base, adapter);
+        assert_ne!(ran.code, Some(0), "{what}: {}", ran.out);
+    });
+}

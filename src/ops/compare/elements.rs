@@ -98,9 +98,13 @@ pub fn same_type(dtype: Dtype, a: &[u8], b: &[u8]) -> Result<Apart> {
 
 /// Elements of one floating-point type against the values of another.
 pub fn values(first: Dtype, a: &[u8], second: Dtype, b: &[u8]) -> Result<Apart> {
-    let (a, b) = (cast::widen_f64(first, a)?, cast::widen_f64(second, b)?);
+    Ok(numbers(&cast::widen_f64(first, a)?, &cast::widen_f64(second, b)?))
+}
+
+/// Numbers against others. Units in the last place are not counted.
+pub fn numbers(a: &[f64], b: &[f64]) -> Apart {
     let mut out = Apart { elements: a.len() as u64, ..Apart::default() };
-    for (a, b) in a.into_iter().zip(b) {
+    for (&a, &b) in a.iter().zip(b) {
         if a.is_nan() || b.is_nan() {
             let differ = a.is_nan() != b.is_nan();
             out.nan += u64::from(differ);
@@ -110,7 +114,7 @@ pub fn values(first: Dtype, a: &[u8], second: Dtype, b: &[u8]) -> Result<Apart> 
             out.number(a, b);
         }
     }
-    Ok(out)
+    out
 }
 
 /// Σ a² over the finite elements, for a run that is equal on both sides.

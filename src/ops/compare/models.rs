@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::elements::{self, Apart};
 use super::{Beyond, Tolerance};
 use crate::error::{Context, Result};
 use crate::model::BaseModel;
 use crate::stream::{Progress, each};
-use crate::tensor::{Dtype, Shape, Tensor, dtype};
+use crate::tensor::{Dtype, Scales, Shape, Tensor, cast, dtype};
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 4 << 20;
@@ -155,11 +156,19 @@ struct Pair<'a> {
     key: &'a str,
     first: &'a Tensor,
     second: &'a Tensor,
+    models: [&'a BaseModel; 2],
 }
 
 impl Pair<'_> {
     fn is_alike(&self) -> bool {
         self.first.dtype == self.second.dtype
+    }
+
+    /// What the elements of each are multiplied by; none where those of both are the numbers.
+    fn scales(&self) -> Result<Option<[Option<Arc<Scales>>; 2]>> {
+        let [one, two] = self.models.map(|model| model.scaled().of(self.key).in_file(&model.path));
+        let both = [one?, two?];
+        Ok(both.iter().any(Option::is_some).then_some(both))
     }
 }
 
@@ -183,13 +192,13 @@ pub fn compare(first: &BaseModel, second: &BaseModel, threads: usize, progress: 
         ..Models::default()
     };
     let mut pairs = Vec::new();
-    for (&key, &first) in &a {
-        let Some(&second) = b.get(key) else { continue };
+    for (&key, &one) in &a {
+        let Some(&two) = b.get(key) else { continue };
         out.common += 1;
-        if first.shape == second.shape && (first.dtype == second.dtype || both_float(first, second)) {
-            pairs.push(Pair { key, first, second });
+        if one.shape == two.shape && (one.dtype == two.dtype || both_float(one, two)) {
+            pairs.push(Pair { key, first: one, second: two, models: [first, second] });
         } else {
-            let (first, second) = (form(first), form(second));
+            let (first, second) = (form(one), form(two));
             out.unlike.push(Unlike { key: key.to_string(), first, second, values: None });
         }
     }
@@ -252,7 +261,14 @@ fn apart(pairs: &[Pair], threads: usize, progress: &dyn Progress) -> Result<Vec<
         let tensor = pairs[left[i].pair].first;
         let range = of(tensor, left[i]);
         tensor.bytes.fetch(range.clone());
-        let squares = elements::squares(tensor.dtype, &tensor.bytes.as_slice()[range.clone()])?;
+        let stored = &tensor.bytes.as_slice()[range.clone()];
+        let squares = match pairs[left[i].pair].scales()? {
+            Some([scales, _]) => {
+                let values = numbers(tensor.dtype, stored, scales.as_deref(), left[i].elements.start)?;
+                values.iter().filter(|v| v.is_finite()).map(|v| v * v).sum()
+            }
+            None => elements::squares(tensor.dtype, stored)?,
+        };
         tensor.bytes.release(range);
         Ok(squares)
     })?;
@@ -289,7 +305,10 @@ fn look(pair: &Pair, piece: &Piece) -> Result<Option<Apart>> {
     first.bytes.fetch(own.clone());
     second.bytes.fetch(other.clone());
     let (a, b) = (&first.bytes.as_slice()[own.clone()], &second.bytes.as_slice()[other.clone()]);
-    let result = if !pair.is_alike() {
+    let scales = pair.scales()?;
+    let result = if let Some(scales) = scales {
+        scaled(pair, (a, b), scales, piece.elements.start)?
+    } else if !pair.is_alike() {
         Some(elements::values(first.dtype, a, second.dtype, b)?)
     } else if a == b {
         None
@@ -299,4 +318,45 @@ fn look(pair: &Pair, piece: &Piece) -> Result<Option<Apart>> {
     first.bytes.release(own);
     second.bytes.release(other);
     Ok(result)
+}
+
+/// The same for elements with scales, from number `start` on.
+fn scaled(
+    pair: &Pair,
+    (a, b): (&[u8], &[u8]),
+    [one, two]: [Option<Arc<Scales>>; 2],
+    start: usize,
+) -> Result<Option<Apart>> {
+    let dtype = pair.first.dtype;
+    let same = match (&one, &two) {
+        (Some(one), Some(two)) => one.is_same(two),
+        _ => false,
+    };
+    if pair.is_alike() && same && a == b {
+        return Ok(None);
+    }
+    let first = numbers(dtype, a, one.as_deref(), start)?;
+    let second = numbers(pair.second.dtype, b, two.as_deref(), start)?;
+    let mut out = elements::numbers(&first, &second);
+    if pair.is_alike() {
+        // Units are those of the first: what the second would be under its scales.
+        let mut own = b.to_vec();
+        match &one {
+            _ if same => {}
+            Some(scales) => scales.narrow_f64(dtype, start, &second, &mut own)?,
+            None => cast::narrow_f64(dtype, &second, &mut own)?,
+        }
+        let by_units = elements::same_type(dtype, a, &own)?;
+        (out.classes, out.max_ulps) = (by_units.classes, by_units.max_ulps);
+    }
+    Ok(Some(out))
+}
+
+/// The numbers that some elements stand for.
+fn numbers(dtype: Dtype, stored: &[u8], scales: Option<&Scales>, start: usize) -> Result<Vec<f64>> {
+    let mut out = cast::widen_f64(dtype, stored)?;
+    if let Some(scales) = scales {
+        scales.multiply_f64(start, &mut out);
+    }
+    Ok(out)
 }

@@ -11,6 +11,7 @@ use crate::adapter::delta::{Delta, Experts, Full, LowRank, Packing, TokenRows, f
 use crate::adapter::{Adapter, Note, Scale, ScaleRule, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::kernels::Truncated;
+use crate::model::scaled::is_eight;
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 use crate::ops::approximate::{self, ModuleReport};
@@ -242,7 +243,10 @@ fn attention(path: &str, ranks: &BTreeMap<&str, usize>) -> Option<Shared> {
 
 /// The tensor in memory, put together from its parts where it lies in several.
 fn whole_tensor(model: &BaseModel, found: &Found) -> Result<Tensor> {
-    if let Some((_, tensor)) = found.plain().and_then(|key| model.tensor(key)) {
+    let own = found.pieces.first().and_then(|p| model.tensor(&p.key)).map(|(_, t)| t.dtype);
+    // Whatever it lies in, an adapter has no scales; and of 8 bits all numbers are numbers of bf16.
+    let eight = own.is_some_and(is_eight);
+    if let Some((_, tensor)) = found.plain().and_then(|key| model.tensor(key)).filter(|_| !eight) {
         return Ok(tensor.clone());
     }
     let stack = (found.memory_shape.len() == 3).then(|| found.memory_shape.first().copied().unwrap_or(0));
@@ -255,8 +259,9 @@ fn whole_tensor(model: &BaseModel, found: &Found) -> Result<Tensor> {
         view.read_f64(0..rows, &mut part)?;
         values.extend(part);
     }
-    let own = found.pieces.first().and_then(|p| model.tensor(&p.key)).map(|(_, t)| t.dtype);
-    let dtype = own.filter(|&d| dtype::is_plain_float(d)).unwrap_or(Dtype::F32);
+    let scaled = found.pieces.iter().any(|p| model.scaled().of(&p.key).is_ok_and(|scales| scales.is_some()));
+    let narrow = if eight && !scaled { Dtype::BF16 } else { Dtype::F32 };
+    let dtype = own.filter(|&d| dtype::is_plain_float(d)).unwrap_or(narrow);
     let mut bytes = vec![0; dtype::byte_len(dtype, values.len())?];
     cast::narrow_f64(dtype, &values, &mut bytes)?;
     Tensor::new(dtype, Shape::new(found.memory_shape.clone()), bytes.into())

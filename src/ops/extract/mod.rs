@@ -195,11 +195,12 @@ fn few_rows(options: &Options, rows: usize, width: usize) -> usize {
 fn require_numbers(models: Models, changed: &Changed) -> Result<()> {
     let sides = [(models.base, changed.before.as_ref()), (models.tuned, Some(&changed.after))];
     for (model, found) in sides.into_iter().filter_map(|(model, found)| Some((model, found?))) {
-        for tensor in found.pieces.iter().filter_map(|p| model.tensor(&p.key)).map(|(_, t)| t) {
-            let stored = tensor.dtype;
-            let plain = dtype::is_plain_float(stored) || (dtype::is_float(stored) && model.quantisation().is_none());
-            if !plain {
-                let scheme = model.quantisation().map_or_else(String::new, |s| format!(" ({s})"));
+        for piece in &found.pieces {
+            model.scaled().of(&piece.key).in_file(&model.path)?;
+            let Some(stored) = model.tensor(&piece.key).map(|(_, t)| t.dtype) else { continue };
+            if !dtype::is_float(stored) {
+                let scheme = model.format_of(&piece.key).or_else(|| model.quantisation().map(str::to_string));
+                let scheme = scheme.map_or_else(String::new, |s| format!(" ({s})"));
                 let what =
                     format!("the weight is quantised{scheme}: a difference of {stored} is no difference of weights");
                 return Err(Error::unsupported(what)

@@ -234,7 +234,8 @@ fn compare(
 fn differing(before: &View, after: &View, most: usize) -> Result<Option<BTreeSet<usize>>> {
     let (height, width) = before.dim();
     let mut found = BTreeSet::new();
-    let same_form = before.contiguous().zip(after.contiguous()).filter(|((a, _), (b, _))| a == b);
+    let same_form =
+        before.contiguous().zip(after.contiguous()).filter(|((a, _), (b, _))| a == b && before.is_scaled_like(after));
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for start in (0..height).step_by(ROWS) {
         let rows = start..(start + ROWS).min(height);

@@ -1,6 +1,7 @@
 //! A matrix of the model in memory, read from wherever its parts lie on disk.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ndarray::ArrayViewMut2;
 
@@ -8,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::RowSource;
 use crate::model::BaseModel;
 use crate::names::{Found, Piece};
-use crate::tensor::{Dtype, Shape, Tensor, cast};
+use crate::tensor::{Dtype, Scales, Shape, Tensor, cast};
 
 /// Elements that are widened at a time beside others, small enough to stay in the first cache.
 const CHUNK: usize = 1 << 12;
@@ -23,13 +24,42 @@ pub struct View {
     parts: Vec<Part>,
 }
 
-/// What is shown of a run: where its first element goes, how far apart they go, their type and their bytes.
-type Show<'a> = dyn FnMut(usize, usize, Dtype, &[u8]) -> Result<()> + 'a;
+/// Elements that lie behind one another on disk.
+struct Run<'a> {
+    /// Where the first goes, and how far apart they go.
+    at: usize,
+    step: usize,
+    /// Their type and their bytes.
+    dtype: Dtype,
+    bytes: &'a [u8],
+    /// Which of the tensor's elements the first is, and what they are multiplied by.
+    first: usize,
+    scales: Option<&'a Scales>,
+}
+
+impl Run<'_> {
+    fn len(&self) -> usize {
+        self.bytes.len() * 8 / self.dtype.bitsize()
+    }
+
+    fn widen(&self, out: &mut [f32]) -> Result<()> {
+        cast::widen(self.dtype, self.bytes, out)?;
+        if let Some(scales) = self.scales {
+            scales.multiply(self.first, out);
+        }
+        Ok(())
+    }
+}
+
+/// Is shown a run.
+type Show<'a> = dyn FnMut(Run) -> Result<()> + 'a;
 
 /// A rectangle of the matrix and where it lies.
 #[derive(Clone, Debug)]
 struct Part {
     tensor: Tensor,
+    /// What its elements are multiplied by.
+    scales: Option<Arc<Scales>>,
     /// Rows and columns of the matrix.
     rows: Range<usize>,
     cols: Range<usize>,
@@ -79,6 +109,16 @@ impl View {
         whole.then(|| part.tensor.bytes.as_slice().get(start..start + all)).flatten().map(|b| (part.tensor.dtype, b))
     }
 
+    /// Whether elements of the other are multiplied by the same numbers, if it has the same form.
+    pub fn is_scaled_like(&self, other: &View) -> bool {
+        let same = |(a, b): (&Part, &Part)| match (&a.scales, &b.scales) {
+            (Some(a), Some(b)) => a.is_same(b),
+            (None, None) => true,
+            _ => false,
+        };
+        self.parts.len() == other.parts.len() && self.parts.iter().zip(&other.parts).all(same)
+    }
+
     /// Whether differences have to be taken in f64.
     fn is_double(&self) -> bool {
         self.parts.iter().any(|p| p.tensor.dtype == Dtype::F64)
@@ -88,14 +128,13 @@ impl View {
     pub fn read(&self, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let mut buffer = Vec::new();
         self.parts.iter().try_for_each(|part| {
-            part.each_run(&rows, &mut |at, step, dtype, bytes| {
-                if step == 1 {
-                    let count = bytes.len() * 8 / dtype.bitsize();
-                    return cast::widen(dtype, bytes, &mut out[at..at + count]);
+            part.each_run(&rows, &mut |run| {
+                if run.step == 1 {
+                    return run.widen(&mut out[run.at..run.at + run.len()]);
                 }
-                buffer.resize(bytes.len() * 8 / dtype.bitsize(), 0.0);
-                cast::widen(dtype, bytes, &mut buffer)?;
-                buffer.iter().enumerate().for_each(|(i, &v)| out[at + i * step] = v);
+                buffer.resize(run.len(), 0.0);
+                run.widen(&mut buffer)?;
+                buffer.iter().enumerate().for_each(|(i, &v)| out[run.at + i * run.step] = v);
                 Ok(())
             })
         })
@@ -104,9 +143,12 @@ impl View {
     /// The rows `rows` as f64, one after the other; exact.
     pub fn read_f64(&self, rows: Range<usize>, out: &mut [f64]) -> Result<()> {
         self.parts.iter().try_for_each(|part| {
-            part.each_run(&rows, &mut |at, step, dtype, bytes| {
-                let values = cast::widen_f64(dtype, bytes)?;
-                values.iter().enumerate().for_each(|(i, &v)| out[at + i * step] = v);
+            part.each_run(&rows, &mut |run| {
+                let mut values = cast::widen_f64(run.dtype, run.bytes)?;
+                if let Some(scales) = run.scales {
+                    scales.multiply_f64(run.first, &mut values);
+                }
+                values.iter().enumerate().for_each(|(i, &v)| out[run.at + i * run.step] = v);
                 Ok(())
             })
         })
@@ -151,8 +193,10 @@ impl Part {
         if lies != (to.0.len(), to.1.len()) || last > tensor.elements() || to.0.end > rows || to.1.end > cols {
             return Err(Error::mismatch(format!("{} does not fit its place", tensor.shape)).at_key(&piece.key));
         }
+        let scales = model.scaled().of(&piece.key)?;
         Ok(Part {
             tensor,
+            scales,
             rows: to.0,
             cols: to.1,
             start: first,
@@ -194,7 +238,8 @@ impl Part {
         let width = self.width;
         let place = |row: usize, col: usize| (row - rows.start) * width + col;
         let mut run = |start: usize, count: usize, at: usize, step: usize| {
-            show(at, step, dtype, &bytes[start * size..(start + count) * size])
+            let (bytes, scales) = (&bytes[start * size..(start + count) * size], self.scales.as_deref());
+            show(Run { at, step, dtype, bytes, first: start, scales })
         };
         let first = here.start - self.rows.start;
         if self.transposed {

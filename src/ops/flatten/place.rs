@@ -112,9 +112,10 @@ pub fn missing(base: &BaseModel, name: &str) -> Error {
 
 /// An error where a weight is stored in a way of which the values alone are not the numbers.
 pub fn require_numbers(base: &BaseModel, found: &Found) -> Result<()> {
-    for tensor in found.pieces.iter().filter_map(|p| base.tensor(&p.key)).map(|(_, t)| t) {
-        let alone = dtype::is_float(tensor.dtype) && base.quantisation().is_none();
-        if !dtype::is_plain_float(tensor.dtype) && !alone {
+    for piece in &found.pieces {
+        base.scaled().of(&piece.key)?;
+        let Some((_, tensor)) = base.tensor(&piece.key) else { continue };
+        if !dtype::is_float(tensor.dtype) {
             let scheme = base.quantisation().map_or_else(String::new, |s| format!(" ({s})"));
             let what = format!("the weight is quantised{scheme}: a change of {} is no change of weights", tensor.dtype);
             return Err(Error::unsupported(what).in_file(&base.path).hint("take the 16-bit model it was made from"));

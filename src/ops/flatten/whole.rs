@@ -27,8 +27,8 @@ pub fn bias(base: &BaseModel, path: &ModulePath, target: &Target, kernels: &dyn 
     };
     require_numbers(base, &found)?;
     let weight = base.names.find(&path.tensor("weight"));
-    let companion = weight.as_ref().and_then(Found::plain).and_then(|key| base.tensor(key)).map(|(_, t)| t);
-    let act = target.bias_action(&Shape::new(found.memory_shape.clone()), companion)?.into_act()?;
+    let companion = weight.as_ref().and_then(Found::plain).map_or(Ok(None), |key| base.numbers(key))?;
+    let act = target.bias_action(&Shape::new(found.memory_shape.clone()), companion.as_ref())?.into_act()?;
     replaced(base, &found, act.as_ref(), kernels).map(Some)
 }
 

@@ -24,6 +24,8 @@ pub struct BaseSummary {
     pub groups: BTreeMap<String, Group>,
     /// How the weights are quantised.
     pub quantisation: Option<String>,
+    /// Weights in 8-bit floats, and those of them with scales.
+    pub eight_bit: (usize, usize),
     /// Input and output embeddings.
     pub embeddings: Embeddings,
     /// Header metadata of the first file.
@@ -58,6 +60,7 @@ pub fn summarise(base: &BaseModel) -> BaseSummary {
         total: Share::default(),
         groups: BTreeMap::new(),
         quantisation: base.quantisation().map(str::to_string),
+        eight_bit: base.scaled().counts(),
         embeddings: base.embeddings(),
         metadata: base.shards().first().map_or_else(Vec::new, |s| s.contents.metadata.clone().into_iter().collect()),
         fingerprint: base.fingerprint(),

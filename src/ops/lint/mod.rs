@@ -42,14 +42,14 @@ pub fn check(base: &BaseModel, subject: &Subject) -> Vec<Finding> {
     out.extend(subject.adapter.targets.iter().filter_map(|(path, target)| unchanged(base, path, target)));
     out.extend(subject.adapter.targets.iter().filter_map(|(path, target)| other_start(base, path, target)));
     out.extend(saved_by_letters(base, subject.adapter));
-    if base.quantisation().is_none() {
+    if base.closed_by().is_none() {
         modules(base, subject.adapter, &mut out);
     }
     out
 }
 
 fn quantised(base: &BaseModel) -> Option<Finding> {
-    let scheme = base.quantisation()?;
+    let scheme = base.closed_by()?;
     let what = format!("the base is quantised ({scheme}), and nothing can be merged into it");
     Some(Finding::new(&codes::QUANTISED, "", what).hint("name the 16-bit model it was made from"))
 }

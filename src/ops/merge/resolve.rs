@@ -140,7 +140,7 @@ impl Resolver<'_> {
             stored = shape;
         }
         let transposed = part == Part::Weight && is_transposed(self.base, self.applied.adapter, path, &stored)?;
-        let companion = if part == Part::Bias { self.weight_of(path) } else { None };
+        let companion = if part == Part::Bias { self.weight_of(path)? } else { None };
         let source = Arc::new(Source {
             adapter: self.applied.label.clone(),
             number: self.number,
@@ -264,9 +264,9 @@ impl Resolver<'_> {
         }
     }
 
-    fn weight_of(&self, path: &ModulePath) -> Option<Tensor> {
-        let found = self.base.names.find(&path.tensor("weight"))?;
-        self.base.tensor(found.plain()?).map(|(_, t)| t.clone())
+    fn weight_of(&self, path: &ModulePath) -> Result<Option<Tensor>> {
+        let found = self.base.names.find(&path.tensor("weight"));
+        found.as_ref().and_then(Found::plain).map_or(Ok(None), |key| self.base.numbers(key))
     }
 }
 

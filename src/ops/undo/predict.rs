@@ -180,7 +180,7 @@ impl Predictor {
             out.copy_from_slice(merged);
             return Ok(());
         }
-        if !dtype::is_plain_float(self.base) || !dtype::is_float(self.merged) {
+        if !dtype::is_float(self.base) || !dtype::is_float(self.merged) {
             out.fill(0);
             return Ok(());
         }

@@ -332,7 +332,8 @@ fn begin(pair: Pair, job: &Job, rebuildable: &[bool], note: &mut TensorNote) -> 
     let edits = work.map_or(&[][..], |w| w.edits());
     let known = edits.iter().all(|e| rebuildable.get(e.source.number) == Some(&true) && e.source.companion.is_none());
     let how = match work {
-        Some(work) if known => how_of(work),
+        // Of 8 bits so few move that the merged ones are the best guess; those of a scale would need it, too.
+        Some(work) if known && dtype::is_plain_float(base.dtype) => how_of(work),
         _ => How::Near,
     };
     let rule = work.map_or(Rows::Any, |w| w.rows());

@@ -16,7 +16,7 @@ use super::{Options, Removal, Restored, Tally, Unmerge, as_planned, copy, is_sam
 use crate::adapter::Note;
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Kernels, Moved};
-use crate::model::{self, BaseModel};
+use crate::model::{self, BaseModel, Role};
 use crate::ops::merge::{Merge, Merged};
 use crate::stream::{self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, Produce, Progress, rows_at_once};
 use crate::tensor::ordinal::{ordinals, ulps};
@@ -76,6 +76,12 @@ impl<'a> Against<'a> {
                 .in_file(&base.path));
         }
         let dtype = written_as(merged, base);
+        if let (Some(dtype), (_, 1..)) = (dtype, base.scaled().counts()) {
+            let what = format!("the merged model is in {dtype}, and the base in 8 bits with scales");
+            return Err(Error::unsupported(what)
+                .in_file(&base.path)
+                .hint("where nothing else was done to it, the base itself is the model without the adapters"));
+        }
         let mut merge = plan_as(base, removals, &history.strengths, options, dtype)?;
         notes.extend(lossy(std::mem::take(&mut merge.notes)));
         let side = merged.side_files()?;
@@ -150,7 +156,11 @@ impl<'a> Against<'a> {
             }
             let given = match (&job.make, self.merge.work.get(key)) {
                 (Make::Copy(source), _) => Given::Bytes(source.clone()),
-                (_, Some(work)) => Given::Rows(Arc::clone(work)),
+                // By the scales that are there: those of another program may be others.
+                (_, Some(work)) => match self.merged.scaled().of(key).in_file(&self.merged.path)? {
+                    Some(scales) => Given::Rows(Arc::new(work.rounded_to(there.dtype, Some(scales)))),
+                    None => Given::Rows(Arc::clone(work)),
+                },
                 _ => continue,
             };
             let pair = Pair::new(key, there, given);
@@ -266,6 +276,11 @@ impl<'a> Against<'a> {
             };
             let Some(pair) = by_key.get(key) else {
                 copied += 1;
+                if let Some(Role::Scale(weight)) = base.scaled().role(key)
+                    && by_key.contains_key(weight.as_str())
+                {
+                    return Ok(Some(copy(key, before))); // it goes with the base's weight
+                }
                 // The base's own where it is the same: whole files may be copied as they are.
                 return Ok(Some(copy(key, if same.contains(key) { before } else { there })));
             };
@@ -273,7 +288,13 @@ impl<'a> Against<'a> {
             let mixed = match again.get(key) {
                 Some(work) if pair.differing() > 0 => {
                     let target = (before.dtype, &before.shape);
+                    let scales = merged.scaled().of(key)?;
+                    let work = &match &scales {
+                        Some(scales) => Arc::new(work.rounded_to(there.dtype, Some(Arc::clone(scales)))),
+                        None => Arc::clone(work),
+                    };
                     let back = Back::new(there.clone(), target, Arc::clone(work));
+                    let back = back.with_scales(scales, base.scaled().of(key)?);
                     let (before, there) = (before.clone(), there.clone());
                     Some(Arc::new(Mixed { before, there, work: Arc::clone(work), back, found: Mutex::default() }))
                 }
@@ -359,9 +380,9 @@ fn put_back(config: &mut Map<String, Value>, before: &Map<String, Value>, given:
 
 /// The type that all floating-point tensors were written in, where the merge wrote another than the base has.
 fn written_as(merged: &BaseModel, base: &BaseModel) -> Option<Dtype> {
-    base.files.tensors().filter(|(_, _, t)| dtype::is_plain_float(t.dtype)).find_map(|(_, key, before)| {
+    base.files.tensors().filter(|(_, _, t)| dtype::is_float(t.dtype)).find_map(|(_, key, before)| {
         let (_, there) = merged.tensor(key)?;
-        (there.dtype != before.dtype && dtype::is_plain_float(there.dtype)).then_some(there.dtype)
+        (there.dtype != before.dtype && dtype::is_float(there.dtype)).then_some(there.dtype)
     })
 }
 
@@ -457,7 +478,7 @@ impl Pair {
 /// Whether two elements are no further apart than another order of operations, or one rounding more, brings about.
 fn is_rounding(dtype: Dtype, a: &[u8], b: &[u8]) -> bool {
     let allowed = match dtype {
-        Dtype::BF16 | Dtype::F16 => 1,
+        Dtype::BF16 | Dtype::F16 | Dtype::F8_E4M3 | Dtype::F8_E5M2 => 1,
         Dtype::F32 => F32_ULPS,
         _ => return false,
     };

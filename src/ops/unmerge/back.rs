@@ -20,7 +20,7 @@ use crate::ops::merge::Merged;
 use crate::ops::merge::source::Edit;
 use crate::ops::undo::{How, Predictor};
 use crate::stream::Produce;
-use crate::tensor::{Dtype, Rows, Shape, Tensor, cast, dtype};
+use crate::tensor::{Dtype, Rows, Scales, Shape, Tensor, cast, dtype};
 
 /// The roundings of a few operations in f32, as a share of the largest number in them.
 const F32_NOISE: f64 = 1.0 / (1u64 << 22) as f64;
@@ -52,6 +52,8 @@ impl Found {
 pub struct Back {
     merged: Tensor,
     base: Dtype,
+    /// What the elements of the merged tensor and of the one that is found are multiplied by.
+    scales: [Option<Arc<Scales>>; 2],
     way: Way,
     work: Arc<Merged>,
     found: Mutex<Found>,
@@ -91,7 +93,41 @@ impl Back {
         } else {
             Way::Own
         };
-        Back { merged, base, way, work, found: Mutex::default() }
+        Back { merged, base, scales: [None, None], way, work, found: Mutex::default() }
+    }
+
+    /// The same, with scales of the merged tensor and of the one that is found.
+    #[must_use]
+    pub fn with_scales(self, merged: Option<Arc<Scales>>, base: Option<Arc<Scales>>) -> Back {
+        Back { scales: [merged, base], ..self }
+    }
+
+    /// The merged values of some rows.
+    fn results(&self, rows: &Range<usize>, merged: &[u8]) -> Result<Vec<f64>> {
+        let mut values = cast::widen_f64(self.merged.dtype, merged)?;
+        if let [Some(scales), _] = &self.scales {
+            scales.multiply_f64(rows.start * self.work.matrix().1, &mut values);
+        }
+        Ok(values)
+    }
+
+    /// Rounds values into the base's elements, and gives what those are.
+    fn rounded(&self, rows: &Range<usize>, values: &[f64], out: &mut [u8]) -> Result<Vec<f64>> {
+        let first = rows.start * self.work.matrix().1;
+        let [_, Some(scales)] = &self.scales else {
+            cast::narrow_f64(self.base, values, out)?;
+            return cast::widen_f64(self.base, out);
+        };
+        scales.narrow_f64(self.base, first, values, out)?;
+        let mut found = cast::widen_f64(self.base, out)?;
+        scales.multiply_f64(first, &mut found);
+        Ok(found)
+    }
+
+    /// What each element of some rows is multiplied by, of the merged tensor and of the base.
+    fn scale(&self, rows: &Range<usize>, element: usize) -> [f64; 2] {
+        let number = rows.start * self.work.matrix().1 + element;
+        [0, 1].map(|side| self.scales[side].as_ref().map_or(1.0, |scales| f64::from(scales.of(number))))
     }
 
     /// Rows from the bytes of the same rows after the merge.
@@ -168,13 +204,12 @@ impl Back {
 
     fn by_element(&self, kernels: &dyn Kernels, rows: Range<usize>, merged: &[u8], out: &mut [u8]) -> Result<Guess> {
         let (factors, added) = self.affine(kernels, &rows)?;
-        let results = cast::widen_f64(self.merged.dtype, merged)?;
+        let results = self.results(&rows, merged)?;
         let mut guess = Guess { lost: not_finite(&results), ..Guess::default() };
         let factor = |i: usize| factors.as_ref().and_then(|g| g.as_slice()).map_or(1.0, |g| g[i]);
         let added = added.as_slice().ok_or_else(|| Error::mismatch("rows are not contiguous"))?;
         let exact: Vec<f64> = results.iter().zip(added).enumerate().map(|(i, (m, d))| (m - d) / factor(i)).collect();
-        cast::narrow_f64(self.base, &exact, out)?;
-        let found = cast::widen_f64(self.base, out)?;
+        let found = self.rounded(&rows, &exact, out)?;
         for (i, (&w, &v)) in found.iter().zip(&exact).enumerate() {
             let (m, d, g) = (results[i], added[i], factor(i));
             if !m.is_finite() {
@@ -189,22 +224,24 @@ impl Back {
                 continue;
             }
             let noise = F32_NOISE * (m.abs() + d.abs() + w.abs() + (g * w).abs());
-            let width = (half_unit(self.merged.dtype, m) + noise) / g.abs();
-            if w == 0.0 || neighbours(self.base, w).iter().any(|n| (n - v).abs() <= width) {
-                guess.doubtful.push((i as u32, width + half_unit(self.base, w)));
+            let [of_merged, of_base] = self.scale(&rows, i);
+            let width = (half_unit(self.merged.dtype, m / of_merged) * of_merged + noise) / g.abs();
+            let near = |n: &f64| (n * of_base - v).abs() <= width;
+            if w == 0.0 || neighbours(self.base, w / of_base).iter().any(near) {
+                guess.doubtful.push((i as u32, width + half_unit(self.base, w / of_base) * of_base));
             }
         }
         Ok(guess)
     }
 
     fn turn_back(&self, kernels: &dyn Kernels, rows: Range<usize>, merged: &[u8], out: &mut [u8]) -> Result<Guess> {
-        let results = cast::widen_f64(self.merged.dtype, merged)?;
+        let results = self.results(&rows, merged)?;
         let mut guess = Guess { lost: not_finite(&results), ..Guess::default() };
         let before: Vec<f32> = results.iter().map(|&m| m as f32).collect();
         let dim = (rows.len(), self.work.matrix().1);
         let mut tile = Array2::from_shape_vec(dim, before.clone())
             .map_err(|e| Error::mismatch(format!("rows of another size: {e}")))?;
-        let spread = self.work.undo(kernels, rows, &mut tile)?;
+        let spread = self.work.undo(kernels, rows.clone(), &mut tile)?;
         // The difference alone is in f32; an f64 keeps its digits.
         let exact: Vec<f64> = results
             .iter()
@@ -216,10 +253,16 @@ impl Back {
                 },
             )
             .collect();
-        cast::narrow_f64(self.base, &exact, out)?;
+        let found = self.rounded(&rows, &exact, out)?;
+        let beyond = found.iter().zip(&exact).enumerate().filter(|(_, (w, v))| !w.is_finite() && v.is_finite());
+        guess.lost.extend(beyond.map(|(i, _)| (i as u32, "comes out beyond the range of the type")));
+        let most = |side: usize| self.scales[side].as_ref().map_or(1.0, |scales| f64::from(scales.largest()));
+        let (of_merged, of_base) = (most(0), most(1));
         let largest = results.iter().filter(|m| m.is_finite()).fold(0f64, |max, m| max.max(m.abs()));
-        let shared = spread * (half_unit(self.merged.dtype, largest) + F32_NOISE * largest);
-        guess.doubtful = exact.iter().enumerate().map(|(i, &w)| (i as u32, shared + half_unit(self.base, w))).collect();
+        let unit = half_unit(self.merged.dtype, largest / of_merged) * of_merged;
+        let shared = spread * (unit + F32_NOISE * largest);
+        let of_found = |w: f64| half_unit(self.base, w / of_base) * of_base;
+        guess.doubtful = exact.iter().enumerate().map(|(i, &w)| (i as u32, shared + of_found(w))).collect();
         Ok(guess)
     }
 
@@ -301,6 +344,8 @@ fn form(dtype: Dtype) -> (i32, i32) {
         Dtype::F16 => (10, -14),
         Dtype::BF16 => (7, -126),
         Dtype::F32 => (23, -126),
+        Dtype::F8_E4M3 => (3, -6),
+        Dtype::F8_E5M2 => (2, -14),
         _ => (52, -1022),
     }
 }

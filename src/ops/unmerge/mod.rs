@@ -126,7 +126,9 @@ pub fn unmerge(merged: &BaseModel, removals: &[Removal], options: &Options) -> R
             return Ok(Some(copy(key, tensor)));
         };
         let edits = work.edits().to_vec();
-        let back = Arc::new(Back::new(tensor.clone(), (tensor.dtype, &tensor.shape), work));
+        let scales = merged.scaled().of(key)?;
+        let back = Back::new(tensor.clone(), (tensor.dtype, &tensor.shape), work);
+        let back = Arc::new(back.with_scales(scales.clone(), scales));
         tensors.push(Restored::new(key, &edits, tensor.elements(), Some(Arc::clone(&back) as Arc<dyn Tally>)));
         let entry = Entry { name: key.to_string(), dtype: tensor.dtype, shape: tensor.shape.clone() };
         Ok(Some(Job { entry, make: Make::Compute(back) }))

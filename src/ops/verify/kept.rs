@@ -3,6 +3,9 @@
 use std::ops::Range;
 
 use crate::error::Result;
+use crate::kernels::Kernels;
+use crate::ops::merge::Merged;
+use crate::stream::Produce;
 use crate::tensor::ordinal::{ordinals, ulps};
 use crate::tensor::{Tensor, cast, dtype};
 
@@ -50,6 +53,18 @@ pub fn compare(expected: &Tensor, found: &Tensor, range: Range<usize>) -> Result
         tensor.bytes.release(bytes(tensor));
     }
     out
+}
+
+/// Compares some rows with what is made of the base's, and lets their pages go.
+pub fn compare_rows(expected: &Merged, found: &Tensor, rows: Range<usize>, kernels: &dyn Kernels) -> Result<Kept> {
+    let cols = expected.matrix().1;
+    let bytes = rows.start * cols * size(found)..rows.end * cols * size(found);
+    found.bytes.fetch(bytes.clone());
+    let mut right = vec![0u8; bytes.len()];
+    expected.produce(kernels, rows.clone(), &mut right)?;
+    let out = each(found, &right, &found.bytes.as_slice()[bytes.clone()], rows.start * cols);
+    found.bytes.release(bytes);
+    Ok(out)
 }
 
 fn steps(expected: &Tensor, found: &Tensor, range: Range<usize>) -> Result<Kept> {

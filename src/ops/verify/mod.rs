@@ -62,7 +62,7 @@ pub struct Verification {
 enum Piece {
     /// Rows of a changed tensor, by the number of its pair.
     Rows(usize, Range<usize>),
-    /// Elements of one that has to be as it was.
+    /// Elements of one that has to be as it was; rows, where it has scales.
     Kept(usize, Range<usize>),
 }
 
@@ -106,7 +106,7 @@ impl Verification {
             let piece = &pieces[number];
             let (pair, result) = match piece {
                 Piece::Rows(pair, rows) => (&self.pairs[*pair], self.rows(*pair, rows.clone(), kernels, &budget)),
-                Piece::Kept(pair, elements) => (&self.pairs[*pair], self.kept(*pair, elements.clone())),
+                Piece::Kept(pair, part) => (&self.pairs[*pair], self.kept(*pair, part.clone(), kernels, &budget)),
             };
             let result = result.at_key(&pair.key)?;
             progress.advance(piece.bytes(pair));
@@ -136,10 +136,18 @@ impl Verification {
         Ok(Found::Rows(Box::new(sums)))
     }
 
-    fn kept(&self, pair: usize, elements: Range<usize>) -> Result<Found> {
+    fn kept(&self, pair: usize, part: Range<usize>, kernels: &dyn Kernels, budget: &Budget) -> Result<Found> {
         let Pair { found, check, .. } = &self.pairs[pair];
-        let Check::Kept(expected) = check else { return Ok(Found::Kept(Kept::default())) };
-        Ok(Found::Kept(kept::compare(expected, found, elements)?))
+        Ok(Found::Kept(match check {
+            Check::Kept(expected) => kept::compare(expected, found, part)?,
+            Check::Stored(expected) => {
+                let _ticket = budget.admit(expected.footprint(part.len()));
+                let kept = kept::compare_rows(expected, found, part.clone(), kernels)?;
+                expected.release(part);
+                kept
+            }
+            Check::Changed(_) => Kept::default(),
+        }))
     }
 
     /// All pieces, in the order of the pairs. Where they are cut depends on nothing but the tensor.
@@ -152,6 +160,12 @@ impl Verification {
                     let step = rows_of(merged, PIECE_ELEMENTS);
                     let starts = (0..rows).step_by(step);
                     out.extend(starts.map(|start| Piece::Rows(number, start..(start + step).min(rows))));
+                }
+                Check::Stored(merged) => {
+                    let (rows, _) = merged.matrix();
+                    let step = rows_of(merged, PIECE_ELEMENTS);
+                    let starts = (0..rows).step_by(step);
+                    out.extend(starts.map(|start| Piece::Kept(number, start..(start + step).min(rows))));
                 }
                 Check::Kept(_) => {
                     let elements = kept::elements(&pair.found);
@@ -207,6 +221,7 @@ impl Piece {
     fn bytes(&self, pair: &Pair) -> u64 {
         let (part, all) = match (self, &pair.check) {
             (Piece::Rows(_, rows), Check::Changed(merged)) => (rows.len(), merged.matrix().0),
+            (Piece::Kept(_, rows), Check::Stored(merged)) => (rows.len(), merged.matrix().0),
             (Piece::Kept(_, elements), _) => (elements.len(), kept::elements(&pair.found)),
             _ => return 0,
         };

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::sums::Sums;
-use crate::model::{BaseModel, Embeddings};
+use crate::model::scaled::is_eight;
+use crate::model::{BaseModel, Embeddings, Role};
+use crate::ops::merge::produce::{Scaling, Start};
 use crate::ops::merge::{Change, Merge, Merged};
 use crate::stream::{Job, Make};
 use crate::tensor::{Tensor, dtype};
@@ -29,6 +31,8 @@ pub enum Check {
     Changed(Arc<Merged>),
     /// These values, perhaps in another type.
     Kept(Tensor),
+    /// What this makes of elements with scales: no adapter changes it, and type or scales are others.
+    Stored(Arc<Merged>),
 }
 
 /// A tensor that cannot be compared.
@@ -45,7 +49,7 @@ impl Pair {
     pub fn new_sums(&self) -> Option<Sums> {
         match &self.check {
             Check::Changed(merged) => Some(Sums::new(merged.adapters().len())),
-            Check::Kept(_) => None,
+            Check::Kept(_) | Check::Stored(_) => None,
         }
     }
 }
@@ -58,9 +62,13 @@ pub fn pairs(base: &BaseModel, merged: &BaseModel, plan: &Merge) -> (Vec<Pair>, 
     for job in plan.output.plan.files.iter().flat_map(|file| &file.jobs) {
         let key = job.entry.name.as_str();
         planned.insert(key);
+        if is_beside(base, merged, key) {
+            continue;
+        }
         let found = merged.tensor(key).or_else(|| merged.tensor(shared(&tied, key)?));
         let problem = |what: String| Problem { key: key.to_string(), what };
-        match found.map(|(_, tensor)| check(job, plan.work.get(key), tensor).map(|check| (check, tensor))) {
+        let models = (base, merged);
+        match found.map(|(_, tensor)| check(models, job, plan.work.get(key), tensor).map(|check| (check, tensor))) {
             None => problems.push(problem("not in the merged model".to_string())),
             Some(Err(what)) => problems.push(problem(what)),
             Some(Ok((check, found))) => {
@@ -76,7 +84,8 @@ pub fn pairs(base: &BaseModel, merged: &BaseModel, plan: &Merge) -> (Vec<Pair>, 
         }
     }
     let ours = base.embeddings();
-    for (_, key, found) in merged.files.tensors().filter(|(_, key, _)| !planned.contains(key.as_str())) {
+    let others = merged.files.tensors().filter(|(_, key, _)| !planned.contains(key.as_str()));
+    for (_, key, found) in others.filter(|(_, key, _)| merged.scaled().role(key).is_none()) {
         // Another use of a tied matrix, written out by itself, has to be a copy of it.
         let twin = shared(&ours, key).and_then(|input| merged.tensor(input));
         match twin.filter(|(_, twin)| twin.shape == found.shape && twin.dtype == found.dtype) {
@@ -102,18 +111,52 @@ fn shared<'a>(embeddings: &'a Embeddings, key: &str) -> Option<&'a str> {
     embeddings.input.as_deref().filter(|_| is_use)
 }
 
+/// Whether a tensor of the base is not compared by itself: a scale is part of the weights it belongs to, and what else lies
+/// beside those goes where they are in another type.
+fn is_beside(base: &BaseModel, merged: &BaseModel, key: &str) -> bool {
+    let is_gone = merged.tensor(key).is_none();
+    match base.scaled().role(key) {
+        Some(Role::Scale(_)) => true,
+        Some(Role::About(weight)) => is_gone && merged.tensor(weight).is_some_and(|(_, t)| !is_eight(t.dtype)),
+        Some(Role::Marker) => is_gone && merged.scaled().counts().0 == 0,
+        None => false,
+    }
+}
+
 /// What the tensor is compared with, or why it cannot be.
-fn check(job: &Job, work: Option<&Arc<Merged>>, found: &Tensor) -> Result<Check, String> {
+fn check(
+    (base, merged): (&BaseModel, &BaseModel),
+    job: &Job,
+    work: Option<&Arc<Merged>>,
+    found: &Tensor,
+) -> Result<Check, String> {
     if found.shape != job.entry.shape {
         return Err(format!("shape {}, expected {}", found.shape, job.entry.shape));
     }
-    let castable = dtype::is_plain_float(found.dtype) && dtype::is_plain_float(job.entry.dtype);
+    let castable = dtype::is_float(found.dtype) && dtype::is_float(job.entry.dtype);
     if found.dtype != job.entry.dtype && !castable {
         return Err(format!("dtype {}, expected {}", found.dtype, job.entry.dtype));
     }
+    let key = &job.entry.name;
+    let scales_in = |model: &BaseModel| model.scaled().of(key).map_err(|e| e.what().to_string());
+    let scales = scales_in(merged)?;
     match (&job.make, work) {
-        (Make::Copy(tensor), _) => Ok(Check::Kept(tensor.clone())),
-        (Make::Compute(_), Some(merged)) => Ok(Check::Changed(Arc::new(merged.rounded_to(found.dtype, None)))),
+        (Make::Copy(tensor), _) => {
+            let before = scales_in(base)?;
+            let same = match (&before, &scales) {
+                (None, None) => true,
+                (Some(before), Some(after)) => found.dtype == tensor.dtype && before.is_same(after),
+                _ => false,
+            };
+            if same {
+                return Ok(Check::Kept(tensor.clone()));
+            }
+            let stored = Merged::new(Start::Stored(tensor.clone()), found.dtype, &tensor.shape, Vec::new(), true);
+            let stored = stored.map_err(|e| e.what().to_string())?;
+            let scaling = scales.map_or(Scaling::None, Scaling::Given);
+            Ok(Check::Stored(Arc::new(stored.with_scales(before, scaling))))
+        }
+        (Make::Compute(_), Some(merged)) => Ok(Check::Changed(Arc::new(merged.rounded_to(found.dtype, scales)))),
         (Make::Compute(_), None) => Err("no rule to make it".to_string()),
     }
 }

@@ -225,7 +225,7 @@ impl Gathered {
         let all = self.over(|_| true, &changed);
         let estimates: Vec<_> = adapters.iter().map(|a| a.overall).collect();
         let residual = fit::residual(&all, &estimates);
-        let kept = self.pairs.iter().filter(|p| matches!(p.check, Check::Kept(_))).count();
+        let kept = self.pairs.iter().filter(|p| !matches!(p.check, Check::Changed(_))).count();
         let mut report = Report {
             verdict: Verdict::Exact,
             findings: Vec::new(),
@@ -325,7 +325,7 @@ impl Gathered {
 fn numbers(pair: &Pair) -> Vec<usize> {
     match &pair.check {
         Check::Changed(merged) => merged.adapters(),
-        Check::Kept(_) => Vec::new(),
+        Check::Kept(_) | Check::Stored(_) => Vec::new(),
     }
 }
 

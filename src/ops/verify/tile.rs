@@ -66,9 +66,18 @@ pub fn compare(
     rows: Range<usize>,
 ) -> Result<Sums> {
     let cols = merged.matrix().1;
+    let scales = merged.scales(kernels)?;
+    let numbers_of = |stored: &[u8], out: &mut [f32]| -> Result<()> {
+        cast::widen(found.dtype, stored, out)?;
+        if let Some(scales) = &scales {
+            scales.multiply(rows.start * cols, out);
+        }
+        Ok(())
+    };
     let range = |dtype: Dtype| rows.start * cols * dtype.bitsize() / 8..rows.end * cols * dtype.bitsize() / 8;
     let unit = Unit::of(found.dtype)
         .ok_or_else(|| Error::unsupported(format!("dtype {} is none that a merge writes", found.dtype)))?;
+    let unit = scales.as_ref().map_or(unit, |scales| unit.scaled(scales.largest()));
     let base = merged.widened(rows.clone())?;
     let numbers = merged.adapters();
     // Changes first: what was prepared for them is let go with the last rows that are produced.
@@ -91,11 +100,11 @@ pub fn compare(
     merged.produce(kernels, rows.clone(), &mut right_bytes)?;
 
     let (mut file, mut right) = (vec![0f32; base.len()], Vec::new());
-    cast::widen(found.dtype, file_bytes, &mut file)?;
+    numbers_of(file_bytes, &mut file)?;
     let same = right_bytes == file_bytes;
     if !same {
         right.resize(base.len(), 0f32);
-        cast::widen(found.dtype, &right_bytes, &mut right)?;
+        numbers_of(&right_bytes, &mut right)?;
     }
     let wide = if wide_base.is_some() || found.dtype == Dtype::F64 {
         let base = wide_base.unwrap_or_else(|| base.iter().copied().map(f64::from).collect());
@@ -103,7 +112,12 @@ pub fn compare(
     } else {
         None
     };
-    let units = if matches!(found.dtype, Dtype::BF16 | Dtype::F16) { numbers.len().max(1) as f64 } else { F32_UNITS };
+    let units = match found.dtype {
+        Dtype::BF16 | Dtype::F16 => numbers.len().max(1) as f64,
+        // Others round to either side, so as to be right on average; and the unit is one for all scales.
+        Dtype::F8_E4M3 | Dtype::F8_E5M2 => 2.0 * numbers.len().max(1) as f64,
+        _ => F32_UNITS,
+    };
     let wanted = flat(&wanted)?;
     let mean = (sum_of_squares(wanted) / wanted.len().max(1) as f64).sqrt();
     let tile = Tile {
@@ -299,6 +313,7 @@ impl Tile<'_> {
 fn pattern(bytes: &[u8], number: usize, size: usize) -> u64 {
     let element = &bytes[number * size..(number + 1) * size];
     match *element {
+        [a] => u64::from(a),
         [a, b] => u64::from(u16::from_le_bytes([a, b])),
         [a, b, c, d] => u64::from(u32::from_le_bytes([a, b, c, d])),
         [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),

@@ -32,9 +32,18 @@ impl Unit {
             Dtype::F16 => (10, half::f16::MIN_POSITIVE.to_f32()),
             Dtype::F32 => (F32_BITS, f32::MIN_POSITIVE),
             Dtype::F64 => (52, f32::MIN_POSITIVE),
+            Dtype::F8_E4M3 => (3, 1.0 / 64.0),
+            Dtype::F8_E5M2 => (2, 1.0 / 16384.0),
             _ => return None,
         };
         Some(Unit { of_one: power_of_half(bits), least })
+    }
+
+    /// That of elements which are multiplied by a scale: the power of two next to it, which is not more than twice or
+    /// less than half as much.
+    #[must_use]
+    pub fn scaled(self, scale: f32) -> Unit {
+        Unit { least: (self.least * scale).clamp(f32::MIN_POSITIVE, f32::MAX), ..self }
     }
 
     /// Units of elements: of the base's values, the file's, and the wanted change, all as f32. Never finer than the
