@@ -179,17 +179,16 @@ impl Scales {
         });
     }
 
-    /// The scales that elements of `dtype` need for such peaks; none where these do.
+    /// The scales that elements of `dtype` need for such peaks, so that none is rounded beyond the largest number; none
+    /// where these do.
     pub fn grown(&self, dtype: Dtype, peaks: &[f32]) -> Result<Option<Grown>> {
-        let largest = largest_finite(dtype)?;
         let (mut scales, mut count, mut factor) = (self.clone(), 0, 1f64);
         for (scale, &peak) in scales.values.iter_mut().zip(peaks) {
-            // In f32, as the largest element times the scale is: that one always fits.
-            if peak <= largest * *scale {
+            if fits(dtype, peak, f64::from(*scale))? {
                 continue;
             }
             let mut wide = if *scale > 0.0 { f64::from(*scale) } else { f64::from(f32::MIN_POSITIVE) };
-            while f64::from(peak) > f64::from(largest) * wide {
+            while !fits(dtype, peak, wide)? {
                 wide *= 2.0;
             }
             factor = factor.max(wide / f64::from(*scale));
@@ -231,12 +230,12 @@ fn extent(all: usize, count: usize, usual: usize) -> Option<usize> {
     }
 }
 
-fn largest_finite(dtype: Dtype) -> Result<f32> {
-    match dtype {
-        Dtype::F8_E4M3 => Ok(448.0),
-        Dtype::F8_E5M2 => Ok(57344.0),
-        other => Err(Error::unsupported(format!("scales for elements of {other}"))),
-    }
+/// Whether a value is rounded to a finite element under this scale.
+fn fits(dtype: Dtype, value: f32, scale: f64) -> Result<bool> {
+    let mut out = [0u8; 1];
+    let quotient = if value == 0.0 { 0.0 } else { f64::from(value) / scale };
+    cast::narrow_f64(dtype, &[quotient], &mut out)?;
+    Ok(cast::is_finite(dtype, &out))
 }
 
 #[cfg(test)]
@@ -293,9 +292,9 @@ mod tests {
     fn a_scale_grows_by_a_power_of_two_and_no_more_than_it_must() {
         let own = scales(&[2, 1], &[0.1, 0.3], &[2, 2]);
         let Grown { scales: grown, count, factor } =
-            own.grown(Dtype::F8_E4M3, &[448.0 * 0.1 * 1.001, 100.0]).unwrap().unwrap();
+            own.grown(Dtype::F8_E4M3, &[464.0 * 0.1 * 1.001, 100.0]).unwrap().unwrap();
         assert_eq!((grown.values.as_slice(), count, factor), (&[0.2f32, 0.3][..], 1, 2.0));
-        let grown = own.grown(Dtype::F8_E4M3, &[448.0 * 0.1 * 4.5, 448.0 * 0.3]).unwrap().unwrap();
+        let grown = own.grown(Dtype::F8_E4M3, &[448.0 * 0.1 * 4.5, 463.9 * 0.3]).unwrap().unwrap();
         assert_eq!((grown.scales.values.as_slice(), grown.factor), (&[0.8f32, 0.3][..], 8.0));
         let zero = scales(&[1], &[0.0], &[2, 2]).grown(Dtype::F8_E5M2, &[57344.0]).unwrap().unwrap();
         assert_eq!(zero.scales.values, [1.0]);

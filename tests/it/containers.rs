@@ -100,14 +100,14 @@ fn the_head_is_kept_to_the_byte() {
 }
 
 #[test]
-fn another_type_is_taken_by_the_plain_floats_alone() {
+fn another_type_is_taken_by_the_floats_that_are_computed_with() {
     let scratch = Scratch::new();
     make(&scratch);
     let bytes = merge(&scratch, "out.safetensors", &["--dtype", "bf16"]);
     let after = SafeTensors::deserialize(&bytes).expect("out");
     for dtype in DTYPES {
-        let expected =
-            if matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16) { Dtype::BF16 } else { *dtype };
+        use Dtype::{BF16, F8_E4M3, F8_E5M2, F16, F32, F64};
+        let expected = if matches!(dtype, F64 | F32 | F16 | BF16 | F8_E4M3 | F8_E5M2) { BF16 } else { *dtype };
         assert_eq!(after.tensor(&format!("other.{dtype:?}")).expect("it is there").dtype(), expected, "{dtype:?}");
     }
 }

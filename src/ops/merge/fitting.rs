@@ -7,14 +7,11 @@
 //! depend on who looked.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::produce::Merged;
 use crate::error::{Error, Kind, Result};
-use crate::kernels::{Kernels, Moved};
-use crate::stream::Produce;
 use crate::tensor::scales::Grown;
-use crate::tensor::{Dtype, Rows, Scales, Shape};
+use crate::tensor::{Dtype, Scales};
 
 /// The scales of one tensor, before and after.
 #[derive(Debug)]
@@ -25,6 +22,9 @@ pub struct Fitting {
     state: Mutex<State>,
     settled: Condvar,
 }
+
+/// Raises the peak under each scale to what is in some rows.
+pub type Look<'a> = dyn Fn(Range<usize>, &mut [f32]) -> Result<()> + 'a;
 
 #[derive(Debug, Default)]
 struct State {
@@ -57,11 +57,7 @@ impl Fitting {
 
     /// The scales to write. `rows` are all rows, `step` is how many are looked at together, and `look` raises peaks to
     /// what is in some of them.
-    pub fn settle(
-        &self,
-        (rows, step): (usize, usize),
-        look: &dyn Fn(Range<usize>, &mut [f32]) -> Result<()>,
-    ) -> Result<Arc<Scales>> {
+    pub fn settle(&self, (rows, step): (usize, usize), look: &Look) -> Result<Arc<Scales>> {
         loop {
             let mut state = self.lock();
             if let Some(after) = &state.after {
@@ -132,45 +128,5 @@ impl Drop for Turn<'_> {
         let unknown = || (Kind::Unsupported, "the scales of the tensor were not found".to_string());
         state.failed.get_or_insert_with(unknown);
         self.of.settled.notify_all();
-    }
-}
-
-/// The tensor that the scales of a merged one are stored as.
-pub struct ScaleTensor {
-    /// The merged one, which may come later in the files.
-    pub of: Arc<OnceLock<Arc<Merged>>>,
-    /// Its shape.
-    pub shape: Shape,
-}
-
-impl ScaleTensor {
-    fn merged(&self) -> Result<&Arc<Merged>> {
-        self.of.get().ok_or_else(|| Error::missing("a scale without its weight"))
-    }
-}
-
-impl Produce for ScaleTensor {
-    fn matrix(&self) -> (usize, usize) {
-        self.shape.matrix()
-    }
-
-    fn rows(&self) -> Rows {
-        Rows::Whole
-    }
-
-    fn footprint(&self, _: usize) -> u64 {
-        self.of.get().map_or(0, |merged| merged.footprint(merged.rows_of_piece()))
-    }
-
-    fn produce(&self, kernels: &dyn Kernels, _: Range<usize>, out: &mut [u8]) -> Result<Moved> {
-        let bytes = match self.merged()?.scales(kernels)? {
-            Some(scales) => scales.bytes()?,
-            None => return Err(Error::missing("a scale of a weight that has none")),
-        };
-        if bytes.len() != out.len() {
-            return Err(Error::mismatch(format!("scales of {} bytes for {}", bytes.len(), out.len())));
-        }
-        out.copy_from_slice(&bytes);
-        Ok(Moved::default())
     }
 }

@@ -12,6 +12,7 @@ pub(super) mod produce;
 mod provenance;
 mod report;
 mod resolve;
+mod scale_tensor;
 pub(super) mod source;
 mod tied;
 

@@ -5,10 +5,11 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
-use super::fitting::{Fitting, ScaleTensor};
+use super::fitting::Fitting;
 use super::produce::{Merged, Scaling, Start};
 use super::report::{Change, Totals};
 use super::resolve::{Edits, New};
+use super::scale_tensor::ScaleTensor;
 use super::source::Edit;
 use super::{Merge, Options};
 use crate::adapter::Note;
