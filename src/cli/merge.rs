@@ -196,11 +196,12 @@ fn show(
     took: Duration,
 ) -> Result<()> {
     let survived = report.survived();
+    // In 8 bits most of a small change is lost, and 16 keep it.
+    let wider = if report.is_eight() { "bf16" } else { "f32" };
     if report.unmoved() == Some(1.0) {
-        output::warn("no value changed: the output holds what the base holds");
+        let wanted = survived.map_or_else(String::new, |_| format!("; --dtype {wider} keeps the change"));
+        output::warn(&format!("no value changed: the output holds what the base holds{wanted}"));
     } else if survived.is_some_and(|s| s < 0.5) {
-        // In 8 bits most of a small change is lost; 16 keep what such a model can say, and double its size.
-        let wider = if report.is_eight() { "bf16" } else { "f32" };
         let what = format!("only {} of the change survived the rounding; --dtype {wider} keeps it", percent(survived));
         output::warn(&what);
     }

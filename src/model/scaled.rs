@@ -90,11 +90,12 @@ impl Scaled {
             out.block = (extent(rows), extent(cols));
         }
         let all: HashMap<&str, &Tensor> = files.tensors().map(|(_, key, t)| (key.as_str(), t)).collect();
-        for (key, tensor) in all.iter().filter(|(_, tensor)| is_eight(tensor.dtype)) {
-            out.add(key, tensor, &all);
-        }
-        for key in all.keys().filter(|key| key.rsplit('.').next() == Some("scaled_fp8")) {
-            out.roles.insert((*key).to_string(), Role::Marker);
+        for (key, tensor) in &all {
+            if key.rsplit('.').next() == Some("scaled_fp8") {
+                out.roles.insert((*key).to_string(), Role::Marker);
+            } else if is_eight(tensor.dtype) {
+                out.add(key, tensor, &all);
+            }
         }
         out
     }

@@ -390,7 +390,7 @@ fn another_type_is_written_without_scales() {
         let adapter = adapter(&scratch, &weight, 1e-3);
         let out = scratch.join("merged.safetensors");
         let ran = merge(&path, &adapter, &out, &["--dtype", "bf16"]).expect(0);
-        assert!(ran.err.contains("2 weights multiplied by their scales"), "{}", ran.err);
+        assert!(ran.err.contains("multiplied by their scales, which are not written: 2"), "{}", ran.err);
         let after = models::read(&out);
         let keys = [format!("{PROJ}.weight"), format!("{OTHER}.weight"), "blocks.0.norm.weight".to_string()];
         assert!(after.keys().all(|key| keys.contains(key)), "{:?}", after.keys());
@@ -827,4 +827,106 @@ fn a_change_made_with_the_weight_is_made_with_its_values() {
         let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
         assert!((length - 0.1).abs() < 2e-3, "{length}");
     }
+}
+
+/// A checkpoint of Flux as ComfyUI scales it, whose names are found behind its prefix, with the scales left out of all
+/// names; factors of query, key and value apart change rows of one scaled weight.
+#[test]
+fn an_image_model_with_scales_takes_its_adapters() {
+    let scratch = Scratch::new();
+    let prefix = "model.diffusion_model.";
+    let qkv = Weight::new(E4, (24, 8), Form::One, 0.05, 1);
+    let mut tensors = Tensors::new();
+    put(&mut tensors, &format!("{prefix}double_blocks.0.img_attn.qkv"), &qkv, "scale_weight");
+    for (seed, (key, rows, cols)) in [
+        ("double_blocks.0.txt_attn.qkv", 24, 8),
+        ("double_blocks.0.img_attn.proj", 8, 8),
+        ("single_blocks.0.linear1", 56, 8),
+        ("single_blocks.0.linear2", 8, 40),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let weight = Weight::new(E4, (rows, cols), Form::One, 0.05, seed as u64 + 2);
+        put(&mut tensors, &format!("{prefix}{key}"), &weight, "scale_weight");
+    }
+    let plain = |shape: &[usize], seed| {
+        let values = tensor(Dtype::BF16, shape, seed).values;
+        raw(Dtype::BF16, shape, values.iter().flat_map(|v| half::bf16::from_f64(*v).to_le_bytes()).collect())
+    };
+    tensors.insert(format!("{prefix}final_layer.linear.weight"), plain(&[4, 8], 20));
+    tensors.insert(format!("{prefix}final_layer.adaLN_modulation.1.weight"), plain(&[16, 8], 21));
+    tensors.insert(format!("{prefix}scaled_fp8"), raw(E4, &[2], vec![0; 2]));
+    let base = scratch.join("flux.safetensors");
+    write(&base, &tensors, &[]);
+
+    let factors = |shape: &[usize], seed, size: f64| {
+        let mut values = tensor(Dtype::F32, shape, seed);
+        values.values.iter_mut().for_each(|v| *v = rounded(Dtype::F32, *v * size));
+        values
+    };
+    let change = |a: &models::Values, b: &models::Values, rows: usize| -> Vec<f64> {
+        (0..rows * 8).map(|i| (0..2).map(|k| b.values[i / 8 * 2 + k] * a.values[k * 8 + i % 8]).sum()).collect()
+    };
+    // As kohya has it: one pair for all of the fused projection.
+    let (a, b) = (factors(&[2, 8], 30, 1.0), factors(&[24, 2], 31, 0.01));
+    let fused = change(&a, &b, 24);
+    let name = "lora_unet_double_blocks_0_img_attn_qkv";
+    let kohya = [(format!("{name}.lora_down.weight"), a), (format!("{name}.lora_up.weight"), b)];
+    models::write(&scratch.join("kohya.safetensors"), &kohya.into_iter().collect(), None);
+    // As diffusers has it: one for each third of its rows.
+    let (mut apart, mut model) = (Vec::new(), models::Model::new());
+    for (number, name) in ["to_q", "to_k", "to_v"].iter().enumerate() {
+        let (a, b) = (factors(&[2, 8], 40 + number as u64, 1.0), factors(&[8, 2], 50 + number as u64, 0.01));
+        apart.extend(change(&a, &b, 8));
+        let path = format!("transformer.transformer_blocks.0.attn.{name}");
+        model.insert(format!("{path}.lora_A.weight"), a);
+        model.insert(format!("{path}.lora_B.weight"), b);
+    }
+    models::write(&scratch.join("diffusers.safetensors"), &model, None);
+    let key = format!("{prefix}double_blocks.0.img_attn.qkv.weight");
+    for (adapter, wanted) in [("kohya.safetensors", fused), ("diffusers.safetensors", apart)] {
+        let (adapter, out, wide) =
+            (scratch.join(adapter), scratch.join("out.safetensors"), scratch.join("wide.safetensors"));
+        merge(&base, &adapter, &out, &["--force"]).expect(0);
+        let after = read(&out);
+        let scales = scales_in(&after[&format!("{prefix}double_blocks.0.img_attn.qkv.scale_weight")]);
+        let exact = sum(&qkv.values(), &wanted);
+        assert_rounded(&qkv, &after[&key].data, &scales, &exact);
+        let report = json_of(&verify(&out, &base, &adapter).expect(0));
+        assert_eq!(report["verdict"], json!("exact"));
+        merge(&base, &adapter, &wide, &["--force", "--dtype", "f32"]).expect(0);
+        let wide = models::read(&wide);
+        assert_eq!(wide.len(), 7, "{:?}", wide.keys());
+        for (found, exact) in wide[&key].values.iter().zip(&exact) {
+            assert!((found - exact).abs() < 1e-7, "{found} {exact}");
+        }
+    }
+}
+
+/// A tensor of many pieces, whose threads look for the scale together: the same bytes on any number of them.
+#[test]
+fn large_tensors_are_the_same_on_any_number_of_threads() {
+    let scratch = Scratch::new();
+    let (rows, cols) = (6000, 2048);
+    let data: Vec<u8> = (0..rows * cols).map(|i| ((i * 2_654_435_761usize) >> 9) as u8 & 0xf7).collect();
+    let scales = (0..rows.div_ceil(128) * cols.div_ceil(128)).map(|i| 1e-5 * (1.0 + (i % 7) as f32)).collect();
+    let weight = Weight { dtype: E4, rows, cols, form: Form::Blocks, data, scales };
+    let other = Weight::new(E4, (8, 8), Form::One, 0.02, 9);
+    let path = scratch.join("base.safetensors");
+    write(&path, &base(&weight, &other, "weight_scale_inv"), &[]);
+    let adapter = adapter(&scratch, &weight, 3e-3);
+    let merged = |name: &str, more: &[&str]| {
+        let out = scratch.join(name);
+        let ran = merge(&path, &adapter, &out, &[&["--json"], more].concat()).expect(0);
+        assert!(json_of(&ran)["changes"][0]["scale_grown"].as_f64().expect("a factor") >= 2.0);
+        fs::read(out).unwrap()
+    };
+    let one = merged("one", &["--threads", "1"]);
+    assert!(one == merged("eight", &["--threads", "8"]));
+    assert!(one == merged("little", &["--threads", "3", "--memory", "1MB"]));
+    let record = text(&scratch.join("record"));
+    assert!(one == merged("recorded", &["--threads", "4", "--undo", &record]));
+    unmerge(&scratch.join("recorded"), &scratch.join("back.safetensors"), &["--undo", &record]).expect(0);
+    assert!(fs::read(scratch.join("back.safetensors")).unwrap() == fs::read(&path).unwrap());
 }

@@ -130,3 +130,55 @@ impl Drop for Turn<'_> {
         self.of.settled.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::tensor::{Shape, Tensor};
+
+    fn fitting(rows: usize) -> Fitting {
+        let stored = Tensor::from_f32(Dtype::F32, [1], &[1.0]).unwrap();
+        Fitting::new(Arc::new(Scales::read(&stored, &Shape::new([rows, 1]), (1, 1)).unwrap()), Dtype::F8_E4M3)
+    }
+
+    #[test]
+    fn every_row_is_looked_at_once_by_whoever_comes() {
+        for threads in [1, 8] {
+            let (fitting, seen) = (fitting(1000), AtomicUsize::new(0));
+            let look = |rows: Range<usize>, peaks: &mut [f32]| {
+                seen.fetch_add(rows.len(), Ordering::Relaxed);
+                peaks[0] = rows.end as f32;
+                Ok(())
+            };
+            assert_eq!(fitting.grown(), None);
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| assert_eq!(fitting.settle((1000, 7), &look).unwrap().largest(), 4.0));
+                }
+            });
+            assert_eq!((seen.load(Ordering::Relaxed), fitting.grown()), (1000, Some((1, 4.0))));
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_one_that_fails_or_panics() {
+        for panics in [false, true] {
+            let fitting = fitting(100);
+            let look = |rows: Range<usize>, _: &mut [f32]| {
+                if rows.start == 50 {
+                    assert!(!panics, "as asked");
+                    return Err(Error::missing("row 50"));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                Ok(())
+            };
+            let failed = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..4).map(|_| scope.spawn(|| fitting.settle((100, 10), &look).is_err())).collect();
+                all.into_iter().all(|one| one.join().unwrap_or(true))
+            });
+            assert!(failed, "{panics}");
+        }
+    }
+}

@@ -61,7 +61,7 @@ pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut total
     }
     let dequantised = work.dequantised;
     if dequantised > 0 {
-        let text = format!("{dequantised} weights multiplied by their scales, which are not written");
+        let text = format!("8-bit weights multiplied by their scales, which are not written: {dequantised}");
         edits.notes.push(Note::info("--dtype", text));
     }
     let changes = std::mem::take(&mut work.changes);
