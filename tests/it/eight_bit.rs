@@ -451,7 +451,21 @@ fn with_the_base_its_own_bytes_come_back() {
         let out = scratch.join("out.safetensors");
         let given = ["--adapter", &text(adapter), "--base", &text(base)];
         unmerge(merged, &out, &given).expect(0);
-        assert_eq!(read(&out), read(base), "{what}");
+        assert!(fs::read(&out).unwrap() == fs::read(base).unwrap(), "{what}");
+        // Also from a model without scales, in which one weight was changed since.
+        let wide = scratch.join("wide.safetensors");
+        merge(base, adapter, &wide, &["--dtype", "f32"]).expect(0);
+        unmerge(&wide, &out, &[&given[..], &["--force"]].concat()).expect(0);
+        assert!(fs::read(&out).unwrap() == fs::read(base).unwrap(), "{what} in f32");
+        let mut other = read(&wide);
+        let weight = other.get_mut(&format!("{PROJ}.weight")).expect("the weight");
+        let seventh = f32::from_le_bytes(weight.data[28..32].try_into().unwrap());
+        weight.data[28..32].copy_from_slice(&(seventh * 0.5).to_le_bytes());
+        write(&wide, &other, &[("format", "pt")]);
+        let ran = unmerge(&wide, &out, &[&given[..], &["--force"]].concat()).expect(0);
+        assert!(ran.err.contains("1 of"), "{what}: {}", ran.err);
+        let differing: usize = numbers(base).iter().zip(numbers(&out)).map(|(a, b)| usize::from(*a != b)).sum();
+        assert!(differing <= 1, "{what}: {differing}");
     });
 }
 
@@ -759,15 +773,34 @@ fn a_folder_with_scales_of_blocks() {
     for name in crate::program::names(&folder) {
         assert!(fs::read(folder.join(&name)).unwrap() == fs::read(back.join(&name)).unwrap(), "{name}");
     }
+    let base_again = |merged: &Path, name: &str| {
+        let out = scratch.join(name);
+        unmerge(merged, &out, &["--adapter", &text(&adapter), "--base", &text(&folder)]).expect(0);
+        assert_eq!(crate::program::names(&folder), crate::program::names(&out));
+        for name in crate::program::names(&folder) {
+            let same = fs::read(folder.join(&name)).unwrap() == fs::read(out.join(&name)).unwrap();
+            assert!(same || name.ends_with(".index.json"), "{name}");
+        }
+        let map = |folder: &Path| models::json_file(&folder.join("model.safetensors.index.json"))["weight_map"].clone();
+        assert_eq!(map(&folder), map(&out));
+    };
+    base_again(&merged, "again");
     // Without scales the config says nothing of them.
     let wide = scratch.join("wide");
-    merge(&folder, &adapter, &wide, &["--dtype", "bf16"]).expect(0);
+    merge(&folder, &adapter, &wide, &["--dtype", "bf16", "--undo", &text(&scratch.join("record2"))]).expect(0);
+    let back = scratch.join("back2");
+    unmerge(&wide, &back, &["--undo", &text(&scratch.join("record2"))]).expect(0);
+    for name in crate::program::names(&folder) {
+        assert!(fs::read(folder.join(&name)).unwrap() == fs::read(back.join(&name)).unwrap(), "{name}");
+    }
     assert_eq!(models::json_file(&wide.join("config.json"))["quantization_config"], Value::Null);
+    assert!(!wide.join("model-00001-of-00002.safetensors").exists());
     let wanted = sum(&weight.values(), &change(&adapter));
     let key = format!("{PROJ}.weight");
     for (found, wanted) in models::read(&wide)[&key].values.iter().zip(wanted) {
         models::assert_rounded_once(&key, Dtype::BF16, *found, wanted, 0.1);
     }
+    base_again(&wide, "from-wide");
     // A weight without its scale is no plain one here.
     let mut without = files[0].clone();
     without.remove(&format!("{PROJ}.weight_scale_inv"));

@@ -34,17 +34,17 @@ pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut total
     };
     let mut files = Vec::with_capacity(base.shards().len());
     for (number, shard) in base.shards().iter().enumerate() {
-        let mut jobs = Vec::with_capacity(shard.contents.tensors.len());
+        let (place, mut jobs) = (files.len(), Vec::with_capacity(shard.contents.tensors.len()));
         for (key, tensor) in &shard.contents.tensors {
             let own = edits.by_key.remove(key).unwrap_or_default();
             let shape = edits.reshaped.get(key).unwrap_or(&tensor.shape);
-            jobs.extend(work.job((number, jobs.len()), key, tensor, shape, own)?);
+            jobs.extend(work.job((place, jobs.len()), key, tensor, shape, own)?);
         }
         let added: Vec<_> =
             edits.new.iter().filter(|(_, new)| shard.contents.tensors.contains_key(&new.anchor)).collect();
         for (key, new) in added {
             let own = edits.by_key.remove(key).unwrap_or_default();
-            jobs.push(work.new_job((number, jobs.len()), key, new, own)?);
+            jobs.push(work.new_job((place, jobs.len()), key, new, own)?);
         }
         let metadata = work.metadata(number)?;
         let same = metadata == *base.metadata(number)
@@ -54,7 +54,10 @@ pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut total
                 .zip(&shard.contents.tensors)
                 .all(|(j, (_, t))| j.entry.dtype == t.dtype && j.entry.shape == t.shape);
         let head = same.then(|| base.head(number).clone());
-        files.push(PlannedFile { name: shard.name.clone(), metadata, head, jobs });
+        // A file that held nothing but scales goes with them.
+        if !jobs.is_empty() || shard.contents.tensors.is_empty() {
+            files.push(PlannedFile { name: shard.name.clone(), metadata, head, jobs });
+        }
     }
     if let Some((key, _)) = edits.by_key.first_key_value() {
         return Err(Error::missing("resolved to a tensor that is in no file of the base").at_key(key));

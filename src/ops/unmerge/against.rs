@@ -16,9 +16,11 @@ use super::{Options, Removal, Restored, Tally, Unmerge, as_planned, copy, is_sam
 use crate::adapter::Note;
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Kernels, Moved};
-use crate::model::{self, BaseModel, Role};
+use crate::model::{self, BaseModel, Role, scaled};
 use crate::ops::merge::{Merge, Merged};
-use crate::stream::{self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, Produce, Progress, rows_at_once};
+use crate::stream::{
+    self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, PlannedFile, Produce, Progress, rows_at_once,
+};
 use crate::tensor::ordinal::{ordinals, ulps};
 use crate::tensor::{Dtype, Rows, Tensor, dtype};
 
@@ -76,12 +78,6 @@ impl<'a> Against<'a> {
                 .in_file(&base.path));
         }
         let dtype = written_as(merged, base);
-        if let (Some(dtype), (_, 1..)) = (dtype, base.scaled().counts()) {
-            let what = format!("the merged model is in {dtype}, and the base in 8 bits with scales");
-            return Err(Error::unsupported(what)
-                .in_file(&base.path)
-                .hint("where nothing else was done to it, the base itself is the model without the adapters"));
-        }
         let mut merge = plan_as(base, removals, &history.strengths, options, dtype)?;
         notes.extend(lossy(std::mem::take(&mut merge.notes)));
         let side = merged.side_files()?;
@@ -308,6 +304,7 @@ impl<'a> Against<'a> {
         })?;
         self.notes.append(&mut foreign);
         self.output.plan.files = files;
+        self.scales_of_base(&by_key);
         let is_changed = |job: &Job| by_key.contains_key(job.entry.name.as_str());
         self.history.write(&mut self.output.plan.files, is_changed, &self.options.tool);
         self.heads_of_base();
@@ -315,6 +312,42 @@ impl<'a> Against<'a> {
         let (others, base) = (self.history.others(), self.history.base_alone());
         let (notes, strengths) = (self.notes, self.history.strengths);
         Ok(Unmerge { output: self.output, tensors, strengths, notes, copied, left_out, others, base })
+    }
+
+    /// Scales that the merged model has no more, beside the weights of the base that need them, in the order of the base.
+    fn scales_of_base(&mut self, changed: &std::collections::BTreeMap<&str, &Pair>) {
+        let base = self.base;
+        let is_back = |weight: &String| changed.contains_key(weight.as_str());
+        for (number, shard) in base.shards().iter().enumerate() {
+            let tensors = &shard.contents.tensors;
+            let gone = tensors.iter().filter(|(key, _)| {
+                let with_weight = match base.scaled().role(key) {
+                    Some(Role::Scale(weight) | Role::About(weight)) => is_back(weight),
+                    Some(Role::Marker) => self.dtype.is_some(),
+                    None => false,
+                };
+                with_weight && self.merged.tensor(key).is_none()
+            });
+            let gone: Vec<Job> = gone.map(|(key, tensor)| copy(key, tensor)).collect();
+            let files = &mut self.output.plan.files;
+            let place = files.iter().position(|file| !base.is_folder || shard.name == file.name);
+            let Some(file) = place.and_then(|place| files.get_mut(place)) else {
+                if !gone.is_empty() {
+                    let (name, metadata) = (shard.name.clone(), base.metadata(number).clone());
+                    files.insert(number.min(files.len()), PlannedFile { name, metadata, head: None, jobs: gone });
+                }
+                continue;
+            };
+            if !gone.is_empty() {
+                file.jobs.extend(gone);
+                file.jobs.sort_by_key(|job| tensors.get_index_of(&job.entry.name).unwrap_or(usize::MAX));
+                file.head = None;
+            }
+            if let Some(text) = base.metadata(number).get(scaled::METADATA).filter(|_| self.dtype.is_some()) {
+                file.metadata.insert(scaled::METADATA.to_string(), text.clone());
+                file.head = None;
+            }
+        }
     }
 
     /// A file that says and holds what one of the base says and holds gets its head, byte for byte.
@@ -374,6 +407,11 @@ fn put_back(config: &mut Map<String, Value>, before: &Map<String, Value>, given:
             (None, ..) => {
                 config.shift_remove(field);
             }
+        }
+    }
+    for (field, old) in before.iter().filter(|(field, _)| !given.contains_key(*field)) {
+        if !config.contains_key(field) {
+            config.insert(field.clone(), old.clone()); // left out by the merge
         }
     }
 }
