@@ -104,9 +104,9 @@ impl Report {
         Some((all.len(), all.iter().copied().fold(1.0, f64::max))).filter(|(count, _)| *count > 0)
     }
 
-    /// Whether all that changed is written in 8-bit floats.
+    /// Whether something that changed is written in 8-bit floats.
     pub fn is_eight(&self) -> bool {
-        self.changes.iter().all(|change| change.dtype.bitsize() == 8)
+        self.changes.iter().any(|change| change.dtype.bitsize() == 8)
     }
 
     /// Share of the wanted change over all tensors.

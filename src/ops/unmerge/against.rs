@@ -16,7 +16,8 @@ use super::{Options, Removal, Restored, Tally, Unmerge, as_planned, copy, is_sam
 use crate::adapter::Note;
 use crate::error::{Context, Error, Result};
 use crate::kernels::{Kernels, Moved};
-use crate::model::{self, BaseModel, Role, scaled};
+use crate::model::scaled::{self, is_eight};
+use crate::model::{self, BaseModel, Role};
 use crate::ops::merge::{Merge, Merged};
 use crate::stream::{
     self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, PlannedFile, Produce, Progress, rows_at_once,
@@ -197,7 +198,9 @@ impl<'a> Against<'a> {
                 pair.rounded(),
                 pair.there.elements()
             );
-            self.notes.push(Note::info(&pair.key, text));
+            // In 8 bits a unit is as much as many a change of somebody else's.
+            let note = if is_eight(pair.there.dtype) { Note::lossy } else { Note::info };
+            self.notes.push(note(&pair.key, text));
         }
         let (mut all, mut differing, mut worst) = (0u64, 0u64, None::<&Pair>);
         for pair in changed {
