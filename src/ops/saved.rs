@@ -60,7 +60,8 @@ fn is_own(base: &BaseModel, path: &ModulePath, target: &Target, tensor: &Tensor)
     // An output that is tied has no tensor of its own.
     let tied = || base.embeddings().input.filter(|_| found.is_none() && embedding::is_output(path.as_str()));
     let Some(key) = key.or_else(tied) else { return Ok(false) };
-    base.numbers(&key)?.map_or(Ok(false), |own| same_values(&own, tensor))
+    // Of a weight whose scales are not understood nothing is known.
+    base.numbers(&key).ok().flatten().map_or(Ok(false), |own| same_values(&own, tensor))
 }
 
 fn same_values(own: &Tensor, saved: &Tensor) -> Result<bool> {
