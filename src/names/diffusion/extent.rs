@@ -46,21 +46,25 @@ pub(super) fn shape(formulas: &str, extents: &[Extent]) -> Option<Vec<u64>> {
     formulas.split(' ').filter(|f| !f.is_empty()).map(|f| value(f, extents)).collect()
 }
 
-/// The numbers a block may have: `n` is any number, of which a whole model has those below `n`; `a..b` is exact.
+/// The numbers a block may have: `n` is any number, of which a whole model has those below `n`; `a..b` is exact, and
+/// `a..b/3` is every third of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Count(pub &'static str);
 
 impl Count {
     /// The numbers a whole model has.
-    pub(super) fn range(self, extents: &[Extent]) -> Option<std::ops::Range<u64>> {
+    pub(super) fn range(self, extents: &[Extent]) -> Option<impl Iterator<Item = u64> + Clone + use<>> {
         let bounds = self.bounds(extents);
-        Some(bounds.from?..bounds.to?)
+        let step = usize::try_from(bounds.step).ok()?;
+        Some((bounds.from?..bounds.to?).step_by(step.max(1)))
     }
 
     /// What is known of it.
     pub(super) fn bounds(self, extents: &[Extent]) -> Bounds {
-        let (from, to) = self.0.split_once("..").unwrap_or(("0", self.0));
-        Bounds { from: value(from, extents), to: value(to, extents), exact: self.0.contains("..") }
+        let (range, step) = self.0.split_once('/').unwrap_or((self.0, "1"));
+        let (from, to) = range.split_once("..").unwrap_or(("0", range));
+        let step = value(step, extents).unwrap_or(1).max(1);
+        Bounds { from: value(from, extents), to: value(to, extents), step, exact: range.contains("..") }
     }
 }
 
@@ -69,19 +73,28 @@ impl Count {
 pub(super) struct Bounds {
     from: Option<u64>,
     /// The number after the last.
-    pub to: Option<u64>,
+    to: Option<u64>,
+    /// How far one is from the next, at least one.
+    step: u64,
     exact: bool,
 }
 
 impl Bounds {
     /// Whether a block of a whole model has this number.
     pub(super) fn contain(self, number: u64) -> bool {
-        self.from.is_none_or(|from| from <= number) && self.to.is_none_or(|to| number < to)
+        let in_step = |from: u64| number.checked_sub(from).is_some_and(|n| n.is_multiple_of(self.step));
+        self.from.is_none_or(in_step) && self.to.is_none_or(|to| number < to)
     }
 
     /// Whether a block of any model has it.
     pub(super) fn admit(self, number: u64) -> bool {
         !self.exact || self.contain(number)
+    }
+
+    /// Whether it is the last that a whole model has.
+    pub(super) fn end(self, number: u64) -> bool {
+        let next = number.checked_add(self.step);
+        number > 0 && self.contain(number) && self.to.zip(next).is_some_and(|(to, next)| next >= to)
     }
 }
 
@@ -105,11 +118,16 @@ mod tests {
 
     #[test]
     fn a_plain_count_is_open_and_a_range_is_not() {
-        assert_eq!(Count("n").range(SIZES), Some(0..19));
+        let numbers = |count| Count(count).range(SIZES).map(Iterator::collect::<Vec<u64>>);
+        assert_eq!(numbers("n"), Some((0..19).collect()));
+        assert_eq!((numbers("1..n/5"), numbers("x/2")), (Some(vec![1, 6, 11, 16]), None));
         let admit = |count, number| Count(count).bounds(SIZES).admit(number);
         assert!(admit("n", 40) && !Count("n").bounds(SIZES).contain(40));
         assert!(admit("0..n-1", 17) && !admit("0..n-1", 18));
         assert!(admit("n-1..n", 18) && !admit("n-1..n", 17));
+        assert!(admit("1..n/5", 16) && !admit("1..n/5", 15) && !admit("1..n/5", 21) && !admit("1..n/5", 0));
+        let end = |count, number| Count(count).bounds(SIZES).end(number);
+        assert!(end("n", 18) && !end("n", 17) && !end("0..1", 0) && end("1..n/5", 16) && !end("1..n/5", 11));
         assert!(Count("n-1..n").bounds(&[]).admit(17), "nothing is known of n");
     }
 }

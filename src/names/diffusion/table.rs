@@ -230,9 +230,7 @@ impl Limits {
 
     /// The counts of which one of these is the last. A single block is no count.
     pub(super) fn ends(&self, numbers: &[u64]) -> impl Iterator<Item = &'static str> {
-        let last = |((name, bounds), number): (&(&'static str, Bounds), &u64)| {
-            (*number > 0 && bounds.to == number.checked_add(1)).then_some(*name)
-        };
+        let last = |((name, bounds), number): (&(&'static str, Bounds), &u64)| bounds.end(*number).then_some(*name);
         self.counts.iter().zip(numbers).filter_map(last)
     }
 }

@@ -16,10 +16,15 @@ pub const SD2: &str = "checkpoint of Stable Diffusion 2";
 pub const SDXL: &str = "checkpoint of SDXL";
 /// The refiner of SDXL, with OpenCLIP-G alone.
 pub const REFINER: &str = "checkpoint of the refiner of SDXL";
+/// Stage C of Stable Cascade.
+pub const CASCADE: &str = "checkpoint of Stable Cascade";
 /// A transformer, with or without text encoders beside it.
 pub const TRANSFORMER: &str = "checkpoint of a diffusion transformer";
+/// ACE-Step as its authors have it, with a config that names this class.
+pub const ACE_STEP: &str = "AceStepConditionGenerationModel";
 
-/// Modules at the root of transformers that are stored without any prefix.
+/// Modules at the root of transformers that are stored without any prefix. `blocks.` and `layers.` are those of other models
+/// as well; there it is a module beside them that tells.
 const ROOTS: &[&str] = &[
     "double_blocks.",
     "single_blocks.",
@@ -28,8 +33,32 @@ const ROOTS: &[&str] = &[
     "single_transformer_blocks.",
     "double_layers.",
     "noise_refiner.",
+    // HiDream.
+    "double_stream_blocks.",
+    "final_layer2.",
+    // FLUX.3.
+    "content_mode_blocks.",
+    // Sana, PixArt.
+    "attention_y_norm.",
+    "y_embedder.y_proj.",
+    // HunyuanDiT.
+    "mlp_t5.",
+    // Wan.
+    "head.modulation",
+    // Krea 2, Kandinsky 5, Ideogram 4, Mochi, MiniMax-H3, Ernie-Image, PRX.
+    "txtfusion.",
+    "visual_transformer_blocks.",
+    "llm_cond_proj.",
+    "t5_yproj.",
+    "video_patch_proj.",
+    "layers.0.adaLN_sa_ln.",
+    "blocks.0.img_qkv_proj.",
+    // Cosmos-Predict 2 and Anima, after the word for the network.
+    "net.blocks.",
+    // ACE-Step, the decoder of a whole.
+    "decoder.time_embed_r.",
 ];
-const DENOISER: &str = "model.diffusion_model.";
+const DENOISERS: &[&str] = &["model.diffusion_model.", "diffusion_model."];
 
 /// What kind of checkpoint has these keys; none where it is nothing of the sort.
 pub fn of_keys<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'static str> {
@@ -45,15 +74,18 @@ pub fn of_keys<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'stat
             SD1
         });
     }
-    (has(DENOISER) || ROOTS.iter().any(|root| has(root))).then_some(TRANSFORMER)
+    if has("clip_txt_pooled_mapper.") || has("model.diffusion_model.clip_txt_pooled_mapper.") {
+        return Some(CASCADE);
+    }
+    (DENOISERS.iter().any(|root| has(root)) || ROOTS.iter().any(|root| has(root))).then_some(TRANSFORMER)
 }
 
 /// Whose names the denoiser of such a model has.
 pub fn naming(model_type: &str) -> Option<Naming> {
-    if [SD1, SD2, SDXL, REFINER, TRANSFORMER].contains(&model_type) {
+    if [SD1, SD2, SDXL, REFINER, CASCADE, TRANSFORMER, ACE_STEP].contains(&model_type) {
         return Some(Naming::Native);
     }
-    (U_NETS.contains(&model_type) || TRANSFORMERS.contains(&model_type)).then_some(Naming::Diffusers)
+    [U_NETS, PRIORS, TRANSFORMERS].iter().any(|classes| classes.contains(&model_type)).then_some(Naming::Diffusers)
 }
 
 /// OpenCLIP's names in those of transformers, behind the text encoder's word.
@@ -113,40 +145,81 @@ const UNET: &[super::super::rewrite::Rule] =
     &[rename(r"^model\.diffusion_model\.", "unet."), rename(r"^first_stage_model\.", "vae.")];
 
 /// The denoisers of diffusers by their classes (`_class_name` of the config), each a model by itself.
-const U_NETS: &[&str] =
-    &["UNet2DConditionModel", "StableCascadeUNet", "UNetMotionModel", "UNetSpatioTemporalConditionModel"];
+const U_NETS: &[&str] = &[
+    "DreamLiteUNetModel",
+    "I2VGenXLUNet",
+    "Kandinsky3UNet",
+    "UNet2DConditionModel",
+    "UNet3DConditionModel",
+    "UNetMotionModel",
+    "UNetSpatioTemporalConditionModel",
+];
+const PRIORS: &[&str] = &["StableCascadeUNet"];
 const TRANSFORMERS: &[&str] = &[
+    "AceStepTransformer1DModel",
     "AllegroTransformer3DModel",
+    "AnyFlowFARTransformer3DModel",
+    "AnyFlowTransformer3DModel",
     "AuraFlowTransformer2DModel",
+    "BriaFibo2Transformer2DModel",
+    "BriaFiboTransformer2DModel",
     "BriaTransformer2DModel",
     "ChromaTransformer2DModel",
+    "ChronoEditTransformer3DModel",
     "CogVideoXTransformer3DModel",
     "CogView3PlusTransformer2DModel",
     "CogView4Transformer2DModel",
     "ConsisIDTransformer3DModel",
+    "Cosmos3OmniTransformer",
     "CosmosTransformer3DModel",
+    "DiTTransformer2DModel",
+    "DreamLiteTransformer2DModel",
     "EasyAnimateTransformer3DModel",
+    "ErnieImageTransformer2DModel",
     "Flux2Transformer2DModel",
+    "Flux3Transformer2DModel",
     "FluxTransformer2DModel",
+    "GlmImageTransformer2DModel",
+    "HeliosTransformer3DModel",
     "HiDreamImageTransformer2DModel",
     "HunyuanDiT2DModel",
     "HunyuanImageTransformer2DModel",
     "HunyuanVideo15Transformer3DModel",
     "HunyuanVideoFramepackTransformer3DModel",
     "HunyuanVideoTransformer3DModel",
+    "Ideogram4Transformer2DModel",
+    "JoyImageEditPlusTransformer3DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "Kandinsky6SRTransformer3DModel",
+    "Kandinsky6Transformer3DModel",
+    "Krea2Transformer2DModel",
     "LTX2VideoTransformer3DModel",
     "LTXVideoTransformer3DModel",
     "LatteTransformer3DModel",
+    "LongCatAudioDiTTransformer",
+    "LongCatImageTransformer2DModel",
     "Lumina2Transformer2DModel",
     "LuminaNextDiT2DModel",
+    "MiniMaxH3Transformer3DModel",
     "MochiTransformer3DModel",
+    "MotifVideoTransformer3DModel",
+    "NucleusMoEImageTransformer2DModel",
     "OmniGenTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "PRXTransformer2DModel",
     "PixArtTransformer2DModel",
+    "QwenImage21Transformer2DModel",
     "QwenImageTransformer2DModel",
     "SD3Transformer2DModel",
     "SanaTransformer2DModel",
     "SanaVideoTransformer3DModel",
+    "SanaWMTransformer3DModel",
     "SkyReelsV2Transformer3DModel",
+    "StableAudio3DiTModel",
+    "StableAudioDiTModel",
+    "WanAnimate2Transformer3DModel",
+    "WanAnimateTransformer3DModel",
     "WanTransformer3DModel",
     "WanVACETransformer3DModel",
     "ZImageTransformer2DModel",
@@ -155,6 +228,7 @@ const TRANSFORMERS: &[&str] = &[
 /// The rule sets of this group.
 pub(super) const SETS: &[Set] = &[
     Set::whole(U_NETS, &[rename(r"^", "unet.")]),
+    Set::whole(PRIORS, &[rename(r"^", "prior.")]),
     Set::whole(TRANSFORMERS, &[rename(r"^", "transformer.")]),
     Set::whole(&[SD1, SD2, SDXL, REFINER], UNET),
     Set::whole(&[SD1], &[rename(r"^cond_stage_model\.transformer\.(text_model\.)?", "text_encoder.text_model.")]),
@@ -166,11 +240,41 @@ pub(super) const SETS: &[Set] = &[
     Set::whole(&[SDXL], OF_SDXL),
     Set::whole(&[REFINER], OF_REFINER),
     Set::whole(
+        &[CASCADE],
+        &[
+            rename(r"^model\.diffusion_model\.", "prior."),
+            rename(r"^", "prior.").unless_before(&["prior.", "vae.", "first_stage_model.", "text_encoder"]),
+            split(
+                &[r"^prior\.(.*)\.attention\.attn\.in_proj_weight"],
+                &[
+                    "prior.$1.attention.attn.to_q.weight",
+                    "prior.$1.attention.attn.to_k.weight",
+                    "prior.$1.attention.attn.to_v.weight",
+                ],
+            ),
+            split(
+                &[r"^prior\.(.*)\.attention\.attn\.in_proj_bias"],
+                &[
+                    "prior.$1.attention.attn.to_q.bias",
+                    "prior.$1.attention.attn.to_k.bias",
+                    "prior.$1.attention.attn.to_v.bias",
+                ],
+            ),
+        ],
+    ),
+    Set::whole(&[ACE_STEP], &[rename(r"^decoder\.", "transformer.")]),
+    Set::whole(
         &[TRANSFORMER],
         &[
             // Black Forest Labs' norms call their weight so.
             rename(r"_norm\.scale$", "_norm.weight"),
-            rename(r"^model\.diffusion_model\.", "transformer."),
+            // The decoder of ACE-Step; a VAE's stands after a word of its own.
+            rename(
+                r"^(?:model\.diffusion_model\.)?decoder\.(layers|time_embed|time_embed_r|condition_embedder|proj_in|proj_out|norm_out)\.",
+                "transformer.$1.",
+            ),
+            rename(r"^(?:model\.)?diffusion_model\.", "transformer."),
+            rename(r"^net\.", "transformer."),
             rename(r"^first_stage_model\.", "vae."),
             rename(r"^vae\.", "vae."),
             rename(r"^text_encoders\.clip_l\.transformer\.(text_model\.)?", "text_encoder.text_model."),
@@ -228,12 +332,49 @@ mod tests {
     }
 
     #[test]
+    fn the_attention_of_stable_cascade_comes_apart() {
+        let block = "down_blocks.0.2.attention.attn";
+        for prefix in ["", "model.diffusion_model."] {
+            let index = index(&[
+                (&format!("{prefix}clip_txt_pooled_mapper.weight"), &[8, 8]),
+                (&format!("{prefix}{block}.in_proj_weight"), &[24, 8]),
+                (&format!("{prefix}{block}.in_proj_bias"), &[24]),
+                (&format!("{prefix}{block}.out_proj.weight"), &[8, 8]),
+            ]);
+            let found = index.find(&format!("prior.{block}.to_k.weight")).unwrap();
+            assert_eq!((found.memory_shape.as_slice(), found.pieces[0].disk.rows.clone()), (&[8, 8][..], Some(8..16)));
+            assert!(index.find(&format!("prior.{block}.to_v.bias")).is_some());
+            assert!(index.find(&format!("prior.{block}.out_proj.weight")).is_some());
+        }
+    }
+
+    #[test]
+    fn the_decoder_of_ace_step_is_a_transformer() {
+        let name = "transformer.layers.0.self_attn.q_proj.weight";
+        for key in [
+            "decoder.layers.0.self_attn.q_proj.weight",
+            "model.diffusion_model.decoder.layers.0.self_attn.q_proj.weight",
+        ] {
+            let root = key.split("layers").next().unwrap();
+            let index = index(&[(&format!("{root}time_embed_r.linear_1.weight"), &[8, 8]), (key, &[8, 8])]);
+            assert_eq!(index.find(name).unwrap().pieces[0].key, key);
+        }
+        let whole = Index::new([("decoder.layers.0.self_attn.q_proj.weight".into(), vec![8, 8])], &[ACE_STEP.into()]);
+        assert!(whole.find(name).is_some());
+    }
+
+    #[test]
     fn a_transformer_may_stand_alone() {
         for prefix in ["", "model.diffusion_model."] {
             let key = format!("{prefix}double_blocks.0.img_attn.qkv.weight");
             let index = index(&[(&key, &[24, 8])]);
             assert_eq!(index.find("transformer.double_blocks.0.img_attn.qkv.weight").unwrap().pieces[0].key, key);
         }
+        let key = "net.blocks.0.self_attn.q_proj.weight";
+        assert_eq!(
+            index(&[(key, &[8, 8])]).find("transformer.blocks.0.self_attn.q_proj.weight").unwrap().pieces[0].key,
+            key
+        );
         let llama = ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight"];
         assert_eq!(of_keys(llama.into_iter()), None);
     }

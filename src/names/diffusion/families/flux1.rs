@@ -1,15 +1,18 @@
-//! FLUX.1.
+//! FLUX.1, and models with its blocks and other entrances: LongCat-Image, for which ComfyUI has the same native names,
+//! Bria 3 and Bria FIBO, whose adapters have the names of diffusers.
 //!
 //! Sources: black-forest-labs/flux:src/flux/model.py (left);
-//! huggingface/diffusers:src/diffusers/models/transformers/transformer_flux.py (right), and for the way between the two
+//! huggingface/diffusers:src/diffusers/models/transformers/transformer_flux.py (right), transformer_longcat_image.py,
+//! transformer_bria.py and transformer_bria_fibo.py, and for the way between the two
 //! src/diffusers/loaders/single_file_utils.py. `d` is the width, `e` that of the text, `x` the channels of a patch, `n`
-//! and `s` the numbers of double and single blocks; `g` is whether the guidance is an input.
+//! and `s` the numbers of double and single blocks; `g` is whether the guidance is an input, `v` whether the whole of the
+//! text is one beside its words, `c` half of the width where FIBO gives each block a layer of its language model.
 
 use super::super::encoders::{clip_l, t5};
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};
 use super::super::part::{Naming, Part, Role, checkpoint, comfy, diffusers, kohya};
-use super::super::table::{Place, Row, TOP, Table, blocks, fused, group, row};
+use super::super::table::{Place, Row, TOP, Table, blocks, fused, group, row, same};
 use super::homes;
 
 /// Blocks with a stream for the image and one for the text.
@@ -64,7 +67,14 @@ pub(super) const ENDS: &[Row] = &[
 pub(super) const LAST_MODULATION: &[Row] =
     &[row("final_layer.adaLN_modulation.1", "norm_out.linear", "2d d").swapped()];
 
-const CONDITIONS: &[Row] = &[
+const TIME: &[Row] = &[
+    row("time_in.in_layer", "time_embed.timestep_embedder.linear_1", "d 256"),
+    row("time_in.out_layer", "time_embed.timestep_embedder.linear_2", "d d"),
+];
+
+const CAPTIONS: &[Row] = &[same("caption_projection.#.linear", "c 2048").numbered(&[Count("n+s")])];
+
+const TIME_AND_TEXT: &[Row] = &[
     row("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1", "d 256"),
     row("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2", "d d"),
     row("vector_in.in_layer", "time_text_embed.text_embedder.linear_1", "d 768"),
@@ -79,7 +89,9 @@ const GUIDANCE: &[Row] = &[
 static TRANSFORMER: Table = Table::new(&[
     group(TOP, ENDS),
     group(TOP, LAST_MODULATION),
-    group(TOP, CONDITIONS),
+    group(TOP, TIME).when("1-v"),
+    group(TOP, TIME_AND_TEXT).when("v"),
+    group(TOP, CAPTIONS).when("c"),
     group(TOP, GUIDANCE).when("g"),
     group(DOUBLE, DOUBLE_ATTENTION),
     group(DOUBLE, DOUBLE_MLP),
@@ -105,27 +117,37 @@ const TEXT_2: Part = t5::part(&[
     checkpoint("text_encoders.t5xxl.transformer", Naming::Diffusers),
 ]);
 
+macro_rules! variant {
+    ($name:literal, $e:literal, $x:literal, $g:literal, $v:literal, $c:literal) => {
+        Variant {
+            name: $name,
+            extents: &[
+                ("d", 3072),
+                ("n", 19),
+                ("s", 38),
+                ("e", $e),
+                ("x", $x),
+                ("o", 64),
+                ("g", $g),
+                ("v", $v),
+                ("c", $c),
+            ],
+        }
+    };
+}
+
 /// FLUX.1.
 pub(super) static FLUX1: Family = Family {
     name: "flux1",
-    about: "FLUX.1",
+    about: "FLUX.1, LongCat-Image, Bria 3, Bria FIBO",
     variants: &[
-        Variant {
-            name: "FLUX.1 dev",
-            extents: &[("d", 3072), ("n", 19), ("s", 38), ("e", 4096), ("x", 64), ("o", 64), ("g", 1)],
-        },
-        Variant {
-            name: "FLUX.1 schnell",
-            extents: &[("d", 3072), ("n", 19), ("s", 38), ("e", 4096), ("x", 64), ("o", 64), ("g", 0)],
-        },
-        Variant {
-            name: "FLUX.1 depth, canny",
-            extents: &[("d", 3072), ("n", 19), ("s", 38), ("e", 4096), ("x", 128), ("o", 64), ("g", 1)],
-        },
-        Variant {
-            name: "FLUX.1 fill",
-            extents: &[("d", 3072), ("n", 19), ("s", 38), ("e", 4096), ("x", 384), ("o", 64), ("g", 1)],
-        },
+        variant!("FLUX.1 dev", 4096, 64, 1, 1, 0),
+        variant!("FLUX.1 schnell", 4096, 64, 0, 1, 0),
+        variant!("FLUX.1 depth, canny", 4096, 128, 1, 1, 0),
+        variant!("FLUX.1 fill", 4096, 384, 1, 1, 0),
+        variant!("LongCat-Image", 3584, 64, 0, 0, 0),
+        variant!("Bria 3", 4096, 64, 0, 0, 0),
+        variant!("Bria FIBO", 4096, 64, 0, 0, 1536),
     ],
     parts: &[Part::new(Role::Denoiser, &TRANSFORMER, homes::NATIVE), TEXT, TEXT_2],
 };

@@ -1,7 +1,8 @@
 //! Kandinsky 5. It has one naming for everybody.
 //!
 //! Source: huggingface/diffusers:src/diffusers/models/transformers/transformer_kandinsky.py. `d` is the width, `f` that
-//! of the feed-forward layer, `n` and `s` the numbers of blocks for text and picture, `t` the width of the time.
+//! of the feed-forward layer, `n` and `s` the numbers of blocks for text and picture, `t` the width of the
+//! time, `x` and `y` the channels of a latent with what goes beside it and of the one that comes out.
 
 use super::super::extent::Count;
 use super::super::family::{Family, Variant};
@@ -51,13 +52,20 @@ const ENDS: &[Row] = &[
 static TRANSFORMER: Table =
     Table::new(&[group(TOP, ENDS), group(BOTH, BLOCK), group(VISUAL, CROSS_ATTENTION), group(TEXT, TEXT_MODULATION)]);
 
+macro_rules! variant {
+    ($name:literal, $d:literal, $f:literal, $n:literal, $s:literal, $t:literal, $x:literal) => {
+        Variant { name: $name, extents: &[("d", $d), ("f", $f), ("n", $n), ("s", $s), ("t", $t), ("x", $x), ("y", 16)] }
+    };
+}
+
 /// Kandinsky 5.
 pub(super) static KANDINSKY5: Family = Family {
     name: "kandinsky5",
     about: "Kandinsky 5",
-    variants: &[Variant {
-        name: "Kandinsky 5 lite",
-        extents: &[("d", 2048), ("f", 5120), ("n", 2), ("s", 32), ("t", 512), ("x", 4), ("y", 4)],
-    }],
+    variants: &[
+        variant!("Kandinsky 5 lite, video", 1792, 7168, 2, 32, 512, 33),
+        variant!("Kandinsky 5 lite, image", 2560, 10240, 2, 50, 512, 16),
+        variant!("Kandinsky 5 pro", 4096, 16384, 4, 60, 1024, 33),
+    ],
     parts: &[Part::new(Role::Denoiser, &TRANSFORMER, homes::NATIVE)],
 };

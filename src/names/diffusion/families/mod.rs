@@ -1,13 +1,22 @@
 //! The families, a file for each.
 
+mod ace_step;
 mod anima;
 mod auraflow;
+mod bria_fibo2;
 mod chroma;
+mod cogvideox;
+mod cogview4;
 mod cosmos2;
+mod ernie_image;
 mod flux1;
 mod flux2;
+mod flux3;
+mod helios;
 mod hidream;
+mod hidream_o1;
 mod homes;
+mod hunyuan_dit;
 mod hunyuan_image;
 mod hunyuan_video;
 mod hunyuan_video_15;
@@ -17,15 +26,21 @@ mod krea2;
 mod ltx;
 mod ltx2;
 mod lumina2;
+mod lumina_next;
 mod minimax_h3;
 mod mochi;
+mod ovis_image;
 mod pixart;
+mod prx;
 mod qwen_image;
+mod qwen_image_21;
+mod sana;
 mod sd1;
 mod sd2;
 mod sd3;
 mod sdxl;
 mod sdxl_refiner;
+mod stable_cascade;
 mod unet;
 mod unet_places;
 mod wan;
@@ -62,6 +77,21 @@ pub static FAMILIES: &[&Family] = &[
     &ideogram4::IDEOGRAM4,
     &minimax_h3::MINIMAX_H3,
     &kandinsky5::KANDINSKY5,
+    &sana::SANA,
+    &cogvideox::COGVIDEOX,
+    &cogview4::COGVIEW4,
+    &ernie_image::ERNIE_IMAGE,
+    &stable_cascade::STABLE_CASCADE,
+    &ace_step::ACE_STEP,
+    &hunyuan_dit::HUNYUAN_DIT,
+    &hidream_o1::HIDREAM_O1,
+    &flux3::FLUX3,
+    &qwen_image_21::QWEN_IMAGE_21,
+    &bria_fibo2::BRIA_FIBO2,
+    &ovis_image::OVIS_IMAGE,
+    &helios::HELIOS,
+    &prx::PRX,
+    &lumina_next::LUMINA_NEXT,
 ];
 
 /// A family by its name.
