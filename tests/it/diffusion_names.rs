@@ -307,6 +307,17 @@ fn the_other_families() {
         ("prx", "prx", "PRX 1.2B"),
         ("prx_pixel", "prx", "PRX Pixel 7B"),
         ("lumina_next", "lumina_next", "Lumina-Next 2B"),
+        ("chroma_radiance", "chroma", "Chroma1 Radiance"),
+        ("z_image_omni", "z_image", "Z-Image Omni"),
+        ("framepack", "hunyuan_video", "FramePack"),
+        ("wan_animate", "wan", "Wan 2.2 14B Animate"),
+        ("wan_animate2", "wan_animate2", "Wan Animate 2 14B"),
+        ("skyreels2_df_1_3b", "wan", "SkyReels V2 1.3B DF"),
+        ("skyreels2_i2v_1_3b", "wan", "SkyReels V2 1.3B I2V"),
+        ("anyflow", "wan", "AnyFlow 14B"),
+        ("anyflow_far", "wan", "AnyFlow FAR 14B"),
+        ("chronoedit", "wan", "Wan 2.1 14B I2V"),
+        ("ace_step1", "ace_step1", "ACE-Step 1 3.5B"),
     ];
     for (case, family, variant) in all {
         check(case, family, variant, Role::Denoiser, &[], &[]);
@@ -332,6 +343,7 @@ const SIZES: &[(&str, &str, &str)] = &[
     ("flux2_klein_4b", "flux2", "FLUX.2 Klein 4B"),
     ("hunyuan_video", "hunyuan_video", "HunyuanVideo"),
     ("wan_i2v_14b", "wan", "Wan 2.1 14B I2V"),
+    ("wan_animate", "wan", "Wan 2.2 14B Animate"),
     ("lumina2", "lumina2", "Lumina Image 2"),
     ("ltx_video", "ltx", "LTX-Video 2B"),
     ("ltx2", "ltx2", "LTX-2"),

@@ -1,10 +1,10 @@
-//! HunyuanVideo.
+//! HunyuanVideo, and FramePack, which is made of it.
 //!
 //! Sources: Tencent-Hunyuan/HunyuanVideo:hyvideo/modules/models.py (left);
 //! huggingface/diffusers:src/diffusers/models/transformers/transformer_hunyuan_video.py (right);
 //! comfyanonymous/ComfyUI:comfy/ldm/hunyuan_video/model.py and comfy/supported_models.py for the names ComfyUI has,
-//! which are those of FLUX.1 where there is one. `d` is the width, `n` and `s` the numbers of double and single blocks,
-//! `e` the width of the text.
+//! which are those of FLUX.1 where there is one; transformer_hunyuan_video_framepack.py of diffusers for FramePack. `d` is the width, `n` and `s` the numbers of double and single blocks,
+//! `e` the width of the text; `p` is whether there are frames before and after.
 
 use super::super::encoders::{clip_l, llm};
 use super::super::extent::Count;
@@ -79,8 +79,17 @@ const ENDS: &[Row] = &[
     row("final_layer.linear", "proj_out", "64 d"),
 ];
 
+const FRAMES: &[Row] = &[
+    same("clean_x_embedder.proj", "d 16 1 2 2"),
+    same("clean_x_embedder.proj_2x", "d 16 2 4 4"),
+    same("clean_x_embedder.proj_4x", "d 16 4 8 8"),
+    same("image_projection.up", "3d 1152"),
+    same("image_projection.down", "d 3d"),
+];
+
 static TRANSFORMER: Table = Table::new(&[
     group(TOP, ENDS),
+    group(TOP, FRAMES).when("p"),
     group(TOP, flux1::LAST_MODULATION),
     group(TOP, REFINER_ENDS),
     group(REFINER, REFINER_BLOCK),
@@ -165,6 +174,7 @@ const COMFY_ENDS: &[Row] = &[
 
 static COMFY: Table = Table::new(&[
     group(TOP, COMFY_ENDS),
+    group(TOP, FRAMES).when("p"),
     group(TOP, COMFY_REFINER_ENDS),
     group(COMFY_REFINER, COMFY_REFINER_BLOCK),
     group(COMFY_DOUBLE, COMFY_DOUBLE_ATTENTION),
@@ -204,14 +214,17 @@ const DENOISER: Part = Part::new(
 )
 .with_comfy(&COMFY);
 
+macro_rules! variant {
+    ($name:literal, $x:literal, $p:literal) => {
+        Variant { name: $name, extents: &[("d", 3072), ("n", 20), ("s", 40), ("e", 4096), ("x", $x), ("p", $p)] }
+    };
+}
+
 /// HunyuanVideo.
 pub(super) static HUNYUAN_VIDEO: Family = Family {
     name: "hunyuan_video",
     about: "HunyuanVideo",
-    variants: &[
-        Variant { name: "HunyuanVideo", extents: &[("d", 3072), ("n", 20), ("s", 40), ("e", 4096), ("x", 16)] },
-        Variant { name: "HunyuanVideo I2V", extents: &[("d", 3072), ("n", 20), ("s", 40), ("e", 4096), ("x", 33)] },
-    ],
+    variants: &[variant!("HunyuanVideo", 16, 0), variant!("HunyuanVideo I2V", 33, 0), variant!("FramePack", 16, 1)],
     parts: &[DENOISER, TEXT, TEXT_2],
 };
 

@@ -1,6 +1,7 @@
 //! The families, a file for each.
 
 mod ace_step;
+mod ace_step1;
 mod anima;
 mod auraflow;
 mod bria_fibo2;
@@ -44,6 +45,7 @@ mod stable_cascade;
 mod unet;
 mod unet_places;
 mod wan;
+mod wan_animate2;
 mod z_image;
 
 use super::family::Family;
@@ -77,12 +79,14 @@ pub static FAMILIES: &[&Family] = &[
     &ideogram4::IDEOGRAM4,
     &minimax_h3::MINIMAX_H3,
     &kandinsky5::KANDINSKY5,
+    &wan_animate2::WAN_ANIMATE2,
     &sana::SANA,
     &cogvideox::COGVIDEOX,
     &cogview4::COGVIEW4,
     &ernie_image::ERNIE_IMAGE,
     &stable_cascade::STABLE_CASCADE,
     &ace_step::ACE_STEP,
+    &ace_step1::ACE_STEP1,
     &hunyuan_dit::HUNYUAN_DIT,
     &hidream_o1::HIDREAM_O1,
     &flux3::FLUX3,

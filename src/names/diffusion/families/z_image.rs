@@ -34,6 +34,11 @@ const BLOCK: &[Row] = &[
     same("ffn_norm2", "d"),
 ];
 
+/// Omni sees pictures, too.
+const SIGHT: &[Place] = &[blocks("siglip_refiner.#", "siglip_refiner.#", &[Count("2")])];
+const SIGHT_ENDS: &[Row] =
+    &[same("siglip_embedder.0", "o"), same("siglip_embedder.1", "d o"), same("siglip_pad_token!", "1 d")];
+
 const MODULATION: &[Row] = &[same("adaLN_modulation.0", "4d 256")];
 
 const ENDS: &[Row] = &[
@@ -48,7 +53,13 @@ const ENDS: &[Row] = &[
     same("cap_pad_token!", "1 d"),
 ];
 
-static TRANSFORMER: Table = Table::new(&[group(TOP, ENDS), group(ALL, BLOCK), group(MODULATED, MODULATION)]);
+static TRANSFORMER: Table = Table::new(&[
+    group(TOP, ENDS),
+    group(ALL, BLOCK),
+    group(MODULATED, MODULATION),
+    group(TOP, SIGHT_ENDS).when("o"),
+    group(SIGHT, BLOCK).when("o"),
+]);
 
 const TEXT: Part = llm::part(
     llm::QWEN3_4B,
@@ -59,6 +70,9 @@ const TEXT: Part = llm::part(
 pub(super) static Z_IMAGE: Family = Family {
     name: "z_image",
     about: "Z-Image",
-    variants: &[Variant { name: "Z-Image", extents: &[("d", 3840), ("f", 10240), ("n", 30)] }],
+    variants: &[
+        Variant { name: "Z-Image", extents: &[("d", 3840), ("f", 10240), ("n", 30), ("o", 0)] },
+        Variant { name: "Z-Image Omni", extents: &[("d", 3840), ("f", 10240), ("n", 30), ("o", 1152)] },
+    ],
     parts: &[Part::new(Role::Denoiser, &TRANSFORMER, homes::DIFFUSERS), TEXT],
 };
