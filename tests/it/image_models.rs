@@ -1,10 +1,12 @@
 //! Adapters of image models in the names of their authors and of diffusers, against both sorts of base.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use lora_tool::container::SafetensorsFile;
 use lora_tool::layout::{self, Layout};
+use lora_tool::names::diffusion::{Container, Ending, Extent, Kind, Module, Naming, Part, family};
 use lora_tool::tensor::{Dtype, StateDict, Tensor};
 
 use crate::fixtures::{self, Scratch, file};
@@ -403,4 +405,127 @@ fn an_extracted_adapter_has_the_names_of_its_layout() {
     let key = "double_blocks.0.img_attn.qkv.weight";
     let (wanted, got) = (read(&merged), read(&again));
     assert!(wanted[key].iter().zip(&got[key]).all(|(a, b)| (a - b).abs() < 1e-5));
+}
+
+/// Sizes that a test can have. No model has fewer blocks than are left here, or they would speak against it.
+fn small(extents: &[Extent]) -> Vec<Extent> {
+    let size = |&(letter, value): &Extent| match (letter, value) {
+        (_, 0 | 1) => (letter, value),
+        ("d", _) => (letter, 24),
+        (_, 2..=64) => (letter, value.min(5)),
+        _ => (letter, 8),
+    };
+    extents.iter().map(size).collect()
+}
+
+/// Modules of a denoiser of these sizes that are not as large as those of a model.
+fn modules(part: &Part, naming: Naming, extents: &[Extent]) -> Vec<(Module, Vec<usize>)> {
+    let all = part.modules(naming, extents).into_iter();
+    let shape = |m: Module| {
+        let shape: Vec<usize> = m.shape.as_ref()?.iter().map(|n| *n as usize).collect();
+        (shape.iter().product::<usize>() <= 150_000).then_some((m, shape))
+    };
+    all.filter_map(shape).collect()
+}
+
+/// A base whose denoiser has these names.
+fn base_of(path: &Path, part: &Part, naming: Naming, extents: &[Extent], before: &str) -> PathBuf {
+    let all = modules(part, naming, extents).into_iter().enumerate();
+    let tensor = |(seed, (m, shape)): (usize, (Module, Vec<usize>))| {
+        let name = if m.ending == Ending::Bare { m.path.clone() } else { m.tensor("weight") };
+        (format!("{before}{name}"), numbers(&shape, seed))
+    };
+    file(path, all.map(tensor).collect())
+}
+
+/// Families, the class of diffusers, and what stands before the names of a checkpoint; none where there is none.
+const BASES: &[(&str, &str, Option<&str>)] = &[
+    ("sana", "SanaTransformer2DModel", Some("")),
+    ("cogvideox", "CogVideoXTransformer3DModel", Some("")),
+    ("cogview4", "CogView4Transformer2DModel", Some("")),
+    ("ernie_image", "ErnieImageTransformer2DModel", Some("model.diffusion_model.")),
+    ("stable_cascade", "StableCascadeUNet", Some("")),
+    ("ace_step", "AceStepTransformer1DModel", Some("decoder.")),
+    ("hunyuan_dit", "HunyuanDiT2DModel", Some("")),
+    ("flux3", "Flux3Transformer2DModel", Some("")),
+    ("qwen_image_21", "QwenImage21Transformer2DModel", Some("diffusion_model.")),
+    ("bria_fibo2", "BriaFibo2Transformer2DModel", Some("")),
+    ("ovis_image", "OvisImageTransformer2DModel", Some("")),
+    ("helios", "HeliosTransformer3DModel", Some("")),
+    ("prx", "PRXTransformer2DModel", Some("")),
+    ("lumina_next", "LuminaNextDiT2DModel", None),
+    ("wan_animate2", "WanAnimate2Transformer3DModel", Some("")),
+    ("wan", "WanAnimateTransformer3DModel", Some("")),
+    ("kandinsky5", "Kandinsky5Transformer3DModel", Some("")),
+    ("krea2", "Krea2Transformer2DModel", Some("")),
+    ("minimax_h3", "MiniMaxH3Transformer3DModel", Some("")),
+    ("ideogram4", "Ideogram4Transformer2DModel", Some("")),
+];
+
+#[test]
+fn an_adapter_of_every_family_reaches_both_sorts_of_base() {
+    for (name, class, checkpoint) in BASES {
+        let scratch = Scratch::new();
+        let family = family(name).expect("a family");
+        let part = family.denoiser().expect("a denoiser");
+        let extents = small(family.variants[0].extents);
+        let folder = scratch.join("folder");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("config.json"), format!("{{\"_class_name\": \"{class}\"}}")).expect("a config");
+        let weights = folder.join("diffusion_pytorch_model.safetensors");
+        base_of(&weights, part, Naming::Diffusers, &extents, "");
+
+        let before = part.homes(Container::Diffusers).next().expect("a place").prefix;
+        let mut tensors = StateDict::new();
+        // Whether Sana's embedding of the time is called one thing or the other hangs on its size, which is none here.
+        let certain = |path: &str| {
+            let there = part.translate(Naming::Diffusers, Naming::Native, path, &[]).unwrap_or_default();
+            there.iter().all(|t| part.translate(Naming::Native, Naming::Diffusers, &t.path, &[]).is_some())
+        };
+        for (m, shape) in modules(part, Naming::Diffusers, &extents) {
+            if m.kind == Kind::Linear && shape[0] * shape[1] <= 5000 && certain(&m.path) {
+                pair(&mut tensors, &format!("{before}.{}", m.path), (shape[0], shape[1]), 2, PEFT);
+            }
+        }
+        let adapter = file(&scratch.join("adapter.safetensors"), tensors.clone());
+        let merged = scratch.join("merged");
+        program::merge(&folder, &adapter, &merged, &[]).expect(0);
+        let (old, new) = (read(&weights), read(&merged.join("diffusion_pytorch_model.safetensors")));
+        for (key, values) in &old {
+            let module = format!("{before}.{}", key.trim_end_matches(".weight"));
+            match tensors.contains_key(&format!("{module}.{}", PEFT[0])) {
+                true => require_sum(values, &product(&tensors, &module, PEFT), &new[key], &format!("{name}: {key}")),
+                false => assert!(*values == new[key], "{name}: {key}"),
+            }
+        }
+
+        // By the names of trainers, dots and all, it is the same adapter.
+        for layout in ["kohya", "comfyui"] {
+            let other = scratch.join(&format!("{layout}.safetensors"));
+            let [convert, out, to, base]: [&OsStr; 4] = ["convert", "-o", "--to", "--base"].map(OsStr::new);
+            // In these sizes some could be for other models; the base says for which they are.
+            let words = [convert, adapter.as_ref(), out, other.as_ref(), to, layout.as_ref(), base, folder.as_ref()];
+            program::run(words).expect(0);
+            let again = scratch.join(&format!("merged-{layout}"));
+            program::merge(&folder, &other, &again, &[]).expect(0);
+            let again = read(&again.join("diffusion_pytorch_model.safetensors"));
+            for (key, values) in &new {
+                assert!(*values == again[key], "{name}, {layout}: {key}");
+            }
+        }
+
+        // And it is one for a checkpoint with the authors' names.
+        let Some(before) = checkpoint else { continue };
+        let one = base_of(&scratch.join("one.safetensors"), part, Naming::Native, &extents, before);
+        let out = scratch.join("one-merged.safetensors");
+        program::merge(&one, &adapter, &out, &[]).expect(0);
+        let (old, new) = (read(&one), read(&out));
+        let changed = old.iter().filter(|(key, values)| **values != new[*key]).count();
+        let targets = part.modules(Naming::Native, &extents).into_iter().filter(|m| {
+            let there = part.translate(Naming::Native, Naming::Diffusers, &m.path, &extents).unwrap_or_default();
+            let here = part.homes(Container::Diffusers).next().expect("a place").prefix;
+            there.iter().any(|t| tensors.contains_key(&format!("{here}.{}.{}", t.path, PEFT[0])))
+        });
+        assert_eq!(changed, targets.count(), "{name}");
+    }
 }

@@ -187,6 +187,19 @@ impl Part {
         }
     }
 
+    /// Whether two namings have the same name for every module.
+    pub fn alike(&self, one: Naming, other: Naming) -> bool {
+        one == other
+            || self.between(one, other).is_some_and(|(table, from, to)| {
+                let name = |line: &Line, side| line.pattern(side, 0).map(str::to_owned);
+                from == to
+                    || table
+                        .lines()
+                        .iter()
+                        .all(|line| line.parts(Side::Right) == 1 && name(line, from) == name(line, to))
+            })
+    }
+
     /// All modules of a whole model of these extents. Lines whose block count is not given are left out.
     pub fn modules(&self, naming: Naming, extents: &[Extent]) -> Vec<Module> {
         let (table, side) = self.column(naming);
@@ -462,6 +475,14 @@ mod tests {
         assert_eq!(module.shape, Some(vec![3840, 1280]));
         let last = clip.module(Naming::Native, "text_projection", &[]).expect("a parameter");
         assert_eq!((last.tensor("weight").as_str(), last.kind), ("text_projection", Kind::Parameter));
+    }
+
+    #[test]
+    fn some_models_are_called_the_same_by_everybody() {
+        assert!(denoiser("qwen_image").alike(Naming::Native, Naming::Diffusers));
+        assert!(denoiser("flux1").alike(Naming::Native, Naming::Comfy));
+        assert!(!denoiser("flux1").alike(Naming::Native, Naming::Diffusers));
+        assert!(!denoiser("qwen_image_21").alike(Naming::Comfy, Naming::Native));
     }
 
     #[test]

@@ -43,12 +43,15 @@ const ROOTS: &[&str] = &[
     "y_embedder.y_proj.",
     // HunyuanDiT.
     "mlp_t5.",
+    "extra_embedder.",
     // Wan.
     "head.modulation",
+    // Helios.
+    "patch_short.",
     // Krea 2, Kandinsky 5, Ideogram 4, Mochi, MiniMax-H3, Ernie-Image, PRX.
     "txtfusion.",
     "visual_transformer_blocks.",
-    "llm_cond_proj.",
+    "embed_image_indicator.",
     "t5_yproj.",
     "video_patch_proj.",
     "layers.0.adaLN_sa_ln.",

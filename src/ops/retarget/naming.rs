@@ -9,7 +9,7 @@ use crate::adapter::fused::{self, Part};
 use crate::adapter::{Adapter, Note, Spelling, Target};
 use crate::error::{Context, Error, Result};
 use crate::model::BaseModel;
-use crate::names::diffusion::{self, Container, Naming, Order, Ratio, Rows, Seen};
+use crate::names::diffusion::{self, Candidate, Container, Naming, Order, Ratio, Rows, Seen};
 use crate::names::{Found, ModulePath};
 
 /// What a module becomes a part of.
@@ -35,8 +35,9 @@ pub fn of_base(base: &BaseModel) -> Option<Spelling> {
         weights.iter().map(|(path, shape)| Seen { path, shape: with_shapes.then_some(shape) }).collect()
     };
     let first = |with_shapes| {
+        let alike = |c: &Candidate| c.family.denoiser().is_some_and(|part| part.alike(c.naming, naming));
         let found = diffusion::detect(&seen(with_shapes));
-        found.into_iter().find(|c| c.naming == naming && c.score > LEAST)
+        found.into_iter().find(|c| alike(c) && c.score > LEAST)
     };
     // Models of sizes of their own are known by their names.
     first(true).or_else(|| first(false)).map(|found| Spelling::of(&found, naming))
