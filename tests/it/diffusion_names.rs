@@ -537,3 +537,17 @@ fn what_is_nobodys_is_not_guessed() {
         assert_eq!(detected(&[(odd.to_string(), Some(vec![]))]), [], "{odd}");
     }
 }
+
+#[test]
+fn the_page_of_families_has_all_of_them() {
+    let page = std::fs::read_to_string(project().join("docs/layouts/image-models.md")).unwrap();
+    for family in FAMILIES {
+        let start = format!("| `{}` |", family.name);
+        let line = page.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("no {start}"));
+        for variant in family.variants {
+            assert!(line.contains(variant.name), "{}: {}", family.name, variant.name);
+        }
+    }
+    let lines = page.lines().filter(|line| line.starts_with("| `") && !line.contains("Mixin"));
+    assert_eq!(lines.count(), FAMILIES.len());
+}

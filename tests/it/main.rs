@@ -46,6 +46,7 @@ mod resize;
 mod retarget;
 mod signals;
 mod sources;
+mod spellings;
 mod sums;
 mod svd;
 mod torchtune;
