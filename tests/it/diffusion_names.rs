@@ -205,6 +205,7 @@ fn text_encoders_of_transformers() {
     check("gemma2_2b", "lumina2", "Lumina Image 2", Role::Llm, &[], &[]);
     check("qwen3_06b", "anima", "Anima", Role::Llm, &[], &[]);
     check("qwen3_4b", "z_image", "Z-Image", Role::Llm, &[], &[]);
+    check("qwen25_3b", "omnigen2", "OmniGen 2", Role::Llm, &[], &[]);
     check("qwen25_7b", "qwen_image", "Qwen-Image", Role::Llm, &[], &[]);
     check("llama3_8b", "hunyuan_video", "HunyuanVideo", Role::Llm, &[], &[]);
 }
@@ -318,6 +319,8 @@ fn the_other_families() {
         ("anyflow_far", "wan", "AnyFlow FAR 14B"),
         ("chronoedit", "wan", "Wan 2.1 14B I2V"),
         ("ace_step1", "ace_step1", "ACE-Step 1 3.5B"),
+        ("ace_step_xl", "ace_step", "ACE-Step 1.5 XL"),
+        ("omnigen2", "omnigen2", "OmniGen 2"),
     ];
     for (case, family, variant) in all {
         check(case, family, variant, Role::Denoiser, &[], &[]);
@@ -506,6 +509,52 @@ fn layers_of_three_families_have_one_name() {
         let modules = some(name, Naming::Native, "diffusion_model.", attention, true);
         assert_eq!(first(&modules), [name.0]);
     }
+}
+
+#[test]
+fn omnigen_is_no_lumina() {
+    // The names of its blocks are those of Lumina 2 in diffusers, where the projections are fused elsewhere.
+    let attention = |path: &str| path.starts_with("layers") && path.contains("attn.to");
+    for (name, variant) in [("omnigen2", "OmniGen 2"), ("lumina2", "Lumina Image 2")] {
+        for prefix in ["transformer.", "lora_unet_", ""] {
+            let modules = some((name, variant), Naming::Diffusers, prefix, attention, true);
+            assert_eq!(names_of(&detected(&modules)), [name], "{prefix}");
+        }
+    }
+}
+
+#[test]
+fn models_of_the_kin_of_others_are_told_apart() {
+    let first = |modules: &[_]| names_of(&detected(modules));
+    let attention = |path: &str| path.contains("att") && !path.contains("norm");
+    for (name, variant) in [
+        ("sana", "Sana 1.6B"),
+        ("cogvideox", "CogVideoX 5B"),
+        ("cogvideox", "CogVideoX 2B"),
+        ("cogview4", "CogView 4 6B"),
+        ("ernie_image", "Ernie-Image"),
+        ("hunyuan_dit", "HunyuanDiT 1.2"),
+        ("stable_cascade", "Stable Cascade C"),
+        ("stable_cascade", "Stable Cascade C lite"),
+        ("ace_step", "ACE-Step 1.5"),
+        ("ace_step", "ACE-Step 1.5 XL"),
+        ("ace_step1", "ACE-Step 1 3.5B"),
+        ("hidream_o1", "HiDream-O1"),
+        ("flux3", "FLUX.3"),
+        ("qwen_image_21", "Qwen-Image 2.1"),
+        ("ovis_image", "Ovis-Image 7B"),
+        ("lumina_next", "Lumina-Next 2B"),
+        ("wan_animate2", "Wan Animate 2 14B"),
+    ] {
+        let component = if name == "stable_cascade" { "prior." } else { "transformer." };
+        let modules = some((name, variant), Naming::Diffusers, component, attention, true);
+        assert_eq!(first(&modules).first(), Some(&name), "{variant}: {:?}", first(&modules));
+    }
+    // Helios has the attention of Wan, and PixArt and the smaller Sana have the same in width and number.
+    let helios = some(("helios", "Helios 14B"), Naming::Diffusers, "transformer.", attention, true);
+    assert_eq!(first(&helios), ["wan", "helios"]);
+    let sana = some(("sana", "Sana 0.6B"), Naming::Diffusers, "transformer.", attention, true);
+    assert_eq!(first(&sana), ["pixart", "sana"]);
 }
 
 #[test]

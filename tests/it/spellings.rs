@@ -54,7 +54,7 @@ fn besides(family: &str) -> Vec<Form> {
         "pixart" => &[&[TRANSFORMER, WRAPPED, form("unet.base_model.model.", Naming::Diffusers, PEFT)]],
         "hunyuan_dit" => &[&[WRAPPED_NATIVE]],
         "flux1" | "flux2" => &[&[TRANSFORMER, LYCORIS, MIXTURE], &BARE],
-        "mochi" | "ltx" | "ltx2" | "minimax_h3" | "ace_step1" => &[&BARE_NATIVE],
+        "mochi" | "ltx" | "ltx2" | "minimax_h3" | "ace_step1" | "omnigen2" => &[&BARE_NATIVE],
         "hunyuan_video" | "hunyuan_video_15" | "hunyuan_image" => {
             &[&[form("transformer.", Naming::Native, PEFT), form("diffusion_model.", Naming::Native, PEFT)]]
         }

@@ -208,6 +208,7 @@ const TRANSFORMERS: &[&str] = &[
     "MochiTransformer3DModel",
     "MotifVideoTransformer3DModel",
     "NucleusMoEImageTransformer2DModel",
+    "OmniGen2Transformer2DModel",
     "OmniGenTransformer2DModel",
     "OvisImageTransformer2DModel",
     "PRXTransformer2DModel",

@@ -18,6 +18,9 @@ pub(in super::super) const QWEN3_06B: &[Extent] =
 /// Qwen3 4B.
 pub(in super::super) const QWEN3_4B: &[Extent] =
     &[("w", 2560), ("q", 4096), ("k", 1024), ("f", 9728), ("n", 36), ("v", 151_936), ("a", 128), ("g", 0)];
+/// Qwen2.5-VL 3B.
+pub(in super::super) const QWEN25_3B: &[Extent] =
+    &[("w", 2048), ("q", 2048), ("k", 256), ("f", 11008), ("n", 36), ("v", 151_936), ("a", 0), ("g", 0)];
 /// Qwen2.5-VL 7B.
 pub(in super::super) const QWEN25_7B: &[Extent] =
     &[("w", 3584), ("q", 3584), ("k", 512), ("f", 18944), ("n", 28), ("v", 152_064), ("a", 0), ("g", 0)];

@@ -65,9 +65,15 @@ const HOMES: &[Home] = &[
 pub(super) static ACE_STEP: Family = Family {
     name: "ace_step",
     about: "ACE-Step 1.5",
-    variants: &[Variant {
-        name: "ACE-Step 1.5",
-        extents: &[("d", 2048), ("q", 2048), ("k", 1024), ("f", 6144), ("n", 24), ("e", 2048)],
-    }],
+    variants: &[
+        Variant {
+            name: "ACE-Step 1.5",
+            extents: &[("d", 2048), ("q", 2048), ("k", 1024), ("f", 6144), ("n", 24), ("e", 2048)],
+        },
+        Variant {
+            name: "ACE-Step 1.5 XL",
+            extents: &[("d", 2560), ("q", 4096), ("k", 1024), ("f", 9728), ("n", 32), ("e", 2048)],
+        },
+    ],
     parts: &[Part::new(Role::Denoiser, &DECODER, HOMES)],
 };

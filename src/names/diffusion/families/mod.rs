@@ -30,6 +30,7 @@ mod lumina2;
 mod lumina_next;
 mod minimax_h3;
 mod mochi;
+mod omnigen2;
 mod ovis_image;
 mod pixart;
 mod prx;
@@ -92,6 +93,7 @@ pub static FAMILIES: &[&Family] = &[
     &flux3::FLUX3,
     &qwen_image_21::QWEN_IMAGE_21,
     &bria_fibo2::BRIA_FIBO2,
+    &omnigen2::OMNIGEN2,
     &ovis_image::OVIS_IMAGE,
     &helios::HELIOS,
     &prx::PRX,
