@@ -5,6 +5,7 @@
 //! alone are often for one of many. They are all returned, the likeliest first.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
 
 use super::extent::Extent;
 use super::families::FAMILIES;
@@ -49,7 +50,8 @@ impl PartialEq for Family {
 pub fn detect(modules: &[Seen<'_>]) -> Vec<Candidate> {
     let homes = homes();
     let cut: Vec<Cut<'_>> = modules.iter().map(|seen| Cut::new(*seen, &homes)).collect();
-    let mut all: Vec<Candidate> = FAMILIES.iter().filter_map(|family| candidate(family, &cut)).collect();
+    let mut all: Vec<Candidate> =
+        FAMILIES.iter().enumerate().filter_map(|(number, family)| candidate(family, bit(number), &cut)).collect();
     let best = all.iter().map(|c| c.score).fold(0.0, f64::max);
     all.retain(|c| c.score >= best);
     // A stable sort: of equals, the one that is met more often stays first.
@@ -65,6 +67,36 @@ fn homes() -> Vec<&'static Home> {
     all
 }
 
+/// Families, a bit for each. It only says whom to ask; were there more than there are bits, the others would be asked always.
+type Families = u128;
+
+fn bit(number: usize) -> Families {
+    u32::try_from(number).ok().and_then(|number| 1u128.checked_shl(number)).unwrap_or(Families::MAX)
+}
+
+/// The families that have names with this key, in any of their namings.
+fn with_key(key: &str) -> Families {
+    static INDEX: OnceLock<HashMap<String, Families>> = OnceLock::new();
+    INDEX.get_or_init(index).get(key).copied().unwrap_or_default()
+}
+
+fn index() -> HashMap<String, Families> {
+    let mut out: HashMap<String, Families> = HashMap::new();
+    for (number, family) in FAMILIES.iter().enumerate() {
+        for part in family.parts {
+            for pattern in part.patterns() {
+                let key = key(pattern);
+                let optional = part.optional.replace('.', "_");
+                let short = key.strip_prefix(&optional).and_then(|rest| rest.strip_prefix('_')).map(str::to_owned);
+                for key in short.into_iter().chain([key]) {
+                    *out.entry(key).or_default() |= bit(number);
+                }
+            }
+        }
+    }
+    out
+}
+
 /// A module, and what is left of its path after each prefix it has.
 struct Cut<'a> {
     rests: Vec<Rest<'a>>,
@@ -77,6 +109,7 @@ struct Rest<'a> {
     path: &'a str,
     key: String,
     form: Form,
+    families: Families,
 }
 
 impl<'a> Cut<'a> {
@@ -84,17 +117,20 @@ impl<'a> Cut<'a> {
         let rest = |home: &&'static Home| {
             let path = home.strip(seen.path)?;
             let form = if path.contains('.') { Form::Dotted } else { Form::Flat };
-            Some(Rest { prefix: home.prefix, path, key: key(path), form })
+            let key = key(path);
+            Some(Rest { prefix: home.prefix, path, families: with_key(&key), key, form })
         };
         Cut { rests: homes.iter().filter_map(rest).collect(), shape: seen.shape }
     }
 }
 
-fn candidate(family: &'static Family, modules: &[Cut<'_>]) -> Option<Candidate> {
+fn candidate(family: &'static Family, own: Families, modules: &[Cut<'_>]) -> Option<Candidate> {
+    // Most families have none of the names.
+    let known: Vec<_> = modules.iter().filter(|cut| cut.rests.iter().any(|rest| rest.families & own != 0)).collect();
     let mut best: Option<(bool, Candidate)> = None;
     for naming in family.denoiser()?.namings() {
         let mut found = Kinds::default();
-        for module in modules {
+        for module in &known {
             found.add(family, *naming, module);
         }
         if found.known == 0 {

@@ -293,6 +293,14 @@ impl Part {
         (side, hits)
     }
 
+    /// The patterns of all names, in all namings.
+    pub(super) fn patterns(&self) -> impl Iterator<Item = &'static str> {
+        let lines = [Some(self.table), self.comfy].into_iter().flatten().flat_map(Table::lines);
+        let of_side =
+            |line: &'static Line, side| (0..line.parts(side)).filter_map(move |part| line.pattern(side, part));
+        lines.flat_map(move |line| of_side(line, Side::Left).chain(of_side(line, Side::Right)))
+    }
+
     /// Whether a level may be missing at the head of these names.
     fn has_optional(&self, naming: Naming) -> bool {
         !self.optional.is_empty() && naming == Naming::Diffusers
