@@ -70,16 +70,9 @@ fn besides(family: &str) -> Vec<Form> {
     some.concat()
 }
 
-/// Spellings that are not read yet: what stands before the path, the naming, and whether the words are PEFT's. Without its
-/// config an adapter of PEFT's has no alpha; `transformer.` is taken for diffusers' names; PixArt has no U-Net.
+/// The one spelling that is not read: so language models are written, and HiDream-O1 is one by its names.
 fn not_yet(form: Form) -> bool {
-    let peft = form.factors == PEFT;
-    match form.before {
-        "" | "model." | "base_model.model." => peft,
-        "unet.base_model.model." => true,
-        "transformer." => form.naming == Naming::Native,
-        _ => false,
-    }
+    form.before == "model." && form.factors == PEFT
 }
 
 /// Modules of first blocks that are whole in every naming, whatever the size of the model: by their path in diffusers, with

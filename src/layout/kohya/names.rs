@@ -96,11 +96,13 @@ impl Resolver {
         let (family, spelling) = self.family?;
         let name = usual(name);
         let mut places: Vec<_> =
-            family.parts.iter().flat_map(|part| part.homes.iter().map(move |home| (part, home))).collect();
-        places.sort_by_key(|(_, home)| std::cmp::Reverse(home.prefix.len()));
-        places.into_iter().find_map(|(part, home)| {
-            let rest = name.strip_prefix(home.prefix)?;
-            let rest = if home.prefix.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };
+            family.parts.iter().flat_map(|part| part.homes.iter().map(move |home| (part, home.prefix))).collect();
+        places.sort_by_key(|(_, prefix)| std::cmp::Reverse(prefix.len()));
+        // Bare names are the denoiser's.
+        let places = places.into_iter().chain(family.denoiser().map(|part| (part, "")));
+        places.into_iter().find_map(|(part, prefix)| {
+            let rest = name.strip_prefix(prefix)?;
+            let rest = if prefix.is_empty() { rest } else { rest.strip_prefix(['.', '_'])? };
             let naming = if part.role == Role::Denoiser { spelling.naming } else { Naming::Diffusers };
             let path = if rest.contains('.') {
                 part.module(naming, rest, &[]).map(|_| rest.to_string())
