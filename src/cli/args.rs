@@ -71,6 +71,7 @@ pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened>
         opened.adapter = own;
         opened.notes.extend(note);
     }
+    opened.notes.extend(retarget::one_of_two(&opened.adapter, base));
     Ok(opened)
 }
 

@@ -18,7 +18,7 @@ use crate::ops::merge::Merge;
 use crate::ops::shares::Shares;
 use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
 use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
-use crate::tensor::{Hash, dtype};
+use crate::tensor::{Hash, MappedFile, dtype};
 
 /// An adapter up to this size goes into the record.
 const SMALL_BYTES: u64 = 64 << 10;
@@ -99,7 +99,7 @@ impl Recording {
         if let Some(config) = base.config_path().filter(|_| !base.is_folder) {
             about.texts.push((crate::model::CONFIG_NAME.to_string(), read(&config)?)); // it lies beside the file
         }
-        if let Some(index) = &base.files.index {
+        for index in &base.files.indexes {
             about.texts.push((index.name.clone(), read(&base.path.join(&index.name))?));
         }
         Ok(Recording { path: path.to_path_buf(), about, inside: None, replace: false, touched })
@@ -127,22 +127,36 @@ impl Recording {
             recording.about.texts.push((name_text, read(&base.path.join(name))?));
         }
         for name in &merge.output.copies {
-            let hash = Hash::of(&read(&base.path.join(name))?);
-            recording.about.sides.push((name.to_string_lossy().into_owned(), hash));
+            let text = name.to_string_lossy().into_owned();
+            // Indexes of components that stay as they are lie in the record already.
+            if !recording.about.texts.iter().any(|(known, _)| *known == text) {
+                recording.about.sides.push((text, hash_of(&base.path.join(name))?));
+            }
         }
         Ok(recording)
     }
 
     /// Keeps the side files of the base that the other model does not have as they are.
     pub fn keep_sides(&mut self, base: &BaseModel, other: &BaseModel) -> Result<()> {
-        for name in base.side_files()?.copied {
-            let bytes = read(&base.path.join(&name))?;
-            let same = other.is_folder && std::fs::read(other.path.join(&name)).is_ok_and(|theirs| theirs == bytes);
-            let name = name.to_string_lossy().into_owned();
-            if same {
-                self.about.sides.push((name, Hash::of(&bytes)));
+        let side = base.side_files()?;
+        let same = |name: &Path, own: &MappedFile| {
+            let theirs = MappedFile::open(&other.path.join(name)).ok().filter(|_| other.is_folder);
+            theirs.is_some_and(|theirs| theirs.as_slice() == own.as_slice())
+        };
+        for name in side.copied {
+            let own = MappedFile::open(&base.path.join(&name))?;
+            let text = name.to_string_lossy().into_owned();
+            if same(&name, &own) {
+                self.about.sides.push((text, Hash::of(own.as_slice())));
             } else {
-                self.about.texts.push((name, bytes));
+                self.about.texts.push((text, own.as_slice().to_vec()));
+            }
+        }
+        // Other copies of the weights come back where the other model has them as they are.
+        for name in side.left.into_iter().filter(|_| base.pipeline.is_some()) {
+            let own = MappedFile::open(&base.path.join(&name))?;
+            if same(&name, &own) {
+                self.about.sides.push((name.to_string_lossy().into_owned(), Hash::of(own.as_slice())));
             }
         }
         Ok(())
@@ -360,6 +374,11 @@ pub fn write_back(
     undone.check.rest(writing.limits.threads, progress)?;
     output.fill(pending, writing, kernels, Watch { progress, witness: Some(&undone.check) })?;
     Ok(())
+}
+
+/// The hash of a file of any size.
+fn hash_of(path: &Path) -> Result<Hash> {
+    Ok(Hash::of(MappedFile::open(path)?.as_slice()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

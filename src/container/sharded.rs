@@ -26,7 +26,7 @@ const MAX_SHARDS: usize = 100_000;
 /// One file of a model, or its only one.
 #[derive(Clone, Debug)]
 pub struct Shard {
-    /// Name inside the folder.
+    /// Name inside the folder, with the component's folder in front where it is of a pipeline.
     pub name: String,
     /// Its header and tensors.
     pub contents: SafetensorsFile,
@@ -35,19 +35,19 @@ pub struct Shard {
 /// The index beside the shards.
 #[derive(Clone, Debug)]
 pub struct Index {
-    /// Its file name.
+    /// Its name, as that of a shard.
     pub name: String,
     /// Its `metadata` object, in file order.
     pub metadata: serde_json::Map<String, Value>,
 }
 
-/// Shards in order of their names, and the index where there is one.
+/// Shards in order of their names, and the indexes where there are any.
 #[derive(Clone, Debug)]
 pub struct Sharded {
     /// Files, sorted by name.
     pub shards: Vec<Shard>,
-    /// None for a folder with a single file, or a file by itself.
-    pub index: Option<Index>,
+    /// None for a folder with a single file, or a file by itself; of a pipeline one for each component that has one.
+    pub indexes: Vec<Index>,
 }
 
 impl Sharded {
@@ -55,7 +55,7 @@ impl Sharded {
     pub fn open_file(path: &Path) -> Result<Sharded> {
         let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let contents = SafetensorsFile::open(path)?;
-        Ok(Sharded { shards: vec![Shard { name, contents }], index: None })
+        Ok(Sharded { shards: vec![Shard { name, contents }], indexes: Vec::new() })
     }
 
     /// Whether a folder holds safetensors files at all.
@@ -135,7 +135,7 @@ impl Sharded {
             None | Some(Value::Null) => serde_json::Map::new(),
             Some(other) => return Err(json::unexpected(&other, "an object").at_key("metadata").in_file(&path)),
         };
-        Ok(Sharded { shards, index: Some(Index { name: index_name.to_string(), metadata }) })
+        Ok(Sharded { shards, indexes: vec![Index { name: index_name.to_string(), metadata }] })
     }
 
     /// All tensors with the number of the shard that holds them, in shard order.

@@ -3,16 +3,19 @@
 //! Source: huggingface/transformers, `src/transformers/pytorch_utils.py` (`Conv1D`) and the models that use it.
 
 use super::BaseModel;
+use crate::names::ModulePath;
 
 /// `model_type`s with `Conv1D` layers.
 const FAMILIES: [&str; 5] = ["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"];
 /// The layers, by the last component of their path.
 const LAYERS: [&str; 4] = ["c_attn", "c_proj", "c_fc", "q_attn"];
 
-/// What is known of how a layer's weight is stored: `Some(true)` for `[in, out]`, none without a config.
-pub fn stores_in_out(base: &BaseModel, module_leaf: &str) -> Option<bool> {
-    base.config.as_ref()?;
-    Some(is_in_out(&base.model_types(), module_leaf))
+/// What is known of how the weight of the layer at this path is stored: `Some(true)` for `[in, out]`, none without a
+/// config.
+pub fn stores_in_out(base: &BaseModel, path: &ModulePath) -> Option<bool> {
+    let component = base.component_of(path.as_str()).and_then(|c| c.config.as_ref());
+    base.config.as_ref().or(component)?;
+    Some(is_in_out(base.types_at(path.as_str()), path.leaf()))
 }
 
 /// Whether the module of this name is such a layer in a model of these types.

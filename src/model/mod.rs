@@ -1,8 +1,10 @@
-//! A base model as it lies on disk: its tensors, its config, and the files beside them.
+//! A base model as it lies on disk: its tensors, its config, and the files beside them; a model by itself, or a pipeline
+//! of several.
 
 pub mod conv1d;
 pub mod embedding;
 pub mod fingerprint;
+pub mod pipeline;
 pub mod provenance;
 pub mod scaled;
 pub mod side;
@@ -14,6 +16,7 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value};
 
 pub use embedding::{Embeddings, TiedUse};
+pub use pipeline::{Component, Pipeline};
 pub use provenance::Provenance;
 pub use scaled::{Role, Scaled};
 pub use side::SideFiles;
@@ -29,8 +32,6 @@ use crate::tensor::{Bytes, Hash, Tensor};
 
 /// The config beside a model.
 pub const CONFIG_NAME: &str = "config.json";
-/// What a pipeline of diffusers has in its folder, beside the folders of its models.
-const PIPELINE_INDEX_NAME: &str = "model_index.json";
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A base model, opened. Only headers and side files have been read.
@@ -42,10 +43,12 @@ pub struct BaseModel {
     pub is_folder: bool,
     /// Its tensors, file by file.
     pub files: Sharded,
-    /// `config.json`, also for a file by itself where one lies beside it.
+    /// `config.json`, also for a file by itself where one lies beside it. A pipeline has none, its components have.
     pub config: Option<Map<String, Value>>,
+    /// What it consists of, where it is a pipeline.
+    pub pipeline: Option<Pipeline>,
     /// What says what model it is: `model_type`, `architectures` and `_class_name` of the config, inner configs included,
-    /// or what the keys tell of a checkpoint without one.
+    /// or what the keys tell of a checkpoint without one; of a pipeline the classes.
     types: Vec<String>,
     /// Names on disk and the way to them.
     pub names: Index,
@@ -54,13 +57,16 @@ pub struct BaseModel {
 }
 
 impl BaseModel {
-    /// Opens a file, or a folder with a file or shards.
+    /// Opens a file, or a folder with a file, shards, or the folders of a pipeline.
     pub fn open(path: &Path) -> Result<BaseModel> {
         let about = std::fs::metadata(path).map_err(|e| container::cannot_open(path, e))?;
         container::refuse_config(path)?;
         let resolved = if about.is_dir() { hub::resolve(path)? } else { path.to_path_buf() };
         let path = resolved.as_path();
         let is_folder = about.is_dir();
+        if is_folder && container::Pipeline::is_in(path) {
+            return Self::open_pipeline(path);
+        }
         let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
         let files = files.map_err(|e| hint_at_what_it_is(path, e))?;
         let config = match config_beside(path, is_folder) {
@@ -77,13 +83,61 @@ impl BaseModel {
             types.extend(checkpoint::of_keys(keys.iter().copied()).map(str::to_string));
         }
         let names = Index::new(shapes, &types);
-        let (path, fingerprint) = (path.to_path_buf(), OnceLock::new());
-        Ok(BaseModel { path, is_folder, files, config, types, names, scaled, fingerprint })
+        Ok(BaseModel {
+            path: path.to_path_buf(),
+            is_folder,
+            files,
+            config,
+            pipeline: None,
+            types,
+            names,
+            scaled,
+            fingerprint: OnceLock::new(),
+        })
     }
 
-    /// The config's path, where there is one.
+    fn open_pipeline(path: &Path) -> Result<BaseModel> {
+        let (files, pipeline, scaled, names) = pipeline::open(path)?;
+        let types = pipeline.class.iter().cloned();
+        let types = types.chain(pipeline.components.iter().flat_map(|c| c.types.iter().cloned())).collect();
+        Ok(BaseModel {
+            path: path.to_path_buf(),
+            is_folder: true,
+            files,
+            config: None,
+            pipeline: Some(pipeline),
+            types,
+            names,
+            scaled,
+            fingerprint: OnceLock::new(),
+        })
+    }
+
+    /// The config's path, where there is one. A pipeline has none.
     pub fn config_path(&self) -> Option<PathBuf> {
-        config_beside(&self.path, self.is_folder)
+        config_beside(&self.path, self.is_folder).filter(|_| self.pipeline.is_none())
+    }
+
+    /// All configs that lie in the folder, by their paths in it: its own, or those of a pipeline's components.
+    pub fn configs(&self) -> Vec<(PathBuf, &Map<String, Value>)> {
+        let own = self.config.iter().filter(|_| self.is_folder).map(|config| (PathBuf::from(CONFIG_NAME), config));
+        own.chain(self.components().iter().filter_map(|c| Some((c.config_path(), c.config.as_ref()?)))).collect()
+    }
+
+    /// The components of a pipeline; none of a model by itself.
+    pub fn components(&self) -> &[Component] {
+        self.pipeline.as_ref().map_or(&[], |pipeline| &pipeline.components)
+    }
+
+    /// The component that a name, in memory or on disk, is in.
+    pub fn component_of(&self, name: &str) -> Option<&Component> {
+        let (word, _) = name.split_once('.')?;
+        self.components().iter().find(|component| component.name == word)
+    }
+
+    /// The component of a pipeline that takes the noise away, the first of several.
+    pub fn denoiser(&self) -> Option<&Component> {
+        self.components().iter().find(|component| component.is_denoiser())
     }
 
     /// A tensor by its key on disk, with the number of its file.
@@ -114,6 +168,11 @@ impl BaseModel {
         &self.files.shards[shard].contents.metadata
     }
 
+    /// The words that say what model a name, in memory or on disk, is in.
+    pub fn types_at(&self, name: &str) -> &[String] {
+        self.component_of(name).map_or(&self.types, |component| &component.types)
+    }
+
     /// The words that say what model it is.
     pub fn model_types(&self) -> Vec<String> {
         self.types.clone()
@@ -141,7 +200,8 @@ impl BaseModel {
 
     /// How the weights are quantised, as the config names it.
     pub fn quantisation(&self) -> Option<&str> {
-        let about = self.config.as_ref()?.get("quantization_config")?;
+        let configs = self.config.iter().chain(self.components().iter().filter_map(|c| c.config.as_ref()));
+        let about = configs.into_iter().find_map(|config| config.get("quantization_config"))?;
         Some(about.get("quant_method").and_then(Value::as_str).unwrap_or("an unnamed scheme"))
     }
 
@@ -150,12 +210,12 @@ impl BaseModel {
         if !self.is_folder {
             return Ok(SideFiles::default());
         }
-        side::list(&self.path, &self.files).in_file(&self.path)
+        side::list(&self.path, &self.files, self.components()).in_file(&self.path)
     }
 
-    /// Where input and output embeddings lie.
+    /// Where input and output embeddings lie. Those of text encoders in a pipeline have no uses beside their own.
     pub fn embeddings(&self) -> Embeddings {
-        embedding::find(self)
+        if self.pipeline.is_some() { Embeddings::default() } else { embedding::find(self) }
     }
 
     /// An error if any of its files changed since it was opened.
@@ -174,23 +234,12 @@ pub fn config_text(config: Map<String, Value>) -> Result<Vec<u8>> {
     json::text(&Value::Object(config))
 }
 
-/// An adapter given in the place of the base is a common slip, and so is a pipeline of several models.
+/// An adapter given in the place of the base is a common slip.
 fn hint_at_what_it_is(path: &Path, error: Error) -> Error {
     if path.join("adapter_config.json").exists() {
         return Error::missing("this is an adapter; expected a base model")
             .in_file(path)
             .hint("the base comes first: lora-tool merge BASE ADAPTER -o OUT");
-    }
-    let holds = |folder: &PathBuf| folder.is_dir() && Sharded::is_in(folder).unwrap_or(false);
-    if path.join(PIPELINE_INDEX_NAME).exists() && !holds(&path.to_path_buf()) {
-        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        let mut models: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(holds).collect();
-        models.sort();
-        let models: Vec<_> = models.iter().map(|m| m.display().to_string()).collect();
-        let which = if models.is_empty() { "it has none".to_string() } else { models.join(", ") };
-        return Error::unsupported("this is a pipeline of diffusers, several models in one folder")
-            .in_file(path)
-            .hint(format!("name the one that the adapter is for: {which}"));
     }
     error
 }

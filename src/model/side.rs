@@ -1,9 +1,11 @@
 //! The files beside the tensors: config, tokenizer, code, cards. They go along with a result; other copies of the
-//! weights do not, since they would still be the old ones.
+//! weights do not, since they would still be the old ones. In a pipeline those of a component that stays as it is do.
 
 use std::path::{Path, PathBuf};
 
+use super::Component;
 use crate::container::Sharded;
+use crate::container::pipeline::component_of;
 use crate::error::{Error, Result};
 
 /// Endings of files that hold weights.
@@ -23,9 +25,20 @@ pub struct SideFiles {
     pub broken: Vec<PathBuf>,
 }
 
-pub(super) fn list(folder: &Path, files: &Sharded) -> Result<SideFiles> {
+impl SideFiles {
+    /// Takes along what was left behind of the components of a pipeline that stay as they are.
+    pub fn keep_where(&mut self, stays: impl Fn(&str) -> bool) {
+        let of = |path: &Path| component_of(&path.to_string_lossy()).is_some_and(&stays);
+        self.copied.extend(self.left.extract_if(.., |path| of(path)));
+        self.copied.sort();
+    }
+}
+
+/// Those of a folder. A component of a pipeline of which no weights were opened stays as it is, whatever it consists of.
+pub(super) fn list(folder: &Path, files: &Sharded, components: &[Component]) -> Result<SideFiles> {
     let mut out = SideFiles::default();
     walk(folder, Path::new(""), files, &mut out, 0)?;
+    out.keep_where(|name| components.iter().any(|c| c.name == name && !c.has_tensors));
     out.copied.sort();
     out.left.sort();
     out.broken.sort();
@@ -51,8 +64,8 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
             if depth < MAX_DEPTH {
                 walk(root, &relative, files, out, depth + 1)?;
             }
-        } else if about.is_file() && !written_anew(&text, inside, files) {
-            let weights = WEIGHTS.iter().any(|w| text.ends_with(w)) || text.ends_with(".index.json");
+        } else if about.is_file() && !written_anew(&relative, files) {
+            let weights = WEIGHTS.iter().any(|w| text.ends_with(w)) || is_index(&text);
             let list = if weights && text != "training_args.bin" { &mut out.left } else { &mut out.copied };
             list.push(relative);
         }
@@ -60,8 +73,13 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
     Ok(())
 }
 
-/// The shards and their index.
-fn written_anew(name: &str, inside: &Path, files: &Sharded) -> bool {
-    inside.as_os_str().is_empty()
-        && (files.shards.iter().any(|s| s.name == name) || files.index.as_ref().is_some_and(|i| i.name == name))
+/// Of shards, also those of a variant: `model.safetensors.index.fp16.json`.
+fn is_index(name: &str) -> bool {
+    name.ends_with(".index.json") || (name.contains(".safetensors.index.") && name.ends_with(".json"))
+}
+
+/// The shards and their indexes.
+fn written_anew(path: &Path, files: &Sharded) -> bool {
+    let names = files.shards.iter().map(|s| &s.name).chain(files.indexes.iter().map(|i| &i.name));
+    names.into_iter().any(|name| Path::new(name) == path)
 }

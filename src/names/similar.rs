@@ -3,11 +3,14 @@
 //! Names are compared by kind, with their numbers struck out: a large checkpoint has a few dozen kinds, so a hint costs
 //! little however many names there are.
 
+/// How alike two names are: the larger, the more.
+pub type Likeness = (usize, usize, usize);
+
 /// How alike two names are whose numbers are struck out. `None`: not enough for a hint.
 ///
 /// The end of a name says what the tensor is and weighs most: the parameter and its module have to agree, or else half
 /// of all components.
-pub fn likeness(wanted: &str, other: &str) -> Option<(usize, usize, usize)> {
+pub fn likeness(wanted: &str, other: &str) -> Option<Likeness> {
     let (a, b): (Vec<&str>, Vec<&str>) = (wanted.split('.').collect(), other.split('.').collect());
     let end = a.iter().rev().zip(b.iter().rev()).take_while(|(x, y)| x == y).count();
     let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();

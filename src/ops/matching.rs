@@ -66,7 +66,7 @@ fn sizes(path: &ModulePath, target: &Target, stored: &[usize], base: &BaseModel)
                 (outputs, inputs) == (Some(d1), Some(d2)) || (outputs, inputs) == (Some(d2), Some(d1))
             }
             (&[d1, d2], SiteKind::Layer) => {
-                let in_out = conv1d::stores_in_out(base, path.leaf()) == Some(true);
+                let in_out = conv1d::stores_in_out(base, path) == Some(true);
                 (outputs, inputs) == if in_out { (Some(d2), Some(d1)) } else { (Some(d1), Some(d2)) }
             }
             // Kernels are looked at by whoever applies them.

@@ -17,7 +17,7 @@ pub fn is_transposed(base: &BaseModel, adapter: &Adapter, path: &ModulePath, sto
             if stored.rank() != 2 {
                 return Ok(false);
             }
-            if let Some(known) = conv1d::stores_in_out(base, path.leaf()) {
+            if let Some(known) = conv1d::stores_in_out(base, path) {
                 return Ok(known);
             }
             let says = target.site == SiteKind::FanInFanOut;

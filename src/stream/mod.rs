@@ -22,6 +22,7 @@ pub use plan::{Job, Make, Plan, PlannedFile, Produce};
 
 pub use pieces::{COPY_BYTES, rows_at_once};
 
+pub use crate::container::pipeline::{component_of, known_as};
 pub use crate::container::{Entry, FileMetadata, parse_head, undo};
 
 use crate::container::SafetensorsWriter;

@@ -8,15 +8,16 @@ use serde_json::{Map, Value};
 
 use super::{Limits, Outcomes, Place, Plan, Progress, Watch, run};
 use crate::container::atomic::{self, Form, Pending};
+use crate::container::pipeline::{component_of, in_file};
 use crate::container::sharded::index_text;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::tensor::MappedFile;
 
-/// The index beside several tensor files.
+/// The index beside the tensor files of a folder.
 #[derive(Clone, Debug)]
 pub struct IndexFile {
-    /// Its name.
+    /// Its name, as that of a file of the plan.
     pub name: String,
     /// Its `metadata` object before the totals are brought up to date.
     pub metadata: Map<String, Value>,
@@ -26,8 +27,8 @@ pub struct IndexFile {
 pub struct Output {
     /// Tensor files.
     pub plan: Plan,
-    /// The index over them.
-    pub index: Option<IndexFile>,
+    /// The indexes over them, each over those of its own folder.
+    pub indexes: Vec<IndexFile>,
     /// Side files with new text, by path inside the folder.
     pub texts: Vec<(PathBuf, Vec<u8>)>,
     /// Side files copied as they are, by path inside the folder.
@@ -115,22 +116,27 @@ impl Output {
             make_parent(folder, path)?;
             atomic::write_whole(&folder.join(path), text, sync)?;
         }
-        if let Some(index) = &self.index {
+        for index in &self.indexes {
+            make_parent(folder, Path::new(&index.name))?;
             atomic::write_whole(&folder.join(&index.name), &self.index_text(index)?, sync)?;
         }
-        Ok(())
+        // The rest is written in their places.
+        self.plan.files.iter().try_for_each(|file| make_parent(folder, Path::new(&file.name)))
     }
 
     fn index_text(&self, index: &IndexFile) -> Result<Vec<u8>> {
         let mut weight_map = BTreeMap::new();
-        let mut parameters = 0u64;
-        for file in &self.plan.files {
+        let (mut bytes, mut parameters) = (0u64, 0u64);
+        let component = component_of(&index.name);
+        for file in self.plan.files.iter().filter(|file| component_of(&file.name) == component) {
+            let name = file.name.rsplit('/').next().unwrap_or(&file.name);
+            bytes += file.data_bytes()?;
             for job in &file.jobs {
-                weight_map.insert(job.entry.name.clone(), file.name.clone());
+                weight_map.insert(in_file(&file.name, &job.entry.name).to_string(), name.to_string());
                 parameters += job.entry.shape.elements()? as u64;
             }
         }
-        index_text(&index.metadata, self.plan.data_bytes()?, parameters, &weight_map)
+        index_text(&index.metadata, bytes, parameters, &weight_map)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::container::pipeline::in_file;
 use crate::container::{Entry, FileMetadata, Manifest};
 use crate::error::Result;
 use crate::kernels::{Guess, Kernels, Moved};
@@ -16,7 +17,8 @@ pub struct Plan {
 
 /// One file of a plan.
 pub struct PlannedFile {
-    /// Name inside the output folder; for a single-file output it is not used.
+    /// Name inside the output folder, which may lead into the folder of a pipeline's component; for a single-file output
+    /// it is not used.
     pub name: String,
     /// Header metadata.
     pub metadata: FileMetadata,
@@ -28,7 +30,7 @@ pub struct PlannedFile {
 
 /// One output tensor and how it is made.
 pub struct Job {
-    /// Key, dtype and shape.
+    /// Key, dtype and shape. In a pipeline the key is what it is known by, with the component in front.
     pub entry: Entry,
     /// Where its bytes come from.
     pub make: Make,
@@ -77,7 +79,8 @@ pub trait Produce: Send + Sync {
 impl PlannedFile {
     /// What the file's header will say.
     pub fn manifest(&self) -> Manifest {
-        Manifest { entries: self.jobs.iter().map(|j| j.entry.clone()).collect(), metadata: self.metadata.clone() }
+        let entry = |job: &Job| Entry { name: in_file(&self.name, &job.entry.name).to_string(), ..job.entry.clone() };
+        Manifest { entries: self.jobs.iter().map(entry).collect(), metadata: self.metadata.clone() }
     }
 
     /// The input that this file is a copy of, head and all, where it is one.

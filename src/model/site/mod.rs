@@ -10,10 +10,10 @@
 
 mod words;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use super::conv1d;
-use crate::names::checkpoint;
+use super::{BaseModel, conv1d};
+use crate::names::{Listing, checkpoint};
 use words::*;
 
 /// The sort of place a tensor has in the model.
@@ -69,6 +69,23 @@ impl Site {
             Site::Vector | Site::Bias { .. } | Site::Loose | Site::Fixed | Site::Buffer => false,
         }
     }
+}
+
+/// The sites of all tensors of a model that have a place in memory, by their names there: of a pipeline each component by
+/// itself.
+pub fn of_model(model: &BaseModel, listing: &Listing) -> HashMap<String, Site> {
+    let tensors = || listing.tensors.iter().map(|(name, found)| (name.as_str(), found.memory_shape.as_slice()));
+    let mut groups: BTreeMap<Option<&str>, Vec<(&str, &[usize])>> = BTreeMap::new();
+    for (name, shape) in tensors() {
+        groups.entry(model.component_of(name).map(|c| c.name.as_str())).or_default().push((name, shape));
+    }
+    let mut out = HashMap::new();
+    for group in groups.into_values() {
+        let Some((first, _)) = group.first() else { continue };
+        let sites = Sites::new(group.iter().copied(), model.types_at(first));
+        out.extend(group.iter().filter_map(|(name, _)| Some((name.to_string(), sites.of(name)?))));
+    }
+    out
 }
 
 /// The tensors of a model in memory, to tell their sites by themselves and by their neighbours.

@@ -181,7 +181,7 @@ pub const BUFFERS: &[&str] = &[
 
 /// The words for the denoiser of an image model. Its matrices are linear layers, whatever they are called (`ff.net.2`,
 /// `img_mod.1`).
-pub const DENOISERS: &[&str] = &["unet", "transformer", "prior"];
+pub const DENOISERS: &[&str] = &["unet", "transformer", "transformer_2", "prior"];
 
 /// But for the classes and styles of some.
 pub const TABLES: &[&str] = &["embedding_table", "style_embedder"];

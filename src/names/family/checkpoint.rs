@@ -23,6 +23,11 @@ pub const TRANSFORMER: &str = "checkpoint of a diffusion transformer";
 /// ACE-Step as its authors have it, with a config that names this class.
 pub const ACE_STEP: &str = "AceStepConditionGenerationModel";
 
+/// The CLIP text encoder of a pipeline, with or without the level that transformers dropped in version 5.
+const CLIP_OF_PIPELINE: &str = "CLIP in a pipeline";
+/// Its types and classes.
+const CLIP: [&str; 3] = ["clip_text_model", "CLIPTextModel", "CLIPTextModelWithProjection"];
+
 /// Modules at the root of transformers that are stored without any prefix. `blocks.` and `layers.` are those of other models
 /// as well; there it is a module beside them that tells.
 const ROOTS: &[&str] = &[
@@ -89,6 +94,15 @@ pub fn naming(model_type: &str) -> Option<Naming> {
         return Some(Naming::Native);
     }
     [U_NETS, PRIORS, TRANSFORMERS].iter().any(|classes| classes.contains(&model_type)).then_some(Naming::Diffusers)
+}
+
+/// The types by which a component of a pipeline is named, given those of the model it is: its own name stands before what
+/// is inside, so that no rule has to put it there, and CLIP has all its levels, as adapters have them.
+pub fn of_component(types: &[String]) -> Vec<String> {
+    let is_clip = |name: &String| CLIP.contains(&name.as_str());
+    let is_denoiser = |name: &String| [U_NETS, PRIORS, TRANSFORMERS].iter().any(|all| all.contains(&name.as_str()));
+    let clip = types.iter().any(is_clip).then(|| CLIP_OF_PIPELINE.to_string());
+    types.iter().filter(|name| !is_clip(name) && !is_denoiser(name)).cloned().chain(clip).collect()
 }
 
 /// OpenCLIP's names in those of transformers, behind the text encoder's word.
@@ -234,6 +248,7 @@ pub(super) const SETS: &[Set] = &[
     Set::whole(U_NETS, &[rename(r"^", "unet.")]),
     Set::whole(PRIORS, &[rename(r"^", "prior.")]),
     Set::whole(TRANSFORMERS, &[rename(r"^", "transformer.")]),
+    Set::whole(&[CLIP_OF_PIPELINE], &[rename(r"^(encoder|embeddings|final_layer_norm)\.", "text_model.$1.")]),
     Set::whole(&[SD1, SD2, SDXL, REFINER], UNET),
     Set::whole(&[SD1], &[rename(r"^cond_stage_model\.transformer\.(text_model\.)?", "text_encoder.text_model.")]),
     Set::whole(&[SD2], OF_SD2),

@@ -24,6 +24,9 @@ impl Index {
     /// part of a key that is not unplaced lies in one of them, once. What the model has and the checkpoint has not,
     /// such as the second use of a tied embedding, is not there.
     pub fn memory(&self) -> Listing {
+        if !self.parts.is_empty() {
+            return self.memory_of_parts();
+        }
         let mut tensors = IndexMap::new();
         let mut tried = HashSet::new();
         // How many of its names in memory hold a part of each key.

@@ -2,10 +2,12 @@
 //!
 //! When the index is made (`build`), the names are sorted into kinds (see `outline`), the rules of the family say what
 //! each kind is called in memory, and every such spelling is noted as a claim: "a name of this form means that kind".
-//! `search` goes from a name in memory to the tensors on disk, `listing` from all tensors on disk to those in memory.
+//! `search` goes from a name in memory to the tensors on disk, `listing` from all tensors on disk to those in memory;
+//! `parts` does both for the components of a pipeline.
 
 mod build;
 mod listing;
+mod parts;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,8 @@ pub struct Index {
     loose: Loose,
     /// Whether gate and up alternate in fused tensors, so that no range is one of them.
     interleaved: bool,
+    /// The components of a pipeline, each with names of its own; then there is nothing in the fields above.
+    parts: Vec<(String, Index)>,
 }
 
 /// Names that differ in their counting numbers only.

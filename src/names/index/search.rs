@@ -11,7 +11,7 @@ use super::super::experts::{self, Which};
 use super::super::outline::{self, Slot};
 use super::super::place::{Found, How, Piece};
 use super::super::rewrite::Op;
-use super::super::similar;
+use super::super::similar::{self, Likeness};
 use super::{Claim, Index};
 
 /// A claim, and what the marks of its kind stand for in the name that is looked for.
@@ -28,6 +28,9 @@ enum Answer {
 impl Index {
     /// Where the tensor that has this name in memory lies on disk.
     pub fn find(&self, memory_name: &str) -> Option<Found> {
+        if !self.parts.is_empty() {
+            return self.find_in_parts(memory_name);
+        }
         match self.named(memory_name) {
             Answer::Found(found) => Some(found),
             Answer::Refused => None,
@@ -36,13 +39,22 @@ impl Index {
     }
 
     /// The name on disk that resembles this one most, as a hint.
-    pub fn nearest(&self, memory_name: &str) -> Option<&str> {
+    pub fn nearest(&self, memory_name: &str) -> Option<String> {
+        self.nearest_scored(memory_name).map(|(_, key)| key)
+    }
+
+    /// The same, and how near it is.
+    pub(super) fn nearest_scored(&self, memory_name: &str) -> Option<(Likeness, String)> {
+        if !self.parts.is_empty() {
+            return self.nearest_in_parts(memory_name);
+        }
         let (wanted, slots) = outline::bare(memory_name);
         let scored = self.kinds.iter().filter_map(|kind| Some((similar::likeness(&wanted, &kind.bare)?, kind)));
-        let (_, kind) = scored.reduce(|best, next| if next.0 > best.0 { next } else { best })?;
+        let (likeness, kind) = scored.reduce(|best, next| if next.0 > best.0 { next } else { best })?;
         let numbers: Vec<_> = slots.iter().map(|slot| value(*slot)).collect();
         let same_numbers = outline::fill(&kind.text, &numbers).and_then(|key| self.shapes.get_key_value(&key));
-        same_numbers.or_else(|| self.shapes.get_index(kind.example)).map(|(key, _)| key.as_str())
+        let found = same_numbers.or_else(|| self.shapes.get_index(kind.example));
+        found.map(|(key, _)| (likeness, key.clone()))
     }
 
     fn named(&self, name: &str) -> Answer {

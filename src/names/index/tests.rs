@@ -409,8 +409,8 @@ fn text_and_vision_experts_share_one_list() {
 fn the_nearest_name_has_the_same_numbers_if_it_can() {
     let names = ["model.layers.0.attn.q_proj.weight", "model.layers.1.attn.q_proj.weight", "model.norm.weight"];
     let index = index(&[], &names.map(|name| (name, &[4][..])));
-    assert_eq!(index.nearest("layers.1.self_attn.q_proj.weight"), Some(names[1]));
-    assert_eq!(index.nearest("layers.7.self_attn.q_proj.weight"), Some(names[0]));
+    assert_eq!(index.nearest("layers.1.self_attn.q_proj.weight").as_deref(), Some(names[1]));
+    assert_eq!(index.nearest("layers.7.self_attn.q_proj.weight").as_deref(), Some(names[0]));
     assert_eq!(index.nearest("something.else"), None);
     assert_eq!(Index::default().nearest(""), None);
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::adapter::SiteKind;
-use crate::model::site::{Site, Sites};
+use crate::model::site::{self, Site};
 use crate::model::{BaseModel, embedding};
 use crate::names::{Found, ModulePath};
 
@@ -75,17 +75,14 @@ impl Listed {
     /// Lists the tensors of a model.
     pub fn new(model: &BaseModel) -> Listed {
         let listing = model.names.memory();
-        let types = model.model_types();
-        let shapes: Vec<_> =
-            listing.tensors.iter().map(|(name, f)| (name.as_str(), f.memory_shape.as_slice())).collect();
-        let has_stacks = shapes.iter().any(|(name, _)| name.ends_with(".experts.gate_up_proj"));
-        let sites = Sites::new(shapes, &types);
-        let in_out = listing.tensors.iter().any(|(name, _)| sites.of(name) == Some(Site::LinearInOut));
+        let has_stacks = listing.tensors.iter().any(|(name, _)| name.ends_with(".experts.gate_up_proj"));
+        let sites = site::of_model(model, &listing);
+        let in_out = sites.values().any(|site| *site == Site::LinearInOut);
         let about = Model { has_stacks, in_out };
         let places: HashMap<String, Place> = listing
             .tensors
             .iter()
-            .map(|(name, found)| (name.clone(), place(name, &found.memory_shape, sites.of(name), about)))
+            .map(|(name, found)| (name.clone(), place(name, &found.memory_shape, sites.get(name).copied(), about)))
             .collect();
         let known = listing.tensors.into_iter().filter_map(|(name, found)| {
             let place = places.get(&name)?.clone();

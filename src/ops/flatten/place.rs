@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use crate::adapter::{Adapter, Target};
 use crate::error::{Error, Result};
-use crate::model::site::{Site, Sites};
+use crate::model::site::{self, Site};
 use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 use crate::ops::orientation::is_transposed;
@@ -92,11 +92,9 @@ impl<'a> Places<'a> {
     /// no product of two factors has the form of the weight.
     fn is_grouped(&self, name: &str) -> bool {
         let grouped = self.grouped.get_or_init(|| {
-            let (listing, types) = (self.base.names.memory(), self.base.model_types());
-            let shapes: Vec<_> = listing.tensors.iter().map(|(n, f)| (n.as_str(), f.memory_shape.as_slice())).collect();
-            let sites = Sites::new(shapes.iter().copied(), &types);
-            let several = |name: &str| matches!(sites.of(name), Some(Site::Conv { groups, .. }) if groups != Some(1));
-            shapes.iter().map(|(name, _)| *name).filter(|name| several(name)).map(str::to_string).collect()
+            let sites = site::of_model(self.base, &self.base.names.memory());
+            let several = |site: &Site| matches!(site, Site::Conv { groups, .. } if *groups != Some(1));
+            sites.into_iter().filter(|(_, site)| several(site)).map(|(name, _)| name).collect()
         });
         grouped.iter().any(|g| g == name)
     }

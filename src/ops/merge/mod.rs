@@ -13,6 +13,7 @@ mod provenance;
 mod report;
 mod resolve;
 mod scale_tensor;
+mod shards;
 pub(super) mod source;
 mod tied;
 

@@ -1,9 +1,10 @@
 //! The files of the merged model: the base's own, with changed tensors in their places.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fitting::Fitting;
 use super::produce::{Merged, Scaling, Start};
@@ -11,13 +12,13 @@ use super::report::{Change, Totals};
 use super::resolve::{Edits, New};
 use super::scale_tensor::ScaleTensor;
 use super::source::Edit;
-use super::{Merge, Options};
+use super::{Merge, Options, shards};
 use crate::adapter::Note;
 use crate::adapter::delta::{Delta, Full, full::Mode};
 use crate::error::{Context, Error, Kind, Result};
 use crate::model::scaled::{self, is_eight};
-use crate::model::{BaseModel, Role};
-use crate::stream::{Entry, FileMetadata, IndexFile, Job, Make, Output, Plan, PlannedFile};
+use crate::model::{BaseModel, Role, embedding};
+use crate::stream::{Entry, FileMetadata, IndexFile, Job, Make, Output, Plan, PlannedFile, component_of};
 use crate::tensor::{Dtype, Scales, Shape, Tensor, dtype};
 
 /// Puts the plan together.
@@ -261,32 +262,35 @@ fn finish(
     mut changes: Vec<Change>,
 ) -> Result<Merge> {
     let mut notes = edits.notes;
-    let side = base.side_files()?;
+    let mut side = base.side_files()?;
+    let kept = untouched(&files);
+    side.keep_where(|component| kept.contains(component));
     for left in &side.left {
         notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
     }
     for broken in &side.broken {
         notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
     }
-    let mut index = base.files.index.as_ref().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() });
+    let of_base = base.files.indexes.iter();
+    let (copied, anew): (Vec<_>, Vec<_>) =
+        of_base.partition(|index| component_of(&index.name).is_some_and(|component| kept.contains(component)));
+    side.copied.extend(copied.into_iter().map(|index| PathBuf::from(&index.name)));
+    let mut indexes: Vec<IndexFile> =
+        anew.into_iter().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() }).collect();
     if let Some(limit) = options.max_shard_bytes {
         if !base.is_folder {
             let what = "--max-shard-size: the base is a single file, and so is the result";
             return Err(Error::new(Kind::Usage, what).hint("put the file into a folder to get shards"));
         }
-        files = reshard(files, limit, &mut changes)?;
-        index = (files.len() > 1).then(|| IndexFile {
-            name: crate::model::INDEX_NAME.to_string(),
-            metadata: index.map(|i| i.metadata).unwrap_or_default(),
-        });
+        let dealt = shards::deal(files, indexes, limit, &mut changes)?;
+        (files, indexes) = (dealt.files, dealt.indexes);
     }
-    let config = config(base, &edits.reshaped, (edits.untied, dequantised), options, &mut notes)?;
-    let texts: Vec<_> = config.into_iter().map(|text| (crate::model::CONFIG_NAME.into(), text)).collect();
+    let texts = configs(base, &edits.reshaped, (edits.untied, dequantised), options, &mut notes)?;
     let copies = side.copied.into_iter().filter(|p| !texts.iter().any(|(name, _)| name == p)).collect();
     let inputs = base.shards().iter().map(|s| Arc::clone(&s.contents.file)).collect();
     let output = Output {
         plan: Plan { files },
-        index,
+        indexes,
         texts,
         copies,
         copied_from: base.path.clone(),
@@ -296,91 +300,74 @@ fn finish(
     Ok(Merge { output, changes, notes, totals: Totals::default(), work: BTreeMap::new() })
 }
 
-/// Deals the tensors out anew, in order, so that no file exceeds `limit` (unless a single tensor does).
-fn reshard(files: Vec<PlannedFile>, limit: u64, changes: &mut [Change]) -> Result<Vec<PlannedFile>> {
-    let metadata = files.first().map(|f| f.metadata.clone()).unwrap_or_default();
-    let mut moved_to = BTreeMap::new();
-    let mut groups: Vec<Vec<Job>> = vec![Vec::new()];
-    let mut used = 0u64;
-    for (file, planned) in files.into_iter().enumerate() {
-        for (job, made) in planned.jobs.into_iter().enumerate() {
-            let size = made.entry.byte_len()? as u64;
-            if used + size > limit && groups.last().is_some_and(|g| !g.is_empty()) {
-                groups.push(Vec::new());
-                used = 0;
-            }
-            used += size;
-            let number = groups.len() - 1;
-            if let Some(group) = groups.last_mut() {
-                moved_to.insert((file, job), (number, group.len()));
-                group.push(made);
-            }
-        }
-    }
-    for change in changes.iter_mut() {
-        if let Some(place) = moved_to.get(&change.place) {
-            change.place = *place;
-        }
-    }
-    let count = groups.len();
-    let name = |i: usize| {
-        if count == 1 {
-            crate::model::SINGLE_NAME.to_string()
-        } else {
-            format!("model-{:05}-of-{count:05}.safetensors", i + 1)
-        }
-    };
-    Ok(groups
-        .into_iter()
-        .enumerate()
-        .map(|(i, jobs)| PlannedFile { name: name(i), metadata: metadata.clone(), head: None, jobs })
-        .collect())
+/// The components of a pipeline of which all files are copies of the base's.
+fn untouched(files: &[PlannedFile]) -> BTreeSet<String> {
+    let touched = files.iter().filter(|f| f.whole_copy().is_none());
+    let touched: BTreeSet<_> = touched.filter_map(|f| component_of(&f.name)).collect();
+    let all = files.iter().filter_map(|f| component_of(&f.name));
+    all.filter(|component| !touched.contains(component)).map(str::to_string).collect()
 }
 
-/// The text of the config, where the merge changes what it says.
-fn config(
+/// The texts of the configs in which the merge changes what they say, by their paths.
+fn configs(
     base: &BaseModel,
     reshaped: &BTreeMap<String, Shape>,
     (untied, dequantised): (bool, bool),
     options: &Options,
     notes: &mut Vec<Note>,
-) -> Result<Option<Vec<u8>>> {
-    let Some(original) = base.config.as_ref().filter(|_| base.is_folder) else { return Ok(None) };
-    let mut config = original.clone();
-    if untied {
-        set(&mut config, "tie_word_embeddings", json!(false), true);
-        // T5 reads from the tie whether it scales its output, unless the config has the word for it.
-        if config.get("model_type").and_then(Value::as_str) == Some("t5")
-            && !config.contains_key("scale_decoder_outputs")
-        {
-            config.insert(
-                "scale_decoder_outputs".to_string(),
-                json!(original.get("tie_word_embeddings") != Some(&json!(false))),
-            );
+) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut texts = Vec::new();
+    for (path, original) in base.configs() {
+        let mut config = original.clone();
+        if untied {
+            untie(&mut config, original);
         }
+        let vocabulary = vocabulary(base, &path, reshaped);
+        if let Some(rows) = vocabulary.and_then(|shape| shape.dims().first()) {
+            set(&mut config, "vocab_size", json!(rows), false);
+            notes.push(Note::info("vocab_size", format!("becomes {rows} in the config")));
+        }
+        if let Some(name) = options.dtype.and_then(dtype::torch_name) {
+            for field in ["torch_dtype", "dtype"] {
+                set(&mut config, field, json!(name), false);
+            }
+        }
+        if dequantised && config.shift_remove("quantization_config").is_some() {
+            notes.push(Note::info("quantization_config", "left out of the config: no weight has a scale any more"));
+        }
+        if config != *original {
+            texts.push((path, crate::model::config_text(config)?));
+        }
+    }
+    Ok(texts)
+}
+
+/// Says that the uses of an embedding are apart.
+fn untie(config: &mut Map<String, Value>, original: &Map<String, Value>) {
+    set(config, "tie_word_embeddings", json!(false), true);
+    // T5 reads from the tie whether it scales its output, unless the config has the word for it.
+    if config.get("model_type").and_then(Value::as_str) == Some("t5") && !config.contains_key("scale_decoder_outputs") {
+        config.insert(
+            "scale_decoder_outputs".to_string(),
+            json!(original.get("tie_word_embeddings") != Some(&json!(false))),
+        );
+    }
+}
+
+/// The new shape of the embedding that the config at this path is about.
+fn vocabulary<'a>(base: &BaseModel, config: &Path, reshaped: &'a BTreeMap<String, Shape>) -> Option<&'a Shape> {
+    let component = base.components().iter().find(|component| component.config_path() == config);
+    if let Some(component) = component {
+        let own = |key: &str| key.strip_suffix(".weight").is_some_and(embedding::is_input);
+        let is_in = |key: &str| base.component_of(key).is_some_and(|c| c.name == component.name);
+        return reshaped.iter().find(|(key, _)| is_in(key) && own(key)).map(|(_, shape)| shape);
     }
     let embeddings = base.embeddings();
-    let vocabulary = [embeddings.input, embeddings.output].into_iter().flatten().find_map(|key| reshaped.get(&key));
-    if let Some(rows) = vocabulary.and_then(|shape| shape.dims().first()) {
-        set(&mut config, "vocab_size", json!(rows), false);
-        notes.push(Note::info("vocab_size", format!("becomes {rows} in the config")));
-    }
-    if let Some(name) = options.dtype.and_then(dtype::torch_name) {
-        for field in ["torch_dtype", "dtype"] {
-            set(&mut config, field, json!(name), false);
-        }
-    }
-    if dequantised && config.shift_remove("quantization_config").is_some() {
-        notes.push(Note::info("quantization_config", "left out of the config: no weight has a scale any more"));
-    }
-    if config == *original {
-        return Ok(None);
-    }
-    crate::model::config_text(config).map(Some)
+    [embeddings.input, embeddings.output].into_iter().flatten().find_map(|key| reshaped.get(&key))
 }
 
 /// Sets a field where it stands, in the config or its inner text config; with `create` also where it does not stand.
-fn set(config: &mut serde_json::Map<String, Value>, field: &str, value: Value, create: bool) {
+fn set(config: &mut Map<String, Value>, field: &str, value: Value, create: bool) {
     if let Some(Value::Object(text)) = config.get_mut("text_config")
         && text.contains_key(field)
     {

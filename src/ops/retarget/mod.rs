@@ -11,7 +11,7 @@ mod part;
 mod projections;
 
 pub use naming::{of_base, settle_family, spell};
-pub use part::of_pipeline;
+pub use part::{of_pipeline, one_of_two};
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -230,7 +230,7 @@ impl Work<'_> {
         let (Form::Base, Some(base)) = (self.form, self.base) else { return };
         for (path, target) in &mut self.adapter.targets {
             if matches!(target.site, SiteKind::Layer | SiteKind::FanInFanOut)
-                && let Some(in_out) = conv1d::stores_in_out(base, path.leaf())
+                && let Some(in_out) = conv1d::stores_in_out(base, path)
             {
                 target.site = if in_out { SiteKind::FanInFanOut } else { SiteKind::Layer };
             }

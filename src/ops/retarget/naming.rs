@@ -26,11 +26,15 @@ const LEAST: f64 = 0.5;
 pub fn of_base(base: &BaseModel) -> Option<Spelling> {
     let naming = base.naming()?;
     let listing = base.names.memory();
+    // Of a pipeline what takes the noise away tells; its text encoders are those of other families as well.
+    let denoiser = base.denoiser().map(|component| component.name.as_str());
+    let is_asked =
+        |name: &str| base.pipeline.is_none() || base.component_of(name).map(|c| c.name.as_str()) == denoiser;
     let weight = |(name, found): &(String, Found)| {
         let shape: Vec<u64> = found.memory_shape.iter().map(|n| *n as u64).collect();
         Some((name.strip_suffix(".weight")?.to_string(), shape))
     };
-    let weights: Vec<_> = listing.tensors.iter().filter_map(weight).collect();
+    let weights: Vec<_> = listing.tensors.iter().filter(|(name, _)| is_asked(name)).filter_map(weight).collect();
     let seen = |with_shapes: bool| -> Vec<Seen<'_>> {
         weights.iter().map(|(path, shape)| Seen { path, shape: with_shapes.then_some(shape) }).collect()
     };

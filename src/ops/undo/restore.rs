@@ -20,7 +20,7 @@ use crate::stream::undo::Record;
 use crate::stream::undo::residual::{self, Elements};
 use crate::stream::{self, COPY_BYTES, Job, Make, Output, PieceOf, Plan, PlannedFile, Produce, Progress, Witness};
 use crate::tensor::hash::Checksum;
-use crate::tensor::{Bytes, Hash, Rows, Shape, Tensor, dtype};
+use crate::tensor::{Bytes, Hash, MappedFile, Rows, Shape, Tensor, dtype};
 
 /// A record and what it says.
 pub struct Restore {
@@ -105,7 +105,9 @@ impl Restore {
                 return Err(damaged(&format!("two files of the name `{name}`")));
             }
         }
-        if let Some(file) = files.iter().find(|f| f.name.contains('/')) {
+        // One folder further in lie the components of a pipeline.
+        let deepest = usize::from(self.manifest.is_folder);
+        if let Some(file) = files.iter().find(|f| f.name.matches('/').count() > deepest) {
             return Err(damaged(&format!("a file of the name `{}`", file.name)));
         }
         let mut elements = 0usize;
@@ -154,7 +156,8 @@ impl Restore {
                 return Err(damaged("a head with another number of tensors").in_file(&file_of_record));
             }
             let (mut jobs, mut blocks) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
-            for entry in entries {
+            for mut entry in entries {
+                entry.name = stream::known_as(&file.name, &entry.name);
                 let note = notes.next().filter(|n| n.key == entry.name);
                 let note =
                     note.ok_or_else(|| damaged("its tensors are not those of its heads")).in_file(&file_of_record)?;
@@ -192,7 +195,10 @@ impl Restore {
         }
         let own = self.record.file().path().canonicalize().ok();
         let of_base = |path: &PathBuf| self.manifest.sides.iter().any(|(name, _)| path.to_string_lossy() == *name);
-        let (copies, others): (Vec<_>, Vec<_>) = merged.side_files()?.copied.into_iter().partition(of_base);
+        let mut side = merged.side_files()?;
+        // Other copies of weights that the merge took along, since they stayed right.
+        side.copied.extend(side.left.extract_if(.., |path| of_base(path)));
+        let (copies, others): (Vec<_>, Vec<_>) = side.copied.into_iter().partition(of_base);
         for path in others {
             let known = texts.iter().any(|(name, _)| *name == path);
             if !known && self.manifest.is_folder && merged.path.join(&path).canonicalize().ok() != own {
@@ -203,7 +209,7 @@ impl Restore {
         inputs.push(Arc::clone(self.record.file()));
         let plan = Plan { files: Vec::new() };
         let is_folder = self.manifest.is_folder;
-        Ok(Output { plan, index: None, texts, copies, copied_from: merged.path.clone(), is_folder, inputs })
+        Ok(Output { plan, indexes: Vec::new(), texts, copies, copied_from: merged.path.clone(), is_folder, inputs })
     }
 
     fn make(
@@ -281,10 +287,10 @@ impl Restore {
     fn compare_sides(&self, merged: &BaseModel, undone: &mut Undone) {
         for (name, hash) in &self.manifest.sides {
             let path = undone.output.copies.iter().find(|path| path.to_string_lossy() == *name);
-            let found = path.and_then(|path| std::fs::read(merged.path.join(path)).ok());
+            let found = path.and_then(|path| MappedFile::open(&merged.path.join(path)).ok());
             let text = match found {
                 None => "was beside the base and is not beside the merged model; not restored",
-                Some(bytes) if Hash::of(&bytes).to_string() != *hash => "changed since the merge; copied as it is now",
+                Some(file) if Hash::of(file.as_slice()).to_string() != *hash => "changed since the merge; copied as it is now",
                 Some(_) => continue,
             };
             undone.notes.push(Note::lossy(name, text));

@@ -5,6 +5,7 @@
 //! What the adapters do not touch stays as it is in the merged model.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -81,14 +82,17 @@ impl<'a> Against<'a> {
         let dtype = written_as(merged, base);
         let mut merge = plan_as(base, removals, &history.strengths, options, dtype)?;
         notes.extend(lossy(std::mem::take(&mut merge.notes)));
-        let side = merged.side_files()?;
+        let mut side = merged.side_files()?;
+        let changed: Vec<_> = merge.changes.iter().filter_map(|c| base.component_of(&c.key)).map(|c| &c.name).collect();
+        side.keep_where(|component| !changed.iter().any(|name| *name == component));
         let output = Output {
             plan: stream::Plan { files: as_planned(merged, |key, tensor| Ok(Some(copy(key, tensor))))? },
-            index: merged
+            indexes: merged
                 .files
-                .index
-                .as_ref()
-                .map(|i| stream::IndexFile { name: i.name.clone(), metadata: i.metadata.clone() }),
+                .indexes
+                .iter()
+                .map(|i| stream::IndexFile { name: i.name.clone(), metadata: i.metadata.clone() })
+                .collect(),
             texts: Vec::new(),
             copies: side.copied,
             copied_from: merged.path.clone(),
@@ -311,7 +315,7 @@ impl<'a> Against<'a> {
         let is_changed = |job: &Job| by_key.contains_key(job.entry.name.as_str());
         self.history.write(&mut self.output.plan.files, is_changed, &self.options.tool);
         self.heads_of_base();
-        self.config()?;
+        self.configs()?;
         let (others, base) = (self.history.others(), self.history.base_alone());
         let (notes, strengths) = (self.notes, self.history.strengths);
         Ok(Unmerge { output: self.output, tensors, strengths, notes, copied, left_out, others, base })
@@ -373,27 +377,31 @@ impl<'a> Against<'a> {
         }
     }
 
-    /// The config, in which what the merge changes is as in the base.
-    fn config(&mut self) -> Result<()> {
-        let is_config = |name: &std::path::Path| name == std::path::Path::new(model::CONFIG_NAME);
-        let Some((_, text)) = self.merge.output.texts.iter().find(|(name, _)| is_config(name)) else { return Ok(()) };
-        let (Some(before), Some(there)) = (&self.base.config, &self.merged.config) else { return Ok(()) };
-        let given: Map<String, Value> =
-            serde_json::from_slice(text).map_err(|e| Error::malformed(e.to_string()).at_key(model::CONFIG_NAME))?;
-        let mut config = there.clone();
-        put_back(&mut config, before, &given);
-        if config == *there {
-            return Ok(());
-        }
-        // Where nothing else changed, the base's own file.
-        let text = match self.base.config_path() {
-            Some(path) if config == *before => {
-                std::fs::read(&path).map_err(|e| Error::io("cannot read", e).in_file(&path))?
-            }
-            _ => model::config_text(config)?,
+    /// The configs, in which what the merge changes is as in the base.
+    fn configs(&mut self) -> Result<()> {
+        let (of_base, of_merged) = (self.base.configs(), self.merged.configs());
+        let at = |all: &[(PathBuf, &'a Map<String, Value>)], name: &Path| {
+            all.iter().find(|(other, _)| other == name).map(|(_, config)| *config)
         };
-        self.output.copies.retain(|name| !is_config(name));
-        self.output.texts.push((model::CONFIG_NAME.into(), text));
+        for (name, text) in &self.merge.output.texts {
+            let (Some(before), Some(there)) = (at(&of_base, name), at(&of_merged, name)) else { continue };
+            let given: Map<String, Value> = serde_json::from_slice(text)
+                .map_err(|e| Error::malformed(e.to_string()).at_key(name.to_string_lossy()))?;
+            let mut config = there.clone();
+            put_back(&mut config, before, &given);
+            if config == *there {
+                continue;
+            }
+            // Where nothing else changed, the base's own file.
+            let text = if config == *before {
+                let path = self.base.path.join(name);
+                std::fs::read(&path).map_err(|e| Error::io("cannot read", e).in_file(&path))?
+            } else {
+                model::config_text(config)?
+            };
+            self.output.copies.retain(|copy| copy != name);
+            self.output.texts.push((name.clone(), text));
+        }
         Ok(())
     }
 }
