@@ -1,6 +1,6 @@
 //! `lora-tool extract`: an adapter from a base and a model tuned from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -72,9 +72,9 @@ pub struct Args {
     /// Go on where one of the models has tensors that the other has not: keep what is new, leave out what is gone
     #[arg(long)]
     allow_unmatched: bool,
-    /// Layout of the adapter
-    #[arg(long, value_name = "LAYOUT", default_value = "peft")]
-    to: String,
+    /// Layout of the adapter [default: peft; of a pipeline diffusers]
+    #[arg(long, value_name = "LAYOUT")]
+    to: Option<String>,
     /// What the adapter calls its base [default: the name in the base's config, else its path]
     #[arg(long, value_name = "NAME")]
     base_name: Option<String>,
@@ -87,9 +87,11 @@ pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
     let kernels = args.common.kernels()?;
     let options = options(args)?;
-    let layout = layout::named(&args.to)?;
+    let named = args.to.as_deref().map(layout::named).transpose()?;
     let base = BaseModel::open(&args.base)?;
     let tuned = BaseModel::open(&args.tuned)?;
+    let usual = if base.pipeline.is_some() { "diffusers" } else { "peft" };
+    let layout = named.map_or_else(|| layout::named(usual), Ok)?;
     let models = Models { base: &base, tuned: &tuned };
     let options = Options { about: about(args, &base), ..options };
     let inputs = inputs(args, &base, &tuned);
@@ -114,11 +116,11 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.common.dry_run {
         layout::save(&draft, &args.out, &inputs, args.common.force, !args.common.no_sync)?;
     }
-    say(args, &options, &made, &draft, began.elapsed().as_secs_f64())
+    say(args, (layout.name(), &options), &made, &draft, began.elapsed().as_secs_f64())
 }
 
 /// Calls the modules of an image model as the layout does: one for pipelines by the family of the model, any other as the
-/// model alone calls them, where the base is one by itself.
+/// model alone calls them, where the base is one by itself, or one component of a pipeline is all that changed.
 fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result<()> {
     let Some(naming) = base.naming() else { return Ok(()) };
     if layout.is_of_pipelines() {
@@ -130,6 +132,7 @@ fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result
             made.notes.extend(notes);
         }
     } else if naming == Naming::Diffusers {
+        require_one(layout, made, base)?;
         let alone = |path: ModulePath| match path.as_str().split_once('.') {
             Some((_, inner)) => ModulePath::from(inner),
             None => path,
@@ -138,6 +141,18 @@ fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result
         made.adapter.targets = targets.into_iter().map(|(path, target)| (alone(path), target)).collect();
     }
     Ok(())
+}
+
+/// An error where several components of a pipeline changed and the layout holds adapters of one model.
+fn require_one(layout: &dyn Layout, made: &Extraction, base: &BaseModel) -> Result<()> {
+    let parts = made.adapter.targets.keys().filter_map(|path| base.component_of(path.as_str()));
+    let parts: BTreeSet<&str> = parts.map(|component| component.name.as_str()).collect();
+    if parts.len() < 2 {
+        return Ok(());
+    }
+    let all = parts.into_iter().collect::<Vec<_>>().join(", ");
+    let what = format!("changes of several models of a pipeline, and {} holds those of one: {all}", layout.name());
+    Err(Error::unsupported(what).hint("--to diffusers and --to kohya hold all; --include '^unet[.]' takes those of one"))
 }
 
 fn write(layout: &dyn Layout, made: &mut Extraction) -> Result<Draft> {
@@ -195,7 +210,7 @@ fn require_something(args: &Args, made: &Extraction) -> Result<()> {
     Err(Error::missing(what).in_file(&args.tuned))
 }
 
-fn say(args: &Args, options: &Options, made: &Extraction, draft: &Draft, seconds: f64) -> Result<()> {
+fn say(args: &Args, options: (&str, &Options), made: &Extraction, draft: &Draft, seconds: f64) -> Result<()> {
     let bytes: u64 = draft.tensors.values().map(|t| t.bytes.len() as u64).sum();
     if args.common.json {
         return output::document(&document(args, options, made, draft, (bytes, seconds)));
@@ -230,7 +245,13 @@ fn whole_table(made: &Extraction) -> String {
     output::table(&["kept whole", "shape", "rows", "size"], &[2, 3], made.whole.iter().map(row).collect())
 }
 
-fn document(args: &Args, options: &Options, made: &Extraction, draft: &Draft, (bytes, seconds): (u64, f64)) -> Value {
+fn document(
+    args: &Args,
+    (layout, options): (&str, &Options),
+    made: &Extraction,
+    draft: &Draft,
+    (bytes, seconds): (u64, f64),
+) -> Value {
     let whole: Vec<_> = made
         .whole
         .iter()
@@ -238,7 +259,7 @@ fn document(args: &Args, options: &Options, made: &Extraction, draft: &Draft, (b
         .collect();
     let parameters: usize = draft.tensors.values().map(Tensor::elements).sum();
     json!({
-        "out": args.out, "dry_run": args.common.dry_run, "base": args.base, "tuned": args.tuned, "layout": args.to,
+        "out": args.out, "dry_run": args.common.dry_run, "base": args.base, "tuned": args.tuned, "layout": layout,
         "rank": options.rule.to_string(), "overall": approximate::overall(&made.modules), "modules": made.modules, "bytes": bytes, "parameters": parameters, "seconds": seconds,
         "equal": made.equal, "not_asked": made.not_asked, "whole": whole, "notes": notes_json(&made.notes),
     })

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use super::args::ReadAs;
 use super::{output, size};
 use crate::adapter::Note;
-use crate::container::{SafetensorsFile, Sharded};
+use crate::container::{Pipeline, SafetensorsFile, Sharded};
 use crate::error::{Kind, Result, printable};
 use crate::kernels;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
 use crate::model::{BaseModel, Provenance};
 use crate::ops::inspect::adapter::{self, rank_for};
-use crate::ops::inspect::{AdapterSummary, BaseSummary, Share, TargetSummary, base};
+use crate::ops::inspect::{AdapterSummary, BaseSummary, ComponentSummary, Share, TargetSummary, base};
 use crate::tensor::Tensor;
 
 /// Targets shown without `-v`.
@@ -113,7 +113,9 @@ pub(super) fn is_adapter(path: &Path) -> Result<bool> {
 
 fn keys(path: &Path) -> Result<(String, Value)> {
     let tensors: Vec<(String, Tensor)> = if path.is_dir() && !layout::source::looks_like_adapter(path) {
-        Sharded::open_folder(path)?.tensors().map(|(_, k, t)| (k.clone(), t.clone())).collect()
+        let pipeline = Pipeline::is_in(path).then(|| Pipeline::open(path)).transpose()?;
+        let files = pipeline.map_or_else(|| Sharded::open_folder(path), |pipeline| Ok(pipeline.files))?;
+        files.tensors().map(|(_, k, t)| (k.clone(), t.clone())).collect()
     } else if path.is_dir() {
         layout::Source::open(path)?.tensors.into_iter().collect()
     } else {
@@ -271,22 +273,23 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
 // Base models
 
 fn base_text(path: &Path, summary: &BaseSummary) -> String {
-    let mut lines = vec![
-        printable(&path.display().to_string()),
-        format!(
-            "  base model  {}",
-            if summary.model_types.is_empty() {
-                "no config".into()
-            } else {
-                printable(&summary.model_types.join(", "))
-            }
-        ),
+    let mut lines = vec![printable(&path.display().to_string())];
+    if summary.components.is_empty() {
+        let types = printable(&summary.model_types.join(", "));
+        lines.push(format!("  base model  {}", if types.is_empty() { "no config" } else { &types }));
+    } else {
+        lines.push(format!("  pipeline    {}", printable(summary.pipeline.as_deref().unwrap_or("of no class"))));
+        lines.extend(summary.components.iter().map(component));
+    }
+    lines.extend([
         format!("  files       {}", summary.files),
         format!("  layers      {}", summary.layers),
         format!("  tensors     {}", shares(&summary.dtypes)),
         format!("  parameters  {}", thousands(summary.total.elements)),
-        format!("  embeddings  {}", embeddings(summary)),
-    ];
+    ]);
+    if summary.components.is_empty() {
+        lines.push(format!("  embeddings  {}", embeddings(summary)));
+    }
     if let Some(scheme) = &summary.quantisation {
         lines.push(format!("  quantised   {}", printable(scheme)));
     }
@@ -310,6 +313,12 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
     lines.push(output::table(&["tensor (N: a number)", "count", "dtype", "shape"], &[1], rows));
     lines.extend(summary.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n")
+}
+
+/// A component of a pipeline in a line.
+fn component(of: &ComponentSummary) -> String {
+    let tensors = of.tensors.map(|s| format!(": {} tensors ({})", s.tensors, size::show(s.bytes)));
+    format!("  component   {} {}{}", printable(&of.name), printable(&of.class), tensors.unwrap_or_default())
 }
 
 /// What was merged in, the newest last.
@@ -343,8 +352,16 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         .iter()
         .map(|(name, g)| json!({ "name": name, "count": g.count, "dtype": g.dtype, "shape": g.shape }))
         .collect();
+    let components: Vec<_> = summary
+        .components
+        .iter()
+        .map(|c| {
+            let (tensors, bytes) = (c.tensors.map(|s| s.tensors), c.tensors.map(|s| s.bytes));
+            json!({ "name": c.name, "class": c.class, "tensors": tensors, "bytes": bytes })
+        })
+        .collect();
     json!({
-        "path": path, "type": "base", "model_types": summary.model_types, "files": summary.files,
+        "path": path, "type": "base", "pipeline": summary.pipeline, "components": components, "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
         "eight_bit": { "weights": summary.eight_bit.0, "scaled": summary.eight_bit.1 },

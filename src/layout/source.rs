@@ -11,7 +11,9 @@ use serde_json::{Map, Value};
 use super::facts;
 use super::nemo::archive;
 use crate::adapter::Facts;
-use crate::container::{self, Entry, GgufFile, Manifest, SafetensorsFile, Sharded, gguf, hub, json, npz, torch, yaml};
+use crate::container::{
+    self, Entry, GgufFile, Manifest, Pipeline, SafetensorsFile, Sharded, gguf, hub, json, npz, torch, yaml,
+};
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
@@ -95,7 +97,7 @@ const ASIDE: [&str; 3] = ["base", "settings", "alpha"];
 pub fn config_alone(path: &Path) -> Result<Option<SideFile>> {
     let file = if path.is_dir() { path.join(BASE_CONFIG_NAME) } else { path.to_path_buf() };
     let alone = match path.is_dir() {
-        true => file.is_file() && !Sharded::is_in(path)?,
+        true => file.is_file() && !Sharded::is_in(path)? && !Pipeline::is_in(path),
         false => path.file_name().is_some_and(|name| name == BASE_CONFIG_NAME),
     };
     alone.then(|| Ok((file.clone(), json::read_object(&file, MAX_CONFIG_BYTES)?))).transpose()

@@ -119,6 +119,7 @@ struct Pair {
 
 /// The tensors of both by their names in memory.
 fn pair(base: &BaseModel, tuned: &BaseModel, selection: &Selection, out: &mut Survey) -> Result<Vec<Pair>> {
+    components(base, tuned, selection)?;
     let listed = |model| Listed::new(model).tensors.into_iter();
     let mut after: BTreeMap<String, (Found, Place)> =
         listed(tuned).map(|(name, found, place)| (name, (found, place))).collect();
@@ -152,6 +153,31 @@ fn pair(base: &BaseModel, tuned: &BaseModel, selection: &Selection, out: &mut Su
     unmatched(tuned, base, &names, selection, "only in the other model", out)?;
     pairs.extend(extra.into_iter().map(|(name, place, after)| Pair { name, place, before: None, after, twin: None }));
     Ok(pairs)
+}
+
+/// An error for a component that only one of two pipelines has, or of which only one has weights that can be read; and for
+/// a pipeline beside a model by itself.
+fn components(base: &BaseModel, tuned: &BaseModel, selection: &Selection) -> Result<()> {
+    if base.pipeline.is_some() != tuned.pipeline.is_some() {
+        let word = |model: &BaseModel| if model.pipeline.is_some() { "a pipeline" } else { "a model by itself" };
+        let what = format!("this is {}, and {} is {}", word(base), tuned.path.display(), word(tuned));
+        return Err(Error::mismatch(what).in_file(&base.path).hint("name the folder of the component"));
+    }
+    for (one, other) in [(base, tuned), (tuned, base)] {
+        let has = |name: &str| other.components().iter().any(|c| c.name == name && c.has_tensors);
+        let asked = |name: &str| {
+            let tensors = one.files.tensors().filter(|(_, key, _)| one.component_of(key).is_some_and(|c| c.name == name));
+            tensors.into_iter().any(|(_, key, _)| is_asked(selection, key))
+        };
+        let mut lacks = one.components().iter().filter(|c| c.has_tensors && !has(&c.name) && asked(&c.name));
+        if let Some(component) = lacks.next().filter(|_| !selection.allow_unmatched) {
+            let name = &component.name;
+            let what = format!("no weights of the component {name}, which {} has", one.path.display());
+            let hint = format!("--exclude '^{name}[.]' leaves it out");
+            return Err(Error::missing(what).in_file(&other.path).hint(hint));
+        }
+    }
+    Ok(())
 }
 
 /// For the output embedding of `one`, which is `found`, where `other` leaves it to the input embedding: that one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Share, layer_of};
 use crate::adapter::Note;
-use crate::model::{BaseModel, Embeddings, Provenance};
+use crate::model::{BaseModel, Component, Embeddings, Provenance};
 use crate::tensor::Hash;
 
 /// A base model in numbers.
@@ -12,6 +12,10 @@ use crate::tensor::Hash;
 pub struct BaseSummary {
     /// `model_type` and `architectures` of the config.
     pub model_types: Vec<String>,
+    /// The class of a pipeline, where it names one.
+    pub pipeline: Option<String>,
+    /// The components of a pipeline.
+    pub components: Vec<ComponentSummary>,
     /// Number of files.
     pub files: usize,
     /// Number of different layers.
@@ -38,6 +42,17 @@ pub struct BaseSummary {
     pub notes: Vec<Note>,
 }
 
+/// A component of a pipeline.
+#[derive(Clone, Debug)]
+pub struct ComponentSummary {
+    /// Its name.
+    pub name: String,
+    /// Its class.
+    pub class: String,
+    /// Its tensors; none for one without weights that can be read.
+    pub tensors: Option<Share>,
+}
+
 /// Tensors whose names differ only in numbers.
 #[derive(Clone, Debug)]
 pub struct Group {
@@ -54,6 +69,8 @@ pub fn summarise(base: &BaseModel) -> BaseSummary {
     let carried = base.provenance();
     let mut out = BaseSummary {
         model_types: base.model_types(),
+        pipeline: base.pipeline.as_ref().and_then(|pipeline| pipeline.class.clone()),
+        components: base.components().iter().map(|c| component(base, c)).collect(),
         files: base.shards().len(),
         layers: 0,
         dtypes: BTreeMap::new(),
@@ -81,6 +98,17 @@ pub fn summarise(base: &BaseModel) -> BaseSummary {
     }
     out.layers = layers.len();
     out
+}
+
+fn component(base: &BaseModel, of: &Component) -> ComponentSummary {
+    let mut tensors = Share::default();
+    let is_in = |key: &str| base.component_of(key).is_some_and(|c| c.name == of.name);
+    base.files.tensors().filter(|(_, key, _)| is_in(key)).for_each(|(_, _, tensor)| tensors.add(tensor));
+    ComponentSummary {
+        name: of.name.clone(),
+        class: of.class.clone(),
+        tensors: Some(tensors).filter(|_| of.has_tensors),
+    }
 }
 
 /// A name with `N` for each component that is a number.

@@ -4,7 +4,7 @@ pub mod adapter;
 pub mod base;
 
 pub use adapter::{AdapterSummary, TargetSummary};
-pub use base::BaseSummary;
+pub use base::{BaseSummary, ComponentSummary};
 
 use crate::tensor::Tensor;
 

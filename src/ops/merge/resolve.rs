@@ -219,7 +219,9 @@ impl Resolver<'_> {
                 if is_head(path) && self.matches_elsewhere() =>
             {
                 let name = if part == Part::Bias { path.tensor("bias") } else { path.tensor("weight") };
-                let anchor = self.base.files.tensors().last().map(|(_, key, _)| key.clone()).unwrap_or_default();
+                let of = |name: &str| self.base.component_of(name).map(|c| c.name.as_str());
+                let all = self.base.files.tensors().map(|(_, key, _)| key).filter(|key| of(key) == of(&name));
+                let Some(anchor) = all.last().cloned() else { return Ok(Missing::Unmatched) };
                 self.edits.notes.push(Note::info(&name, "a head that the base does not have; added"));
                 Ok(Missing::Added(self.add(&name, anchor, tensor.shape.clone())))
             }
@@ -347,6 +349,15 @@ fn report_unmatched(
         let hint = "remove the parametrisation from the base before (torch's remove_parametrizations), or leave the \
                     layer out with --allow-unmatched";
         return Err(Error::unsupported(what).at_key(u.path.as_str()).hint(hint));
+    }
+    let component = base.component_of(&first.name).filter(|component| !component.has_tensors);
+    if let Some(component) = component {
+        let what = format!("{what}: the weights of {} are in no safetensors file", component.name);
+        let hint = format!("save them as safetensors first; --allow-unmatched leaves {} as it is", component.name);
+        return Err(Error::new(Kind::Missing, what)
+            .at_key(first.path.as_str())
+            .in_file(&applied.label)
+            .hint(hint));
     }
     let nearest = base.names.nearest(&first.name);
     let nearest = nearest.map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));
