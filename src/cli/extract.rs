@@ -39,7 +39,7 @@ Examples:
   lora-tool extract base tuned -o adapter --rank size=50MB --max-rank 128
   lora-tool extract base tuned -o adapter --rank error=0.1 --exclude 'embed_tokens|lm_head' --json")]
 pub struct Args {
-    /// Base model: a folder with shards, or one .safetensors file
+    /// Base model: a folder with shards, a pipeline, or one .safetensors file
     base: PathBuf,
     /// The model tuned from it
     tuned: PathBuf,
@@ -152,7 +152,8 @@ fn require_one(layout: &dyn Layout, made: &Extraction, base: &BaseModel) -> Resu
     }
     let all = parts.into_iter().collect::<Vec<_>>().join(", ");
     let what = format!("changes of several models of a pipeline, and {} holds those of one: {all}", layout.name());
-    Err(Error::unsupported(what).hint("--to diffusers and --to kohya hold all; --include '^unet[.]' takes those of one"))
+    Err(Error::unsupported(what)
+        .hint("--to diffusers and --to kohya hold all; --include '^unet[.]' takes those of one"))
 }
 
 fn write(layout: &dyn Layout, made: &mut Extraction) -> Result<Draft> {

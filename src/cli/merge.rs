@@ -34,7 +34,7 @@ Examples:
   lora-tool merge base.safetensors style@0.8 character@0.5 -o merged.safetensors
   lora-tool merge base adapter -o merged --dtype bf16 --max-shard-size 5GB --json")]
 pub struct Args {
-    /// Base model: a folder with shards, or one .safetensors file
+    /// Base model: a folder with shards, a pipeline, or one .safetensors file
     base: PathBuf,
     /// Adapters: folders or files, each with an optional strength behind an @
     #[arg(required = true, value_name = "ADAPTER[@STRENGTH]")]

@@ -27,7 +27,7 @@ Examples:
   lora-tool undo-record base merged -o base.undo --adapter my-adapter
   lora-tool undo-record base fine-tuned -o base.undo")]
 pub struct Args {
-    /// Base model: a folder with shards, or one .safetensors file
+    /// Base model: a folder with shards, a pipeline, or one .safetensors file
     base: PathBuf,
     /// The model made from it
     merged: PathBuf,

@@ -32,7 +32,7 @@ Examples:
   lora-tool verify merged.safetensors --base base.safetensors --adapter style@0.8 --adapter character@0.5
   lora-tool verify merged --base base --adapter adapter@0.5 --json")]
 pub struct Args {
-    /// The model in question: a folder with shards, or one .safetensors file
+    /// The model in question: a folder with shards, a pipeline, or one .safetensors file
     merged: PathBuf,
     /// Base model it is said to be made from
     #[arg(long, value_name = "BASE")]

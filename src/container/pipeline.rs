@@ -12,8 +12,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::json;
-use super::sharded::{Index, Sharded};
+use super::safetensors::SafetensorsFile;
+use super::sharded::{Index, Shard, Sharded};
 use crate::error::{Context, Error, Result};
+use crate::tensor::Tensor;
 
 /// What says which components a pipeline has.
 pub const INDEX_NAME: &str = "model_index.json";
@@ -97,6 +99,18 @@ impl Pipeline {
 }
 
 impl Sharded {
+    /// The tensors of a component, as a model by itself.
+    pub fn component(&self, name: &str) -> Sharded {
+        let is_own = |file: &str| component_of(file) == Some(name);
+        let alone = |shard: &Shard| {
+            let own = |(known, t): (&String, &Tensor)| (in_file(&shard.name, known).to_string(), t.clone());
+            let tensors = shard.contents.tensors.iter().map(own).collect();
+            Shard { contents: SafetensorsFile { tensors, ..shard.contents.clone() }, ..shard.clone() }
+        };
+        let shards = self.shards.iter().filter(|shard| is_own(&shard.name)).map(alone).collect();
+        Sharded { shards, indexes: Vec::new() }
+    }
+
     /// Adds the files of a component.
     fn take(&mut self, component: Sharded, name: &str) {
         for mut shard in component.shards {

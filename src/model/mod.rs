@@ -180,12 +180,19 @@ impl BaseModel {
 
     /// Whose names the modules of an image model's denoiser have; none for other models.
     pub fn naming(&self) -> Option<Naming> {
-        self.types.iter().find_map(|name| checkpoint::naming(name))
+        let of_pipeline = self.denoiser().map(|_| Naming::Diffusers);
+        of_pipeline.or_else(|| self.types.iter().find_map(|name| checkpoint::naming(name)))
     }
 
     /// What tells it from other models, whatever its files; see [`fingerprint`].
     pub fn fingerprint(&self) -> Hash {
         *self.fingerprint.get_or_init(|| fingerprint::of(&self.files))
+    }
+
+    /// The component of a pipeline that is told from other models by this hash, as if it were a model by itself.
+    pub fn component_with(&self, fingerprint: Hash) -> Option<&Component> {
+        let of = |component: &&Component| fingerprint::of(&self.files.component(&component.name)) == fingerprint;
+        self.components().iter().filter(|component| component.has_tensors).find(of)
     }
 
     /// What its files say was merged into it.

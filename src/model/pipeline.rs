@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::site::DENOISERS;
 use super::{CONFIG_NAME, MAX_CONFIG_BYTES, Scaled, model_types};
 use crate::container::{self, Sharded, json, pipeline};
 use crate::error::Result;
@@ -41,9 +42,10 @@ impl Component {
         Path::new(&self.name).join(CONFIG_NAME)
     }
 
-    /// Whether it is what takes the noise away.
+    /// Whether it is what takes the noise away: by its class, or by its name where the class is not known here.
     pub fn is_denoiser(&self) -> bool {
-        self.has_tensors && self.types.iter().any(|name| checkpoint::naming(name).is_some())
+        let by_class = self.types.iter().any(|name| checkpoint::naming(name).is_some());
+        self.has_tensors && (by_class || DENOISERS.contains(&self.name.as_str()))
     }
 }
 
@@ -55,12 +57,12 @@ pub(super) fn open(folder: &Path) -> Result<(Sharded, Pipeline, Scaled, Index)> 
     let scaled = Scaled::find(&files, quantised);
     let mut parts = Vec::new();
     for component in components.iter().filter(|c| c.has_tensors) {
-        let own = |file: &str| pipeline::component_of(file) == Some(component.name.as_str());
-        let keys = files.shards.iter().filter(|shard| own(&shard.name)).flat_map(|shard| {
-            let key = |known: &String| pipeline::in_file(&shard.name, known).to_string();
-            let own = shard.contents.tensors.iter().filter(|(known, _)| scaled.role(known).is_none());
-            own.map(move |(known, t)| (key(known), t.shape.dims().to_vec())).collect::<Vec<_>>()
-        });
+        let own = files.component(&component.name);
+        let is_weight = |key: &str| scaled.role(&format!("{}.{key}", component.name)).is_none();
+        let keys = own
+            .tensors()
+            .filter(|(_, key, _)| is_weight(key))
+            .map(|(_, key, t)| (key.clone(), t.shape.dims().to_vec()));
         parts.push((component.name.clone(), Index::new(keys, &checkpoint::of_component(&component.types))));
     }
     Ok((files, Pipeline { class, components }, scaled, Index::of_parts(parts)))

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Component;
 use crate::container::Sharded;
 use crate::container::pipeline::component_of;
+use crate::container::sharded::Index;
 use crate::error::{Error, Result};
 
 /// Endings of files that hold weights.
@@ -23,20 +24,23 @@ pub struct SideFiles {
     pub left: Vec<PathBuf>,
     /// Paths inside the folder of links that lead nowhere.
     pub broken: Vec<PathBuf>,
+    /// The indexes over the tensors, to be written anew.
+    pub indexes: Vec<Index>,
 }
 
 impl SideFiles {
-    /// Takes along what was left behind of the components of a pipeline that stay as they are.
+    /// Takes along what was left behind of the components of a pipeline that stay as they are, and their indexes.
     pub fn keep_where(&mut self, stays: impl Fn(&str) -> bool) {
-        let of = |path: &Path| component_of(&path.to_string_lossy()).is_some_and(&stays);
-        self.copied.extend(self.left.extract_if(.., |path| of(path)));
+        let of = |name: &str| component_of(name).is_some_and(&stays);
+        self.copied.extend(self.left.extract_if(.., |path| of(&path.to_string_lossy())));
+        self.copied.extend(self.indexes.extract_if(.., |index| of(&index.name)).map(|index| index.name.into()));
         self.copied.sort();
     }
 }
 
 /// Those of a folder. A component of a pipeline of which no weights were opened stays as it is, whatever it consists of.
 pub(super) fn list(folder: &Path, files: &Sharded, components: &[Component]) -> Result<SideFiles> {
-    let mut out = SideFiles::default();
+    let mut out = SideFiles { indexes: files.indexes.clone(), ..SideFiles::default() };
     walk(folder, Path::new(""), files, &mut out, 0)?;
     out.keep_where(|name| components.iter().any(|c| c.name == name && !c.has_tensors));
     out.copied.sort();

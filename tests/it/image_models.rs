@@ -292,24 +292,6 @@ fn flat_and_dotted_names_are_the_same_adapter() {
 }
 
 #[test]
-fn a_pipeline_is_told_from_its_models() {
-    let scratch = Scratch::new();
-    let pipeline = scratch.join("pipeline");
-    for model in ["scheduler", "transformer"] {
-        std::fs::create_dir_all(pipeline.join(model)).expect("a folder");
-    }
-    std::fs::write(pipeline.join("model_index.json"), "{}").expect("an index");
-    file(&pipeline.join("transformer/diffusion_pytorch_model.safetensors"), native_base());
-    let mut tensors = StateDict::new();
-    pair(&mut tensors, "transformer.single_transformer_blocks.0.attn.to_q", (D, D), 2, PEFT);
-    let adapter = file(&scratch.join("adapter.safetensors"), tensors);
-    let ran = program::merge(&pipeline, &adapter, &scratch.join("out"), &[]).expect(1);
-    assert!(ran.err.contains("a pipeline of diffusers"), "{}", ran.err);
-    let which = format!("the one that the adapter is for: {}\n", pipeline.join("transformer").display());
-    assert!(ran.err.contains(&which), "{}", ran.err);
-}
-
-#[test]
 fn a_text_encoder_of_a_pipeline_is_known_by_its_sizes() {
     let scratch = Scratch::new();
     let inner = "text_model.encoder.layers.0.self_attn.q_proj";

@@ -40,6 +40,7 @@ mod mlx;
 mod models;
 mod nemo;
 mod parity;
+mod pipelines;
 mod program;
 mod provenance;
 mod resize;

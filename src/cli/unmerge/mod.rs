@@ -29,7 +29,7 @@ Examples:
   lora-tool unmerge merged -o without --adapter my-adapter --base Llama-3.1-8B"
 )]
 pub struct Args {
-    /// Merged model: a folder with shards, or one .safetensors file
+    /// Merged model: a folder with shards, a pipeline, or one .safetensors file
     merged: PathBuf,
     /// Where the result goes: a folder if the model is one, else a file
     #[arg(short, long, value_name = "OUT")]

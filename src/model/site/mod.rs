@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::{BaseModel, conv1d};
 use crate::names::{Listing, checkpoint};
+pub use words::DENOISERS;
 use words::*;
 
 /// The sort of place a tensor has in the model.
@@ -82,7 +83,11 @@ pub fn of_model(model: &BaseModel, listing: &Listing) -> HashMap<String, Site> {
     let mut out = HashMap::new();
     for group in groups.into_values() {
         let Some((first, _)) = group.first() else { continue };
-        let sites = Sites::new(group.iter().copied(), model.types_at(first));
+        let mut types = model.types_at(first).to_vec();
+        // One of a class that is not known here is like the others.
+        types
+            .extend(model.component_of(first).filter(|c| c.is_denoiser()).map(|_| checkpoint::TRANSFORMER.to_string()));
+        let sites = Sites::new(group.iter().copied(), &types);
         out.extend(group.iter().filter_map(|(name, _)| Some((name.to_string(), sites.of(name)?))));
     }
     out

@@ -166,7 +166,8 @@ fn components(base: &BaseModel, tuned: &BaseModel, selection: &Selection) -> Res
     for (one, other) in [(base, tuned), (tuned, base)] {
         let has = |name: &str| other.components().iter().any(|c| c.name == name && c.has_tensors);
         let asked = |name: &str| {
-            let tensors = one.files.tensors().filter(|(_, key, _)| one.component_of(key).is_some_and(|c| c.name == name));
+            let tensors =
+                one.files.tensors().filter(|(_, key, _)| one.component_of(key).is_some_and(|c| c.name == name));
             tensors.into_iter().any(|(_, key, _)| is_asked(selection, key))
         };
         let mut lacks = one.components().iter().filter(|c| c.has_tensors && !has(&c.name) && asked(&c.name));

@@ -271,12 +271,8 @@ fn finish(
     for broken in &side.broken {
         notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
     }
-    let of_base = base.files.indexes.iter();
-    let (copied, anew): (Vec<_>, Vec<_>) =
-        of_base.partition(|index| component_of(&index.name).is_some_and(|component| kept.contains(component)));
-    side.copied.extend(copied.into_iter().map(|index| PathBuf::from(&index.name)));
-    let mut indexes: Vec<IndexFile> =
-        anew.into_iter().map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() }).collect();
+    let indexes = side.indexes.into_iter();
+    let mut indexes: Vec<_> = indexes.map(|i| IndexFile { name: i.name, metadata: i.metadata }).collect();
     if let Some(limit) = options.max_shard_bytes {
         if !base.is_folder {
             let what = "--max-shard-size: the base is a single file, and so is the result";

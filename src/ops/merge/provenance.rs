@@ -25,7 +25,7 @@ pub fn check(base: &BaseModel, adapters: &[Applied], options: &Options, notes: &
     for applied in adapters {
         let Some(identity) = &applied.identity else { continue };
         history.check_repeat(applied, identity, options, notes).in_file(&applied.label)?;
-        history.check_base(applied, identity, options, notes).in_file(&applied.label)?;
+        history.check_base((base, applied), identity, options, notes).in_file(&applied.label)?;
     }
     Ok(history)
 }
@@ -54,7 +54,7 @@ impl History {
 
     fn check_base(
         &self,
-        applied: &Applied,
+        (base, applied): (&BaseModel, &Applied),
         identity: &Identity,
         options: &Options,
         notes: &mut Vec<Note>,
@@ -63,6 +63,10 @@ impl History {
         if self.earlier.as_ref().is_some_and(|p| p.base == named) {
             let what = "made for the base without the adapters that were merged into it before";
             notes.push(Note::info(&applied.label, what));
+            return Ok(());
+        }
+        if let Some(component) = base.component_with(named) {
+            notes.push(Note::info(&applied.label, format!("made for the {} of this pipeline", component.name)));
             return Ok(());
         }
         let what = format!("made for another base: it names fingerprint {named}, this base has {}", self.fingerprint);

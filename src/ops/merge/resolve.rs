@@ -354,10 +354,7 @@ fn report_unmatched(
     if let Some(component) = component {
         let what = format!("{what}: the weights of {} are in no safetensors file", component.name);
         let hint = format!("save them as safetensors first; --allow-unmatched leaves {} as it is", component.name);
-        return Err(Error::new(Kind::Missing, what)
-            .at_key(first.path.as_str())
-            .in_file(&applied.label)
-            .hint(hint));
+        return Err(Error::new(Kind::Missing, what).at_key(first.path.as_str()).in_file(&applied.label).hint(hint));
     }
     let nearest = base.names.nearest(&first.name);
     let nearest = nearest.map_or_else(String::new, |n| format!("the nearest key of the base is `{n}`; "));

@@ -19,12 +19,7 @@ pub struct Dealt {
 }
 
 /// Deals the tensors out anew, in order, so that no file exceeds `limit` (unless a single tensor does).
-pub fn deal(
-    files: Vec<PlannedFile>,
-    mut indexes: Vec<IndexFile>,
-    limit: u64,
-    changes: &mut [Change],
-) -> Result<Dealt> {
+pub fn deal(files: Vec<PlannedFile>, mut indexes: Vec<IndexFile>, limit: u64, changes: &mut [Change]) -> Result<Dealt> {
     let mut out = Dealt { files: Vec::new(), indexes: Vec::new() };
     let mut moved_to = BTreeMap::new();
     for group in groups(files) {
@@ -67,9 +62,10 @@ pub fn deal(
 fn groups(files: Vec<PlannedFile>) -> Vec<Vec<(usize, PlannedFile)>> {
     let mut groups: Vec<Vec<(usize, PlannedFile)>> = Vec::new();
     for (number, file) in files.into_iter().enumerate() {
-        let is_new = groups.last().and_then(|group| group.last()).is_none_or(|(_, last)| {
-            component_of(&last.name) != component_of(&file.name)
-        });
+        let is_new = groups
+            .last()
+            .and_then(|group| group.last())
+            .is_none_or(|(_, last)| component_of(&last.name) != component_of(&file.name));
         if is_new {
             groups.push(Vec::new());
         }

@@ -9,7 +9,7 @@ use crate::adapter::fused::{self, Part};
 use crate::adapter::{Adapter, Note, Spelling, Target};
 use crate::error::{Context, Error, Result};
 use crate::model::BaseModel;
-use crate::names::diffusion::{self, Candidate, Container, Naming, Order, Ratio, Rows, Seen};
+use crate::names::diffusion::{self, Candidate, Container, Family, Naming, Order, Ratio, Rows, Seen};
 use crate::names::{Found, ModulePath};
 
 /// What a module becomes a part of.
@@ -28,8 +28,7 @@ pub fn of_base(base: &BaseModel) -> Option<Spelling> {
     let listing = base.names.memory();
     // Of a pipeline what takes the noise away tells; its text encoders are those of other families as well.
     let denoiser = base.denoiser().map(|component| component.name.as_str());
-    let is_asked =
-        |name: &str| base.pipeline.is_none() || base.component_of(name).map(|c| c.name.as_str()) == denoiser;
+    let is_asked = |name: &str| base.pipeline.is_none() || base.component_of(name).map(|c| c.name.as_str()) == denoiser;
     let weight = |(name, found): &(String, Found)| {
         let shape: Vec<u64> = found.memory_shape.iter().map(|n| *n as u64).collect();
         Some((name.strip_suffix(".weight")?.to_string(), shape))
@@ -41,17 +40,31 @@ pub fn of_base(base: &BaseModel) -> Option<Spelling> {
     let first = |with_shapes| {
         let alike = |c: &Candidate| c.family.denoiser().is_some_and(|part| part.alike(c.naming, naming));
         let found = diffusion::detect(&seen(with_shapes));
-        found.into_iter().find(|c| alike(c) && c.score > LEAST)
+        let mut likely = found.into_iter().filter(|c| alike(c) && c.score > LEAST);
+        let first = likely.next()?;
+        if has_encoders(base, first.family) {
+            Some(first)
+        } else {
+            likely.find(|c| has_encoders(base, c.family)).or(Some(first))
+        }
     };
     // Models of sizes of their own are known by their names.
     first(true).or_else(|| first(false)).map(|found| Spelling::of(&found, naming))
+}
+
+/// Whether models of this family have all text encoders that a pipeline has.
+fn has_encoders(base: &BaseModel, family: &Family) -> bool {
+    let has =
+        |name: &str| family.parts.iter().any(|part| part.homes(Container::Diffusers).any(|home| home.prefix == name));
+    let encoders = base.components().iter().filter(|c| c.has_tensors && c.name.starts_with("text_encoder"));
+    encoders.into_iter().all(|component| has(&component.name))
 }
 
 /// Takes the family of the base for the adapter's, where all its modules can be of it: an adapter of attention alone can
 /// be for one of many, and what it was taken for is the likeliest of them. A note says so where it is another one.
 pub fn settle_family(adapter: &mut Adapter, base: &BaseModel) -> Option<Note> {
     let (own, of_base) = (adapter.spelling?, of_base(base)?);
-    let part = diffusion::family(of_base.family).and_then(diffusion::Family::denoiser)?;
+    let part = diffusion::family(of_base.family).and_then(Family::denoiser)?;
     let prefix = prefix(part);
     let knows = |path: &ModulePath| {
         let inner = path.as_str().strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
@@ -77,7 +90,7 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
     let Some(spelling) = adapter.spelling.filter(|spelling| spelling.naming != to) else {
         return Ok((adapter.clone(), Vec::new()));
     };
-    let part = diffusion::family(spelling.family).and_then(diffusion::Family::denoiser);
+    let part = diffusion::family(spelling.family).and_then(Family::denoiser);
     let Some(part) = part else { return Ok((adapter.clone(), Vec::new())) };
     let prefix = prefix(part);
     let mut out =

@@ -46,7 +46,8 @@ fn alone(inner: &str, target: &Target, base: &BaseModel) -> Option<ModulePath> {
 pub fn one_of_two(adapter: &Adapter, base: &BaseModel) -> Option<Note> {
     let [first, second] = TRANSFORMERS;
     let has = |name: &str| base.components().iter().any(|c| c.name == name && c.is_denoiser());
-    let names = |part: &str| adapter.targets.keys().any(|path| path.as_str().split_once('.').is_some_and(|p| p.0 == part));
+    let names =
+        |part: &str| adapter.targets.keys().any(|path| path.as_str().split_once('.').is_some_and(|p| p.0 == part));
     let (named, other) = match (names(first), names(second)) {
         (true, false) => (first, second),
         (false, true) => (second, first),

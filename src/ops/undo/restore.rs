@@ -105,9 +105,9 @@ impl Restore {
                 return Err(damaged(&format!("two files of the name `{name}`")));
             }
         }
-        // One folder further in lie the components of a pipeline.
-        let deepest = usize::from(self.manifest.is_folder);
-        if let Some(file) = files.iter().find(|f| f.name.matches('/').count() > deepest) {
+        // In folders lie the components of a pipeline, and nothing else.
+        let is_component = |folder: &str| merged.components().iter().any(|c| c.name == folder);
+        if let Some(file) = files.iter().find(|f| f.name.rsplit_once('/').is_some_and(|(to, _)| !is_component(to))) {
             return Err(damaged(&format!("a file of the name `{}`", file.name)));
         }
         let mut elements = 0usize;
@@ -290,7 +290,9 @@ impl Restore {
             let found = path.and_then(|path| MappedFile::open(&merged.path.join(path)).ok());
             let text = match found {
                 None => "was beside the base and is not beside the merged model; not restored",
-                Some(file) if Hash::of(file.as_slice()).to_string() != *hash => "changed since the merge; copied as it is now",
+                Some(file) if Hash::of(file.as_slice()).to_string() != *hash => {
+                    "changed since the merge; copied as it is now"
+                }
                 Some(_) => continue,
             };
             undone.notes.push(Note::lossy(name, text));

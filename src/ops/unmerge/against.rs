@@ -87,11 +87,10 @@ impl<'a> Against<'a> {
         side.keep_where(|component| !changed.iter().any(|name| *name == component));
         let output = Output {
             plan: stream::Plan { files: as_planned(merged, |key, tensor| Ok(Some(copy(key, tensor))))? },
-            indexes: merged
-                .files
+            indexes: side
                 .indexes
-                .iter()
-                .map(|i| stream::IndexFile { name: i.name.clone(), metadata: i.metadata.clone() })
+                .into_iter()
+                .map(|i| stream::IndexFile { name: i.name, metadata: i.metadata })
                 .collect(),
             texts: Vec::new(),
             copies: side.copied,
