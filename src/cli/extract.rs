@@ -106,7 +106,10 @@ pub fn run(args: &Args) -> Result<()> {
         layout::gguf::base::tell(&mut made.adapter, config); // architecture and heads
     }
     spell(layout, &mut made, &base)?;
-    let draft = write(layout, &mut made)?;
+    let draft = write(layout, &mut made).map_err(|e| match (&base.pipeline, e.advice()) {
+        (Some(_), None) => e.hint("--exclude leaves tensors out by name, as in --exclude '^vae[.]'"),
+        _ => e,
+    })?;
     if args.common.strict {
         output::require_lossless(&made.notes)?;
     }

@@ -269,6 +269,18 @@ fn tensors_are_dealt_out_component_by_component() {
     run(&[&"verify", &merged, &"--base", &base, &"--adapter", &adapter]).expect(0);
     run(&[&"unmerge", &merged, &"-o", &back, &"--undo", &record]).expect(0);
     assert!(files(&back) == files(&base));
+
+    // One that no adapter changes as well, where its files are too large.
+    transformer(&base.join("transformer"), 2);
+    std::fs::remove_file(base.join("transformer/diffusion_pytorch_model.safetensors")).expect("removed");
+    let (of_text, _) = self::adapter(&scratch.join("b.safetensors"), &[&format!("text_encoder.{Q_PROJ}")]);
+    let merged = scratch.join("of-text");
+    program::merge(&base, &of_text, &merged, &["--max-shard-size", "100B"]).expect(0);
+    let names: Vec<_> = files(&merged).into_keys().filter(|n| n.starts_with("transformer/d")).collect();
+    let shard = |n: usize| format!("transformer/diffusion_pytorch_model-{n:05}-of-00004.safetensors");
+    let index = "transformer/diffusion_pytorch_model.safetensors.index.json".to_string();
+    assert_eq!(names, [shard(1), shard(2), shard(3), shard(4), index]);
+    run(&[&"verify", &merged, &"--base", &base, &"--adapter", &of_text]).expect(0);
 }
 
 #[test]

@@ -262,17 +262,9 @@ fn finish(
     mut changes: Vec<Change>,
 ) -> Result<Merge> {
     let mut notes = edits.notes;
-    let mut side = base.side_files()?;
-    let kept = untouched(&files);
-    side.keep_where(|component| kept.contains(component));
-    for left in &side.left {
-        notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
-    }
-    for broken in &side.broken {
-        notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
-    }
-    let indexes = side.indexes.into_iter();
-    let mut indexes: Vec<_> = indexes.map(|i| IndexFile { name: i.name, metadata: i.metadata }).collect();
+    let of_base = base.files.indexes.iter();
+    let mut indexes: Vec<_> =
+        of_base.map(|i| IndexFile { name: i.name.clone(), metadata: i.metadata.clone() }).collect();
     if let Some(limit) = options.max_shard_bytes {
         if !base.is_folder {
             let what = "--max-shard-size: the base is a single file, and so is the result";
@@ -280,6 +272,16 @@ fn finish(
         }
         let dealt = shards::deal(files, indexes, limit, &mut changes)?;
         (files, indexes) = (dealt.files, dealt.indexes);
+    }
+    let mut side = base.side_files()?;
+    let kept = untouched(&files);
+    side.keep_where(|component| kept.contains(component));
+    indexes.retain(|index| !component_of(&index.name).is_some_and(|component| kept.contains(component)));
+    for left in &side.left {
+        notes.push(Note::info(left.to_string_lossy(), "another copy of the base's weights; not copied"));
+    }
+    for broken in &side.broken {
+        notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
     }
     let texts = configs(base, &edits.reshaped, (edits.untied, dequantised), options, &mut notes)?;
     let copies = side.copied.into_iter().filter(|p| !texts.iter().any(|(name, _)| name == p)).collect();
