@@ -127,6 +127,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result<()> {
     let Some(naming) = base.naming() else { return Ok(()) };
     if layout.is_of_pipelines() {
+        require_words(layout, made, base)?;
         made.adapter.spelling = retarget::of_base(base);
         let family = made.adapter.spelling.and_then(|spelling| diffusion::family(spelling.family));
         if let Some(to) = family.and_then(|family| layout.naming(family)) {
@@ -144,6 +145,20 @@ fn spell(layout: &dyn Layout, made: &mut Extraction, base: &BaseModel) -> Result
         made.adapter.targets = targets.into_iter().map(|(path, target)| (alone(path), target)).collect();
     }
     Ok(())
+}
+
+/// An error for a component of a pipeline for which only the layout of pipelines has a word.
+fn require_words(layout: &dyn Layout, made: &Extraction, base: &BaseModel) -> Result<()> {
+    const EVERYWHERE: [&str; 6] = ["unet", "transformer", "prior", "text_encoder", "text_encoder_2", "text_encoder_3"];
+    let parts = made.adapter.targets.keys().filter_map(|path| base.component_of(path.as_str()));
+    let Some(other) = parts.into_iter().find(|c| !EVERYWHERE.contains(&c.name.as_str())) else { return Ok(()) };
+    if layout.name() == "diffusers" {
+        return Ok(());
+    }
+    let name = &other.name;
+    let what = format!("changes of {name}, for which {} has no word", layout.name());
+    Err(Error::unsupported(what)
+        .hint(format!("--exclude '^{name}[.]' leaves it out, and {name} can be BASE and TUNED by itself")))
 }
 
 /// An error where several components of a pipeline changed and the layout holds adapters of one model.

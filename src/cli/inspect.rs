@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::args::ReadAs;
+use super::unmerge::tensors;
 use super::{output, size};
 use crate::adapter::Note;
 use crate::container::{Pipeline, SafetensorsFile, Sharded};
@@ -317,8 +318,8 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
 
 /// A component of a pipeline in a line.
 fn component(of: &ComponentSummary) -> String {
-    let tensors = of.tensors.map(|s| format!(": {} tensors ({})", s.tensors, size::show(s.bytes)));
-    format!("  component   {} {}{}", printable(&of.name), printable(&of.class), tensors.unwrap_or_default())
+    let held = of.tensors.map(|s| format!(": {} ({})", tensors(s.tensors), size::show(s.bytes)));
+    format!("  component   {} {}{}", printable(&of.name), printable(&of.class), held.unwrap_or_default())
 }
 
 /// What was merged in, the newest last.

@@ -19,7 +19,7 @@ use crate::tensor::Tensor;
 
 /// What says which components a pipeline has.
 pub const INDEX_NAME: &str = "model_index.json";
-/// The class of the pipeline, and fields about it: no components.
+/// Where it says of which class the pipeline is. All names that begin so are about it, and no components.
 const CLASS: &str = "_class_name";
 const MAX_INDEX_BYTES: u64 = 1 << 20;
 /// What weights are called, before a variant and the ending.

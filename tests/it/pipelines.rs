@@ -483,8 +483,17 @@ fn an_adapter_of_one_transformer_leaves_the_other() {
     }
     let paths = ["transformer", "transformer_2"].map(|part| format!("{part}.{TO_Q}"));
     let (both, _) = adapter(&scratch.join("both.safetensors"), &paths.each_ref().map(String::as_str));
-    let ran = program::merge(&base, &both, &scratch.join("merged-both"), &[]).expect(0);
+    let tuned = scratch.join("merged-both");
+    let ran = program::merge(&base, &both, &tuned, &[]).expect(0);
     assert!(!ran.err.contains("stays as it is"), "{}", ran.err);
+
+    // Both come out again; kohya's files know one of them, whichever it is.
+    let (out, again) = (scratch.join("extracted"), scratch.join("again"));
+    run(&[&"extract", &base, &tuned, &"-o", &out, &"--rank", &"2"]).expect(0);
+    program::merge(&base, &out, &again, &[]).expect(0);
+    require_same_values(&again, &tuned, "both");
+    let ran = run(&[&"extract", &base, &tuned, &"-o", &scratch.join("none"), &"--to", &"kohya"]).expect(1);
+    assert!(ran.err.contains("changes of transformer_2, for which kohya has no word"), "{}", ran.err);
 }
 
 #[test]
