@@ -19,6 +19,8 @@ use crate::tensor::Tensor;
 pub const INDEX_NAME: &str = "model.safetensors.index.json";
 /// Name of the single file that transformers writes.
 pub const SINGLE_NAME: &str = "model.safetensors";
+/// Name of the single file that diffusers writes, beside which variants may lie.
+const DIFFUSERS_NAME: &str = "diffusion_pytorch_model.safetensors";
 const INDEX_ENDING: &str = ".safetensors.index.json";
 const MAX_INDEX_BYTES: u64 = 100_000_000;
 const MAX_SHARDS: usize = 100_000;
@@ -63,7 +65,7 @@ impl Sharded {
         Ok(!safetensors_names(folder)?.is_empty())
     }
 
-    /// A folder: the index decides; without one, `model.safetensors`, or the only safetensors file.
+    /// A folder: the index decides; without one, `model.safetensors`, diffusers' name, or the only safetensors file.
     pub fn open_folder(folder: &Path) -> Result<Sharded> {
         let names = safetensors_names(folder)?;
         let indexes: Vec<_> = names.iter().filter(|n| n.ends_with(INDEX_ENDING)).collect();
@@ -78,6 +80,7 @@ impl Sharded {
         let files: Vec<_> = names.iter().filter(|n| n.ends_with(".safetensors")).collect();
         let only = match files.as_slice() {
             _ if names.iter().any(|n| n == SINGLE_NAME) => SINGLE_NAME.to_string(),
+            _ if names.iter().any(|n| n == DIFFUSERS_NAME) => DIFFUSERS_NAME.to_string(),
             [one] => (*one).clone(),
             [] => {
                 return Err(Error::missing("no safetensors file in this folder")

@@ -311,6 +311,12 @@ fn a_variant_stands_in_only_where_there_is_nothing_else() {
     assert!(files(&base).iter().all(|(name, bytes)| !came_back.contains_key(name) || came_back[name] == *bytes));
     assert_eq!(came_back.into_keys().collect::<Vec<_>>(), files(&merged).into_keys().collect::<Vec<_>>());
 
+    // Of the component by itself as well.
+    let alone = scratch.join("alone");
+    let ran = program::merge(&base.join("transformer"), &adapter, &alone, &[]).expect(0);
+    assert!(ran.err.contains(&format!("note: {variant}: another copy of the base's weights")), "{}", ran.err);
+    assert_eq!(read(&alone.join(plain)), read(&merged.join("transformer").join(plain)));
+
     // Alone, it is the base.
     std::fs::remove_file(base.join("transformer").join(plain)).expect("removed");
     std::fs::remove_file(base.join(index)).expect("removed");
@@ -571,6 +577,16 @@ fn a_denoiser_of_an_unknown_class_is_one_by_its_name() {
     program::merge(&base, &of_text, &merged, &[]).expect(0);
     run(&[&"unmerge", &merged, &"-o", &back, &"--adapter", &of_text, &"--base", &base]).expect(0);
     assert!(files(&back) == files(&base));
+    // But those of what was cast are made anew.
+    let (merged, back) = (scratch.join("cast"), scratch.join("cast-back"));
+    program::merge(&base, &of_text, &merged, &["--dtype", "bf16"]).expect(0);
+    run(&[&"unmerge", &merged, &"-o", &back, &"--adapter", &of_text, &"--base", &base]).expect(0);
+    let index = "transformer/diffusion_pytorch_model.safetensors.index.json";
+    let total = |folder: &Path| {
+        let text = std::fs::read_to_string(folder.join(index)).expect("an index");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["metadata"]["total_size"].clone()
+    };
+    assert_eq!((total(&merged), total(&back)), (128.into(), 256.into()));
 }
 
 #[test]

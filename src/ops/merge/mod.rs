@@ -27,6 +27,7 @@ use crate::names::ModulePath;
 use crate::stream::Output;
 use crate::tensor::{Dtype, Hash};
 
+pub(super) use output::untouched;
 pub(super) use produce::{Laid, Merged};
 
 pub use report::{Change, Report, Totals, survived, unmoved};

@@ -299,7 +299,7 @@ fn finish(
 }
 
 /// The components of a pipeline of which all files are copies of the base's.
-fn untouched(files: &[PlannedFile]) -> BTreeSet<String> {
+pub fn untouched(files: &[PlannedFile]) -> BTreeSet<String> {
     let touched = files.iter().filter(|f| f.whole_copy().is_none());
     let touched: BTreeSet<_> = touched.filter_map(|f| component_of(&f.name)).collect();
     let all = files.iter().filter_map(|f| component_of(&f.name));

@@ -10,6 +10,10 @@ use crate::error::Result;
 use crate::model::{INDEX_NAME, SINGLE_NAME};
 use crate::stream::{IndexFile, Job, PlannedFile, component_of};
 
+const ENDING: &str = ".safetensors";
+/// What stands in the name of an index, before a variant and the ending `json`.
+const INDEX_MIDDLE: &str = ".safetensors.index.";
+
 /// Files with their indexes.
 pub struct Dealt {
     /// Files of tensors.
@@ -25,10 +29,10 @@ pub fn deal(files: Vec<PlannedFile>, mut indexes: Vec<IndexFile>, limit: u64, ch
     for group in groups(files) {
         let name = group.first().map_or_else(String::new, |(_, file)| file.name.clone());
         let component = component_of(&name);
-        let fits = group.iter().map(|(_, file)| file.data_bytes()).collect::<Result<Vec<_>>>()?;
+        let sizes = group.iter().map(|(_, file)| file.data_bytes()).collect::<Result<Vec<_>>>()?;
         let own = indexes.iter().position(|index| component_of(&index.name) == component);
         let index = own.map(|at| indexes.remove(at));
-        if component.is_some() && fits.iter().all(|bytes| *bytes <= limit) {
+        if component.is_some() && sizes.iter().all(|bytes| *bytes <= limit) {
             for (number, file) in group {
                 moved_to.extend((0..file.jobs.len()).map(|job| ((number, job), (out.files.len(), job))));
                 out.files.push(file);
@@ -116,7 +120,7 @@ struct Names {
 }
 
 impl Names {
-    /// Those of a component by its only file, or by its index. Names that are of no known form stay before the number.
+    /// Those of a component by its index, or by its only file.
     fn of(file: &str, index: Option<&IndexFile>) -> Names {
         let Some(component) = component_of(file) else {
             let stem = SINGLE_NAME.trim_end_matches(ENDING).to_string();
@@ -130,7 +134,7 @@ impl Names {
         let (stem, variant) = match index.and_then(|i| i.name.strip_prefix(&folder)?.split_once(INDEX_MIDDLE)) {
             Some((stem, "json")) => (stem.to_string(), String::new()),
             Some((stem, variant)) => (stem.to_string(), format!(".{}", variant.trim_end_matches(".json"))),
-            None => split(file.trim_start_matches(&folder).trim_end_matches(ENDING)),
+            None => split(file.strip_prefix(&folder).unwrap_or(file).trim_end_matches(ENDING)),
         };
         Names { folder, stem, variant }
     }
@@ -152,9 +156,6 @@ impl Names {
         format!("{}{}{INDEX_MIDDLE}{variant}json", self.folder, self.stem)
     }
 }
-
-const ENDING: &str = ".safetensors";
-const INDEX_MIDDLE: &str = ".safetensors.index.";
 
 #[cfg(test)]
 mod tests {

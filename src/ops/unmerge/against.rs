@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::kernels::{Kernels, Moved};
 use crate::model::scaled::{self, is_eight};
 use crate::model::{self, BaseModel, Role};
-use crate::ops::merge::{Merge, Merged};
+use crate::ops::merge::{self, Merge, Merged};
 use crate::stream::{
     self, Budget, COPY_BYTES, Entry, Job, Limits, Make, Output, PlannedFile, Produce, Progress, rows_at_once,
 };
@@ -83,8 +83,8 @@ impl<'a> Against<'a> {
         let mut merge = plan_as(base, removals, &history.strengths, options, dtype)?;
         notes.extend(lossy(std::mem::take(&mut merge.notes)));
         let mut side = merged.side_files()?;
-        let changed: Vec<_> = merge.changes.iter().filter_map(|c| base.component_of(&c.key)).map(|c| &c.name).collect();
-        side.keep_where(|component| !changed.iter().any(|name| *name == component));
+        let kept = merge::untouched(&merge.output.plan.files);
+        side.keep_where(|component| kept.contains(component));
         let output = Output {
             plan: stream::Plan { files: as_planned(merged, |key, tensor| Ok(Some(copy(key, tensor))))? },
             indexes: side
