@@ -240,6 +240,49 @@ fn control_adapters_add_biases_and_replace_norms() {
 }
 
 #[test]
+fn a_control_adapter_gives_the_first_layer_more_channels() {
+    let scratch = Scratch::new();
+    let (plain, wide, rows) = (4, 10, D);
+    let base_of = |name: &str| {
+        [
+            (name.to_string(), random(&[rows, plain], 1)),
+            ("double_blocks.0.img_attn.qkv.weight".to_string(), random(&[3 * D, D], 2)),
+        ]
+    };
+    let mut adapter = StateDict::new();
+    let words = [".lora_A.weight", ".lora_B.weight"];
+    pair(&mut adapter, "img_in", rows, wide, words);
+    pair(&mut adapter, "double_blocks.0.img_attn.qkv", 3 * D, D, words);
+    let tensors: StateDict = base_of("img_in.weight").into_iter().collect();
+    let (base, path) = (scratch.join("base.safetensors"), scratch.join("adapter.safetensors"));
+    file(&base, tensors.clone());
+    file(&path, adapter.clone());
+    let (out, record) = (scratch.join("out.safetensors"), scratch.join("base.undo"));
+    let undo = ["--undo", record.to_str().expect("a path")];
+    let ran = program::merge(&base, &path, &out, &undo).expect(0);
+    assert!(ran.err.contains("[8, 4] becomes [8, 10]"), "{}", ran.err);
+    let found = lora_tool::container::SafetensorsFile::open(&out).expect("tensors").tensors;
+    let (old, change) = (
+        tensors["img_in.weight"].to_f32().expect("floats"),
+        product(&adapter["img_in.lora_B.weight"], &adapter["img_in.lora_A.weight"]),
+    );
+    let wanted: Vec<f64> = (0..rows * wide)
+        .map(|i| change[i] + if i % wide < plain { f64::from(old[i / wide * plain + i % wide]) } else { 0.0 })
+        .collect();
+    assert_eq!(found["img_in.weight"].shape.dims(), [rows, wide]);
+    close(&found["img_in.weight"], &wanted, "img_in");
+    let back = scratch.join("back.safetensors");
+    let paths = [&out, &back, &record].map(|path| path.to_str().expect("a path"));
+    program::run(["unmerge", paths[0], "-o", paths[1], "--undo", paths[2]]).expect(0);
+    assert!(std::fs::read(&back).expect("bytes") == std::fs::read(&base).expect("bytes"));
+    // Any other layer of another size is that of another model.
+    let mut adapter = StateDict::new();
+    pair(&mut adapter, "double_blocks.0.img_attn.qkv", 3 * D, D + 2, words);
+    file(&scratch.join("other.safetensors"), adapter);
+    program::merge(&base, scratch.join("other.safetensors"), &scratch.join("none.safetensors"), &[]).expect(1);
+}
+
+#[test]
 fn names_of_the_authors_behind_transformer_are_no_adapter_of_diffusers() {
     let scratch = Scratch::new();
     let mut adapter = StateDict::new();

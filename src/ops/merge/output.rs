@@ -21,6 +21,9 @@ use crate::model::{BaseModel, Role, embedding};
 use crate::stream::{Entry, FileMetadata, IndexFile, Job, Make, Output, Plan, PlannedFile, component_of};
 use crate::tensor::{Dtype, Scales, Shape, Tensor, dtype};
 
+/// Bytes up to which a tensor is made wider in memory.
+const MAX_WIDENED_BYTES: usize = 64 << 20;
+
 /// Puts the plan together.
 pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut totals: Totals) -> Result<Merge> {
     let mut work = Assembly {
@@ -151,7 +154,11 @@ impl Assembly<'_> {
             let what = format!("a replacement of shape {shape} for a weight of {} with scales", tensor.shape);
             return Err(Error::unsupported(what).at_key(key).hint("--dtype bf16 does without scales"));
         }
-        let start = if *shape == tensor.shape { Start::Stored(tensor.clone()) } else { Start::Zeros(tensor.dtype) };
+        let start = match *shape == tensor.shape {
+            true => Start::Stored(tensor.clone()),
+            false if shape.dims().first() == tensor.shape.dims().first() => Start::Stored(widened(tensor, shape)?),
+            false => Start::Zeros(tensor.dtype),
+        };
         if edits.is_empty() {
             self.totals.cast += 1;
         } else {
@@ -245,6 +252,21 @@ impl Assembly<'_> {
     }
 }
 
+/// The tensor with zeros where its rows go on.
+fn widened(tensor: &Tensor, shape: &Shape) -> Result<Tensor> {
+    let (old, new) = (tensor.shape.matrix().1, shape.matrix().1);
+    let size = dtype::byte_len(tensor.dtype, 1)?;
+    let all = dtype::byte_len(tensor.dtype, shape.elements()?)?;
+    if all > MAX_WIDENED_BYTES {
+        return Err(Error::new(Kind::Limit, format!("a first layer of {all} bytes, at most {MAX_WIDENED_BYTES}")));
+    }
+    let mut bytes = vec![0; all];
+    for (into, from) in bytes.chunks_exact_mut(new * size).zip(tensor.bytes.as_slice().chunks_exact(old * size)) {
+        into[..from.len()].copy_from_slice(from);
+    }
+    Tensor::new(tensor.dtype, shape.clone(), bytes.into())
+}
+
 /// The tensor that takes the place of one that holds no floating-point numbers, as the counter of a batch norm.
 fn replacement(stored: &Tensor, edits: &[Edit]) -> Option<Tensor> {
     let source = &edits.last()?.source;
@@ -325,6 +347,10 @@ fn configs(
             set(&mut config, "vocab_size", json!(rows), false);
             notes.push(Note::info("vocab_size", format!("becomes {rows} in the config")));
         }
+        if let Some(channels) = channels(base, &path, reshaped) {
+            set(&mut config, "in_channels", json!(channels), false);
+            notes.push(Note::info("in_channels", format!("becomes {channels} in the config")));
+        }
         if let Some(name) = options.dtype.and_then(dtype::torch_name) {
             for field in ["torch_dtype", "dtype"] {
                 set(&mut config, field, json!(name), false);
@@ -350,6 +376,14 @@ fn untie(config: &mut Map<String, Value>, original: &Map<String, Value>) {
             json!(original.get("tie_word_embeddings") != Some(&json!(false))),
         );
     }
+}
+
+/// The inputs of the first layer of the denoiser that the config at this path is about, where they have become more.
+fn channels(base: &BaseModel, config: &Path, reshaped: &BTreeMap<String, Shape>) -> Option<usize> {
+    let component = base.components().iter().find(|component| component.config_path() == config);
+    let is_in = |key: &str| component.is_none_or(|own| base.component_of(key).is_some_and(|c| c.name == own.name));
+    let (_, shape) = reshaped.iter().find(|(key, _)| key.ends_with("x_embedder.weight") && is_in(key))?;
+    shape.dims().get(1).copied()
 }
 
 /// The new shape of the embedding that the config at this path is about.

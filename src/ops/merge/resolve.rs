@@ -139,6 +139,10 @@ impl Resolver<'_> {
             self.reshape(path, &found, &shape)?;
             stored = shape;
         }
+        if let Some(shape) = wider(self.base, deltas, path, &stored).filter(|_| part == Part::Weight) {
+            self.widen(path, &found, &shape)?;
+            stored = shape;
+        }
         let transposed = part == Part::Weight && is_transposed(self.base, self.applied.adapter, path, &stored)?;
         let companion = if part == Part::Bias { self.weight_of(path)? } else { None };
         let source = Arc::new(Source {
@@ -257,6 +261,19 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// More inputs, which have zeros in the base.
+    fn widen(&mut self, path: &ModulePath, found: &Found, shape: &Shape) -> Result<()> {
+        let Some(key) = found.plain() else {
+            let what = format!("a change of {shape} for a tensor that the base stores in parts");
+            return Err(Error::unsupported(what).at_key(path.as_str()));
+        };
+        let was = Shape::new(found.memory_shape.clone());
+        let text = format!("{was} becomes {shape}: the new inputs are zeros in the base, as for a control adapter");
+        self.edits.notes.push(Note::info(key, text));
+        self.edits.reshaped.insert(key.to_string(), shape.clone());
+        Ok(())
+    }
+
     fn note_how(&mut self, name: &str, found: &Found) {
         if found.how == How::Suffix
             && let Some(piece) = found.pieces.first()
@@ -276,6 +293,20 @@ enum Missing {
     Added(Found),
     Nothing,
     Unmatched,
+}
+
+/// First layers of image models, which control adapters give more channels.
+const FIRST_LAYERS: [&str; 2] = ["img_in", "x_embedder"];
+
+/// The shape that the first layer of an image model takes where an adapter is for more inputs than it has.
+fn wider(base: &BaseModel, deltas: &[Delta], path: &ModulePath, stored: &Shape) -> Option<Shape> {
+    let (is_image_model, leaf) =
+        (base.naming().is_some() || base.pipeline.is_some(), path.as_str().rsplit('.').next()?);
+    let Delta::LowRank(d) = deltas.first()? else { return None };
+    let &[rows, inputs] = stored.dims() else { return None };
+    let (b, a) = (d.b.shape.matrix(), d.a.shape.matrix());
+    let is_wider = d.a.shape.rank() == 2 && b.0 == rows && a.1 > inputs;
+    (is_image_model && FIRST_LAYERS.contains(&leaf) && is_wider).then(|| Shape::new(vec![rows, a.1]))
 }
 
 /// The shape a tensor takes because it is replaced by one of another shape.
