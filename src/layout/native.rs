@@ -99,7 +99,7 @@ impl Found {
             // Language models, whose modules stand behind `model.`, have PEFT's words.
             Some(_) if prefix == "model." && !in_kohyas => None,
             // diffusers' names in PEFT's words behind the name of a part are diffusers' own.
-            Some((family, _)) if of_diffusers && family.naming == Naming::Diffusers => None,
+            Some(_) if of_diffusers && spelling::family(&names, Some(Naming::Diffusers)).is_some() => None,
             Some((family, _)) => {
                 let what = if prefix.is_empty() { "as they stand".to_string() } else { format!("behind {prefix}") };
                 let because = format!("the modules have the names of {}'s, {what}", family.family.name);
