@@ -8,7 +8,7 @@ use super::{comfyui, diffusers, kohya, spelling, words};
 use crate::adapter::{Adapter, Note, fused};
 use crate::error::{Context, Error, Result};
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
-use crate::names::diffusion::Naming;
+use crate::names::diffusion::{Candidate, Container, Naming};
 use crate::tensor::StateDict;
 
 /// The layout.
@@ -99,7 +99,7 @@ impl Found {
             // Language models, whose modules stand behind `model.`, have PEFT's words.
             Some(_) if prefix == "model." && !in_kohyas => None,
             // diffusers' names in PEFT's words behind the name of a part are diffusers' own.
-            Some(_) if of_diffusers && spelling::family(&names, Some(Naming::Diffusers)).is_some() => None,
+            Some((family, _)) if of_diffusers && !Found::is_misplaced(&family, prefix, &names) => None,
             Some((family, _)) => {
                 let what = if prefix.is_empty() { "as they stand".to_string() } else { format!("behind {prefix}") };
                 let because = format!("the modules have the names of {}'s, {what}", family.family.name);
@@ -111,6 +111,20 @@ impl Found {
             }
             None => None,
         }
+    }
+}
+
+impl Found {
+    /// Whether what looks like diffusers' file has other names for its denoiser, or calls one a U-Net that is none.
+    fn is_misplaced(found: &Candidate, prefix: &str, names: &[(String, Option<Vec<u64>>)]) -> bool {
+        let component = found.family.denoiser().and_then(|part| part.homes(Container::Diffusers).next());
+        if prefix == PREFIXES[0] {
+            return component.is_none_or(|home| home.prefix != "unet");
+        }
+        let of_denoiser =
+            |name: &&(String, Option<Vec<u64>>)| ["transformer.", "unet."].iter().any(|p| name.0.starts_with(p));
+        let names: Vec<_> = names.iter().filter(of_denoiser).cloned().collect();
+        spelling::family(&names, None).is_some_and(|(found, _)| found.naming != Naming::Diffusers)
     }
 }
 
