@@ -4,15 +4,15 @@
     python3 benches/compare.py FOLDER --adapter adapter.safetensors
 
 FOLDER/base has it, 6.9 GB in f16: U-Net, both text encoders and an autoencoder of their real sizes. Names and shapes are
-those of fixtures/diffusion. The Python that runs this needs torch and safetensors.
+those of fixtures/diffusion. The Python that runs this needs numpy.
 """
 
 import argparse
+import json
 import os
 import re
 
-import torch
-from safetensors.torch import save_file
+import numpy
 
 NAMES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "fixtures", "diffusion")
 
@@ -35,20 +35,37 @@ def modules(model, side):
             yield from ((one, [int(n) for n in shape.split()]) for one in expand(name))
 
 
+def write(path, shapes, alpha):
+    """A safetensors file in f16, a tensor at a time: numbers by chance, many times over, and `alpha` for single ones."""
+    pool = (numpy.random.default_rng(0).standard_normal(1 << 22) * 0.03).astype(numpy.float16)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * int(numpy.prod(shape, dtype=numpy.int64))
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for shape in shapes.values():
+            left = int(numpy.prod(shape, dtype=numpy.int64))
+            if not shape:
+                file.write(numpy.float16(alpha).tobytes())
+                continue
+            while left:
+                count = min(left, len(pool))
+                file.write(pool[:count].tobytes())
+                left -= count
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("--rank", type=int, default=32)
     options = parser.parse_args()
     os.makedirs(os.path.join(options.folder, "base"), exist_ok=True)
-    torch.manual_seed(0)
-    pool = torch.randn(1 << 22).mul_(0.03).half()  # many times over: drawing them all takes longer than all else
-
-    def tensor(*shape):
-        count = torch.Size(shape).numel()
-        return pool.repeat(-(-count // len(pool)))[:count].reshape(shape)
-
     base, adapter = {}, {}
+    tensor = lambda *shape: shape
 
     def put(prefix, name, shape):
         if name.endswith("!"):
@@ -63,7 +80,7 @@ def main():
     def adapt(name, rows, columns):
         adapter[f"{name}.lora_down.weight"] = tensor(options.rank, columns)
         adapter[f"{name}.lora_up.weight"] = tensor(rows, options.rank)
-        adapter[f"{name}.alpha"] = torch.tensor(options.rank / 2, dtype=torch.float16)
+        adapter[f"{name}.alpha"] = ()
 
     for name, shape in modules("sdxl", "N"):
         put("model.diffusion_model.", name, shape)
@@ -79,8 +96,8 @@ def main():
                 adapt(f"{encoder}_text_model_" + name.removeprefix("text_model.").replace(".", "_"), *shape)
     for number in range(16):
         base[f"first_stage_model.decoder.up.{number}.conv.weight"] = tensor(760, 760, 3, 3)
-    save_file(base, os.path.join(options.folder, "base", "sdxl.safetensors"))
-    save_file(adapter, os.path.join(options.folder, "adapter.safetensors"))
+    write(os.path.join(options.folder, "base", "sdxl.safetensors"), base, options.rank / 2)
+    write(os.path.join(options.folder, "adapter.safetensors"), adapter, options.rank / 2)
 
 
 if __name__ == "__main__":
