@@ -63,7 +63,7 @@ pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened>
     let Some(base) = base else { return Ok(opened) };
     if let Some(naming) = base.naming() {
         opened.notes.extend(retarget::settle_family(&mut opened.adapter, base));
-        let (spelt, notes) = retarget::spell(&opened.adapter, naming)?;
+        let (spelt, notes) = retarget::spell_for(&opened.adapter, naming, base)?;
         opened.adapter = spelt;
         opened.notes.extend(notes);
     } else {

@@ -312,7 +312,7 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         notes.extend(retarget::settle_family(&mut opened.adapter, base));
         // What has the modules of another base now had those of this one before.
         let check = |adapter: &Adapter| match base.naming() {
-            Some(naming) => matching::check(&retarget::spell(adapter, naming)?.0, base),
+            Some(naming) => matching::check(&retarget::spell_for(adapter, naming, base)?.0, base),
             None => matching::check(adapter, base),
         };
         let matched = match (check(&opened.adapter), check(&given)) {

@@ -3,6 +3,7 @@
 
 pub mod conv1d;
 pub mod embedding;
+mod family;
 pub mod fingerprint;
 pub mod pipeline;
 pub mod provenance;
@@ -26,7 +27,7 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
 use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
 use crate::error::{Context, Error, Result};
-use crate::names::diffusion::Naming;
+use crate::names::diffusion::{Candidate, Naming};
 use crate::names::{Index, ModulePath, checkpoint};
 use crate::tensor::{Bytes, Hash, Tensor};
 
@@ -53,6 +54,8 @@ pub struct BaseModel {
     /// Names on disk and the way to them.
     pub names: Index,
     scaled: Scaled,
+    /// The family of an image model, and whose names its denoiser has.
+    family: Option<(Candidate, Naming)>,
     fingerprint: OnceLock<Hash>, // found when it is asked for
 }
 
@@ -92,8 +95,10 @@ impl BaseModel {
             types,
             names,
             scaled,
+            family: None,
             fingerprint: OnceLock::new(),
-        })
+        }
+        .with_family())
     }
 
     fn open_pipeline(path: &Path) -> Result<BaseModel> {
@@ -109,8 +114,25 @@ impl BaseModel {
             types,
             names,
             scaled,
+            family: None,
             fingerprint: OnceLock::new(),
-        })
+        }
+        .with_family())
+    }
+
+    /// With its family and the other names of its modules, where it is an image model.
+    fn with_family(mut self) -> BaseModel {
+        self.family = family::of(&self);
+        if let Some(spelt) = self.family.as_ref().and_then(|found| family::names(&self, found)) {
+            let component = self.denoiser().map(|component| component.name.clone());
+            self.names = std::mem::take(&mut self.names).spelt(spelt, component.as_deref());
+        }
+        self
+    }
+
+    /// The family of an image model, and whose names its denoiser has.
+    pub fn family(&self) -> Option<&(Candidate, Naming)> {
+        self.family.as_ref()
     }
 
     /// The config's path, where there is one. A pipeline has none.

@@ -23,6 +23,6 @@ mod similar;
 
 pub use experts::{Expert, Which, parse as expert_of};
 pub use family::{checkpoint, interleaved};
-pub use index::{Index, Listing};
+pub use index::{Index, Listing, Spelt};
 pub use path::ModulePath;
 pub use place::{Found, How, Piece, Region};

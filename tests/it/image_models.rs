@@ -511,3 +511,96 @@ fn an_adapter_of_every_family_reaches_both_sorts_of_base() {
         assert_eq!(changed, targets.count(), "{name}");
     }
 }
+
+/// `first ⊗ second` in f64.
+fn kronecker(first: &Tensor, second: &Tensor) -> Vec<f64> {
+    let ((m1, n1), (m2, n2)) = (first.shape.matrix(), second.shape.matrix());
+    let (a, b) = (first.to_f32().expect("w1"), second.to_f32().expect("w2"));
+    let entry = |i: usize, j: usize| f64::from(a[i / m2 * n1 + j / n2]) * f64::from(b[i % m2 * n2 + j % n2]);
+    (0..m1 * m2).flat_map(|i| (0..n1 * n2).map(move |j| (i, j))).map(|(i, j)| entry(i, j)).collect()
+}
+
+/// The two products of a LoHa, multiplied.
+fn hadamard(tensors: &StateDict, name: &str) -> Vec<f64> {
+    let of = |n: &str| product(tensors, name, [&format!("hada_{n}_b"), &format!("hada_{n}_a")].map(String::as_str));
+    of("w1").iter().zip(of("w2")).map(|(a, b)| a * b).collect()
+}
+
+#[test]
+fn kinds_that_cannot_be_parted_reach_the_rows_of_either_sort_of_base() {
+    let scratch = Scratch::new();
+    let native = file(&scratch.join("flux.safetensors"), native_base());
+    // A LoKr and a LoHa for parts of what the authors have fused, as SimpleTuner names them.
+    let mut parts = StateDict::new();
+    let part = "lycoris_transformer_blocks_0_attn_to_k";
+    parts.insert(format!("{part}.lokr_w1"), numbers(&[4, 2], 5));
+    parts.insert(format!("{part}.lokr_w2"), numbers(&[2, 4], 6));
+    let single = "lycoris_single_transformer_blocks_0_proj_mlp";
+    for (n, shape) in [("w1_a", [4 * D, 2]), ("w1_b", [2, D]), ("w2_a", [4 * D, 2]), ("w2_b", [2, D])] {
+        parts.insert(format!("{single}.hada_{n}"), numbers(&shape, 7 + parts.len()));
+    }
+    pair(&mut parts, "lycoris_transformer_blocks_0_attn_to_q", (D, D), 2, KOHYA);
+    let adapter = file(&scratch.join("parts.safetensors"), parts.clone());
+    let merged = scratch.join("merged.safetensors");
+    let record = scratch.join("base.undo");
+    let undo = ["--undo", record.to_str().expect("a path")];
+    let ran = program::merge(&native, &adapter, &merged, &undo).expect(0);
+    assert!(ran.err.contains("reach their rows as they are"), "{}", ran.err);
+    let (old, new) = (read(&native), read(&merged));
+    let rows = |key: &str, range: std::ops::Range<usize>| (old[key][range.clone()].to_vec(), new[key][range].to_vec());
+    let qkv = "double_blocks.0.img_attn.qkv.weight";
+    let (before, after) = rows(qkv, D * D..2 * D * D);
+    let change = kronecker(&parts[&format!("{part}.lokr_w1")], &parts[&format!("{part}.lokr_w2")]);
+    require_sum(&before, &change, &after, "LoKr");
+    let (before, after) = rows(qkv, 0..D * D);
+    let change = product(&parts, "lycoris_transformer_blocks_0_attn_to_q", KOHYA);
+    require_sum(&before, &change, &after, "LoRA beside it");
+    let (before, after) = rows(qkv, 2 * D * D..3 * D * D);
+    assert_eq!(before, after);
+    let (before, after) = rows("single_blocks.0.linear1.weight", 3 * D * D..7 * D * D);
+    require_sum(&before, &hadamard(&parts, single), &after, "LoHa");
+    let back = scratch.join("back.safetensors");
+    let paths = [&merged, &back, &record].map(|path| path.to_str().expect("a path"));
+    program::run(["unmerge", paths[0], "-o", paths[1], "--undo", paths[2]]).expect(0);
+    assert!(std::fs::read(&back).expect("bytes") == std::fs::read(&native).expect("bytes"));
+
+    // The same kinds for the whole, onto a folder of diffusers' that has the parts.
+    let folder = scratch.join("folder");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("config.json"), r#"{"_class_name": "FluxTransformer2DModel"}"#).expect("a config");
+    let shapes = [
+        ("transformer_blocks.0.attn.to_q", [D, D]),
+        ("transformer_blocks.0.attn.to_k", [D, D]),
+        ("transformer_blocks.0.attn.to_v", [D, D]),
+        ("single_transformer_blocks.0.attn.to_q", [D, D]),
+        ("single_transformer_blocks.0.attn.to_k", [D, D]),
+        ("single_transformer_blocks.0.attn.to_v", [D, D]),
+        ("single_transformer_blocks.0.proj_mlp", [4 * D, D]),
+        ("single_transformer_blocks.0.proj_out", [D, 5 * D]),
+    ];
+    let weights = folder.join("diffusion_pytorch_model.safetensors");
+    let all = shapes.iter().enumerate().map(|(n, (name, shape))| (format!("{name}.weight"), numbers(shape, n)));
+    file(&weights, all.collect());
+    let mut wholes = StateDict::new();
+    let whole = "lora_unet_double_blocks_0_img_attn_qkv";
+    wholes.insert(format!("{whole}.lokr_w1"), numbers(&[3, 2], 5));
+    wholes.insert(format!("{whole}.lokr_w2"), numbers(&[D, 4], 6));
+    let linear = "lora_unet_single_blocks_0_linear1";
+    for (n, shape) in [("w1_a", [7 * D, 2]), ("w1_b", [2, D]), ("w2_a", [7 * D, 2]), ("w2_b", [2, D])] {
+        wholes.insert(format!("{linear}.hada_{n}"), numbers(&shape, 7 + wholes.len()));
+    }
+    let adapter = file(&scratch.join("wholes.safetensors"), wholes.clone());
+    let merged = scratch.join("merged");
+    program::merge(&folder, &adapter, &merged, &[]).expect(0);
+    let (old, new) = (read(&weights), read(&merged.join("diffusion_pytorch_model.safetensors")));
+    let change = kronecker(&wholes[&format!("{whole}.lokr_w1")], &wholes[&format!("{whole}.lokr_w2")]);
+    for (n, leaf) in ["to_q", "to_k", "to_v"].into_iter().enumerate() {
+        let key = format!("transformer_blocks.0.attn.{leaf}.weight");
+        require_sum(&old[&key], &change[n * D * D..(n + 1) * D * D], &new[&key], &key);
+    }
+    let change = hadamard(&wholes, linear);
+    let key = "single_transformer_blocks.0.proj_mlp.weight";
+    require_sum(&old[key], &change[3 * D * D..], &new[key], key);
+    let key = "single_transformer_blocks.0.attn.to_v.weight";
+    require_sum(&old[key], &change[2 * D * D..3 * D * D], &new[key], key);
+}

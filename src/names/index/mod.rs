@@ -3,10 +3,11 @@
 //! When the index is made (`build`), the names are sorted into kinds (see `outline`), the rules of the family say what
 //! each kind is called in memory, and every such spelling is noted as a claim: "a name of this form means that kind".
 //! `search` goes from a name in memory to the tensors on disk, `listing` from all tensors on disk to those in memory;
-//! `parts` does both for the components of a pipeline.
+//! `parts` does both for the components of a pipeline, and `naming` has the other names of an image model's modules.
 
 mod build;
 mod listing;
+mod naming;
 mod parts;
 mod search;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use super::place::How;
 use super::rewrite::Conversion;
 
 pub use listing::Listing;
+pub use naming::Spelt;
 
 /// The names of a checkpoint with their shapes.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +41,8 @@ pub struct Index {
     interleaved: bool,
     /// The components of a pipeline, each with names of its own; then there is nothing in the fields above.
     parts: Vec<(String, Index)>,
+    /// Whose names the denoiser of an image model has.
+    spelt: Option<Spelt>,
 }
 
 /// Names that differ in their counting numbers only.

@@ -31,6 +31,11 @@ impl Index {
         if !self.parts.is_empty() {
             return self.find_in_parts(memory_name);
         }
+        self.find_named(memory_name).or_else(|| self.find_by_other_name(memory_name))
+    }
+
+    /// The same by the names of this very checkpoint.
+    pub(super) fn find_named(&self, memory_name: &str) -> Option<Found> {
         match self.named(memory_name) {
             Answer::Found(found) => Some(found),
             Answer::Refused => None,

@@ -10,7 +10,7 @@ mod naming;
 mod part;
 mod projections;
 
-pub use naming::{of_base, settle_family, spell};
+pub use naming::{of_base, settle_family, spell, spell_for};
 pub use part::{of_pipeline, one_of_two};
 
 use std::collections::{BTreeMap, HashMap};

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 
 use crate::adapter::fused::{self, Part};
-use crate::adapter::{Adapter, Note, Spelling, Target};
+use crate::adapter::{Adapter, Along, Delta, Note, SiteKind, Spelling, Target};
 use crate::error::{Context, Error, Result};
 use crate::model::BaseModel;
-use crate::names::diffusion::{self, Candidate, Container, Family, Naming, Order, Ratio, Rows, Seen};
-use crate::names::{Found, ModulePath};
+use crate::names::ModulePath;
+use crate::names::diffusion::{self, Container, Family, Naming, Order, Ratio, Rows};
 
 /// What a module becomes a part of.
 struct Whole {
@@ -19,45 +19,9 @@ struct Whole {
     parts: BTreeMap<usize, (ModulePath, Target)>,
 }
 
-/// Least share of a base's modules that are its family's.
-const LEAST: f64 = 0.5;
-
-/// The family of a base whose denoiser is known, by the names and sizes of all it has.
+/// The family of a base whose denoiser is known.
 pub fn of_base(base: &BaseModel) -> Option<Spelling> {
-    let naming = base.naming()?;
-    let listing = base.names.memory();
-    // Of a pipeline what takes the noise away tells; its text encoders are those of other families as well.
-    let denoiser = base.denoiser().map(|component| component.name.as_str());
-    let is_asked = |name: &str| base.pipeline.is_none() || base.component_of(name).map(|c| c.name.as_str()) == denoiser;
-    let weight = |(name, found): &(String, Found)| {
-        let shape: Vec<u64> = found.memory_shape.iter().map(|n| *n as u64).collect();
-        Some((name.strip_suffix(".weight")?.to_string(), shape))
-    };
-    let weights: Vec<_> = listing.tensors.iter().filter(|(name, _)| is_asked(name)).filter_map(weight).collect();
-    let seen = |with_shapes: bool| -> Vec<Seen<'_>> {
-        weights.iter().map(|(path, shape)| Seen { path, shape: with_shapes.then_some(shape) }).collect()
-    };
-    let first = |with_shapes| {
-        let alike = |c: &Candidate| c.family.denoiser().is_some_and(|part| part.alike(c.naming, naming));
-        let found = diffusion::detect(&seen(with_shapes));
-        let mut likely = found.into_iter().filter(|c| alike(c) && c.score > LEAST);
-        let first = likely.next()?;
-        if has_encoders(base, first.family) {
-            Some(first)
-        } else {
-            likely.find(|c| has_encoders(base, c.family)).or(Some(first))
-        }
-    };
-    // Models of sizes of their own are known by their names.
-    first(true).or_else(|| first(false)).map(|found| Spelling::of(&found, naming))
-}
-
-/// Whether models of this family have all text encoders that a pipeline has.
-fn has_encoders(base: &BaseModel, family: &Family) -> bool {
-    let has =
-        |name: &str| family.parts.iter().any(|part| part.homes(Container::Diffusers).any(|home| home.prefix == name));
-    let encoders = base.components().iter().filter(|c| c.has_tensors && c.name.starts_with("text_encoder"));
-    encoders.into_iter().all(|component| has(&component.name))
+    base.family().map(|(found, naming)| Spelling::of(found, *naming))
 }
 
 /// Takes the family of the base for the adapter's, where all its modules can be of it: an adapter of attention alone can
@@ -87,6 +51,15 @@ fn prefix(part: &'static diffusion::Part) -> &'static str {
 /// The adapter with its denoiser's modules in this naming, and what that took. One that says nothing of its naming is none
 /// of an image model and stays as it is.
 pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
+    spell_but(adapter, to, &|_| false)
+}
+
+/// The same for a base. What can be neither taken apart nor put together keeps its name where the base knows that, too.
+pub fn spell_for(adapter: &Adapter, to: Naming, base: &BaseModel) -> Result<(Adapter, Vec<Note>)> {
+    spell_but(adapter, to, &|path| base.names.find(&path.tensor("weight")).is_some())
+}
+
+fn spell_but(adapter: &Adapter, to: Naming, may_stay: &dyn Fn(&ModulePath) -> bool) -> Result<(Adapter, Vec<Note>)> {
     let Some(spelling) = adapter.spelling.filter(|spelling| spelling.naming != to) else {
         return Ok((adapter.clone(), Vec::new()));
     };
@@ -96,7 +69,7 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
     let mut out =
         Adapter { targets: BTreeMap::new(), spelling: Some(Spelling { naming: to, ..spelling }), ..adapter.clone() };
     let mut wholes: BTreeMap<String, Whole> = BTreeMap::new();
-    let (mut split, mut unknown, mut grown) = (0, Vec::new(), Vec::new());
+    let (mut split, mut stay, mut unknown, mut grown) = (0, 0, Vec::new(), Vec::new());
     for (path, target) in &adapter.targets {
         let inner = path.as_str().strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
         let Some(inner) = inner else {
@@ -122,6 +95,10 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
                 }
                 _ => return Err(Error::unsupported("rows of a module alone").at_key(path.as_str())),
             },
+            _ if !is_by_rows(target) && may_stay(path) => {
+                put(&mut out, path.as_str(), target.clone())?;
+                stay += 1;
+            }
             several => {
                 let total =
                     fused::outputs(target).ok_or_else(|| fused::not_the_rows_of(target)).at_key(path.as_str())?;
@@ -142,15 +119,30 @@ pub fn spell(adapter: &Adapter, to: Naming) -> Result<(Adapter, Vec<Note>)> {
             }
         }
     }
-    let fused = wholes.values().map(|whole| whole.parts.len()).sum::<usize>();
+    let mut fused = 0;
     for (path, whole) in wholes {
-        let (target, more) = together(&whole).at_key(&path)?;
+        let done = together(&whole).at_key(&path);
+        if done.is_err() && whole.parts.values().all(|(own, _)| may_stay(own)) {
+            stay += whole.parts.len();
+            for (own, target) in whole.parts.into_values() {
+                put(&mut out, own.as_str(), target)?;
+            }
+            continue;
+        }
+        fused += whole.parts.len();
+        let (target, more) = done?;
         if more {
             grown.push(path.clone());
         }
         put(&mut out, &path, target)?;
     }
-    Ok((out, notes(split, fused, &unknown, &grown)))
+    let mut notes = notes(split, fused, &unknown, &grown);
+    if stay > 0 {
+        let text =
+            format!("{stay} modules of kinds that are not taken apart or put together reach their rows as they are");
+        notes.push(Note::info("", text));
+    }
+    Ok((out, notes))
 }
 
 fn notes(split: usize, fused: usize, unknown: &[ModulePath], grown: &[String]) -> Vec<Note> {
@@ -177,6 +169,16 @@ fn notes(split: usize, fused: usize, unknown: &[ModulePath], grown: &[String]) -
         notes.push(Note::lossy(first.as_str(), text));
     }
     notes
+}
+
+/// Whether a change can be taken apart by rows.
+fn is_by_rows(target: &Target) -> bool {
+    let plain = |delta: &Delta| match delta {
+        Delta::LowRank(d) => d.experts.is_none(),
+        Delta::Full(_) => target.site == SiteKind::Layer,
+        _ => false,
+    };
+    target.weight.iter().chain(&target.bias).all(plain) && target.magnitude_along == Along::Rows
 }
 
 fn put(out: &mut Adapter, path: &str, target: Target) -> Result<()> {
