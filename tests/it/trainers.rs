@@ -484,3 +484,14 @@ fn models_that_are_not_known_keep_their_names_and_that_is_said() {
     assert!(ran.err.contains("which are flattened"), "{}", ran.err);
     convert(&flat, "comfyui", &["--strict"]).expect(3);
 }
+
+#[test]
+fn what_diffusers_converts_is_converted_to_the_same_bytes() {
+    for name in ["xlabs", "native"] {
+        let scratch = Scratch::new();
+        let (adapter, expected) = (case(name, "", "adapter.safetensors"), case(name, "", "expected.safetensors"));
+        open(&adapter, name);
+        let wanted = lora_tool::container::SafetensorsFile::open(&expected).expect("tensors").tensors;
+        same(&converted(&adapter, "diffusers", &scratch), &wanted, name);
+    }
+}
