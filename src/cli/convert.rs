@@ -69,6 +69,9 @@ pub struct Args {
     retarget: Option<FormWord>,
     #[command(flatten)]
     flatten: Flatten,
+    /// Leave out modules that the layout has no words for, each with a lossy note
+    #[arg(long)]
+    leave_out: bool,
     /// Type of the tensors
     #[arg(long, value_enum, default_value = "keep", hide_possible_values = true)]
     dtype: OutputDtype,
@@ -357,7 +360,10 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         opened.adapter = fitted;
         notes.extend(fitting);
     }
-    let written = workers.run(|| layout.write(&opened.adapter));
+    let written = workers.run(|| match args.leave_out {
+        true => write_what_fits(*layout, &mut opened.adapter, &mut notes),
+        false => layout.write(&opened.adapter),
+    });
     let (mut draft, written) = written.map_err(|e| flatten::advised(e, &opened.adapter, path))?;
     notes.extend(written);
     if let Some(consumer) = consumer {
@@ -378,6 +384,20 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
     let inputs = inputs(path, &opened).into_iter().chain(args.base.clone()).collect();
     let (from, because, modules) = (opened.layout, opened.because, opened.adapter.targets.len());
     Ok(Converted { from, to: layout.name(), because, draft, modules, kinds, folded, approximated, notes, inputs })
+}
+
+/// The adapter's files without the modules that the layout cannot hold.
+fn write_what_fits(layout: &dyn Layout, adapter: &mut Adapter, notes: &mut Vec<Note>) -> Result<(Draft, Vec<Note>)> {
+    loop {
+        let error = match layout.write(adapter) {
+            Err(error) if error.kind() == Kind::Unsupported => error,
+            done => return done,
+        };
+        let module = error.key().map(ModulePath::from).filter(|path| adapter.targets.contains_key(path));
+        let Some(module) = module.filter(|_| adapter.targets.len() > 1) else { return Err(error) };
+        adapter.targets.remove(&module);
+        notes.push(Note::lossy(module.as_str(), format!("left out: {}", error.what())));
+    }
 }
 
 /// What a layout of image models has to say of an adapter whose model it does not know.

@@ -136,7 +136,13 @@ pub fn document(flags: &Flatten, modules: &[ModuleReport]) -> Value {
 /// The error of a layout that cannot hold what an adapter does, with how it could hold something close to it.
 pub fn advised(e: Error, adapter: &Adapter, path: &Path) -> Error {
     let advice = advice(adapter, e.key()).filter(|_| e.kind() == Kind::Unsupported);
-    let Some(advice) = advice else { return e.in_file(path) };
+    let Some(advice) = advice else {
+        let is_of_module =
+            e.kind() == Kind::Unsupported && e.key().is_some_and(|key| adapter.targets.contains_key(key));
+        let e =
+            if is_of_module && e.advice().is_none() { e.hint("--leave-out goes on without such modules") } else { e };
+        return e.in_file(path);
+    };
     let hint = e.advice().map_or_else(|| advice.to_string(), |other| format!("{advice}; or {other}"));
     let (out, file) = (Error::new(e.kind(), e.what()).hint(hint), e.file().unwrap_or(path));
     e.key().into_iter().fold(out, Error::at_key).in_file(file)

@@ -495,3 +495,36 @@ fn what_diffusers_converts_is_converted_to_the_same_bytes() {
         same(&converted(&adapter, "diffusers", &scratch), &wanted, name);
     }
 }
+
+#[test]
+fn what_a_layout_has_no_words_for_can_be_left_out() {
+    let scratch = Scratch::new();
+    let mut adapter = StateDict::new();
+    let words = [".lora_down.weight", ".lora_up.weight"];
+    pair(&mut adapter, "diffusion_model.blocks.0.self_attn.q", D, D, words);
+    pair(&mut adapter, "diffusion_model.blocks.0.ffn.0", 4 * D, D, words);
+    adapter.insert("diffusion_model.blocks.0.self_attn.q.diff_b".into(), random(&[D], 4));
+    adapter.insert("diffusion_model.blocks.0.norm3.diff".into(), random(&[D], 5));
+    let path = scratch.join("adapter.safetensors");
+    file(&path, adapter.clone());
+    let out = scratch.join("out.safetensors");
+    let words = |more: &[&'static str]| {
+        let all = ["convert", path.to_str().expect("a path"), "--to", "diffusers", "-o", out.to_str().expect("a path")];
+        program::run(all.iter().copied().chain(more.iter().copied()))
+    };
+    let ran = words(&[]).expect(1);
+    assert!(ran.err.contains("norm2") && ran.err.contains("hint:"), "{}", ran.err);
+    words(&["--leave-out", "--strict"]).expect(3);
+    assert!(!out.exists());
+    let ran = words(&["--leave-out"]).expect(0);
+    assert!(ran.err.contains("warning: transformer.blocks.0.norm2: left out"), "{}", ran.err);
+    let found = lora_tool::container::SafetensorsFile::open(&out).expect("tensors").tensors;
+    assert_eq!(found.len(), 5, "{:?}", found.keys());
+    assert!(
+        found["transformer.blocks.0.attn1.to_q.lora_B.bias"] == adapter["diffusion_model.blocks.0.self_attn.q.diff_b"]
+    );
+    // Where nothing would be left, it is an error all the same.
+    std::fs::remove_file(&path).expect("removed");
+    file(&path, [("diffusion_model.blocks.0.norm3.diff".to_string(), random(&[D], 5))].into_iter().collect());
+    words(&["--leave-out", "--force"]).expect(1);
+}
