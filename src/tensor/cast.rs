@@ -222,15 +222,7 @@ fn narrow_by_f32(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
         let mut run = [0f32; RUN];
         for (values, out) in values.chunks(RUN).zip(out.chunks_mut(size * RUN)) {
             let run = &mut run[..values.len()];
-            // As a rule they are all f32 already, which a loop without branches finds out and does.
-            let mut differ = false;
-            for (near, v) in run.iter_mut().zip(values) {
-                *near = *v as f32;
-                differ |= f64::from(*near) != *v;
-            }
-            if differ {
-                run.iter_mut().zip(values).for_each(|(near, v)| *near = to_odd(*v));
-            }
+            run.iter_mut().zip(values).for_each(|(near, v)| *near = to_odd(*v));
             narrow(dtype, run, out)?;
         }
         Ok(())
@@ -244,13 +236,12 @@ fn narrow_by_f32(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
 /// The f32 on the way from an f64 to 16 bits or 8: cut off, and its last bit set where anything was. It has more than two bits
 /// more than those, so that rounding it gives what rounding the f64 would (Boldo and Melquiond, IEEE Transactions on
 /// Computers 57 (2008) 462). `half` leaves out the lower 32 bits instead, and takes what lies beside a middle for one.
+#[inline(always)]
 fn to_odd(v: f64) -> f32 {
     let near = v as f32;
-    if f64::from(near) == v || v.is_nan() {
-        return near;
-    }
-    let cut = near.to_bits() - u32::from(f64::from(near).abs() > v.abs());
-    f32::from_bits(cut | 1)
+    let wide = f64::from(near);
+    let cut = near.to_bits().wrapping_sub(u32::from(wide.abs() > v.abs()));
+    f32::from_bits(cut | u32::from(wide != v))
 }
 
 /// Integer elements as i64, for index tensors.
@@ -377,7 +368,9 @@ impl Eight {
         out
     }
 
-    /// The pattern next to a value, of two that are as near the even one. Without a branch.
+    /// The pattern next to a value, of two that are as near the even one. Without a branch, and inlined so that the loop
+    /// around it becomes vector code of constants.
+    #[inline(always)]
     fn round(&self, v: f32) -> u8 {
         let bits = v.to_bits();
         let (sign, magnitude) = ((bits >> 24) as u8 & 0x80, bits & 0x7fff_ffff);

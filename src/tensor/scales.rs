@@ -130,23 +130,16 @@ impl Scales {
 
     /// Elements whose product with their scale is next to `values`: to nearest even, once.
     pub fn narrow(&self, dtype: Dtype, start: usize, values: &[f32], out: &mut [u8]) -> Result<()> {
-        self.divided(dtype, start, values.len(), out, |i| f64::from(values[i]))
+        self.divided(dtype, start, values, out)
     }
 
     /// The same for values in f64.
     pub fn narrow_f64(&self, dtype: Dtype, start: usize, values: &[f64], out: &mut [u8]) -> Result<()> {
-        self.divided(dtype, start, values.len(), out, |i| values[i])
+        self.divided(dtype, start, values, out)
     }
 
-    fn divided(
-        &self,
-        dtype: Dtype,
-        start: usize,
-        count: usize,
-        out: &mut [u8],
-        value: impl Fn(usize) -> f64,
-    ) -> Result<()> {
-        let size = dtype::byte_len(dtype, 1)?;
+    fn divided<T: Copy + Into<f64>>(&self, dtype: Dtype, start: usize, values: &[T], out: &mut [u8]) -> Result<()> {
+        let (size, count) = (dtype::byte_len(dtype, 1)?, values.len());
         if out.len() != size * count {
             return Err(Error::mismatch(format!("{count} elements of {size} bytes for {} bytes", out.len())));
         }
@@ -156,8 +149,8 @@ impl Scales {
             for from in run.clone().step_by(RUN) {
                 let part = from..(from + RUN).min(run.end);
                 let quotients = &mut quotients[..part.len()];
-                for (q, i) in quotients.iter_mut().zip(part.clone()) {
-                    let v = value(i);
+                for (q, v) in quotients.iter_mut().zip(&values[part.clone()]) {
+                    let v: f64 = (*v).into();
                     *q = if v == 0.0 { v } else { v / scale }; // nothing is nothing of a scale of zero, too
                 }
                 if result.is_ok() {
@@ -171,10 +164,8 @@ impl Scales {
     /// Raises the largest finite magnitude under each scale to what is among `values`.
     pub fn peaks(&self, start: usize, values: &[f32], peaks: &mut [f32]) {
         self.runs(start, values.len(), |number, run| {
-            let finite = |max: f32, v: &f32| if v.is_finite() { max.max(v.abs()) } else { max };
-            let own = values[run].iter().fold(0f32, finite);
             if let Some(peak) = peaks.get_mut(number) {
-                *peak = peak.max(own);
+                *peak = peak.max(largest_finite(&values[run]));
             }
         });
     }
@@ -236,6 +227,26 @@ fn fits(dtype: Dtype, value: f32, scale: f64) -> Result<bool> {
     let quotient = if value == 0.0 { 0.0 } else { f64::from(value) / scale };
     cast::narrow_f64(dtype, &[quotient], &mut out)?;
     Ok(cast::is_finite(dtype, &out))
+}
+
+/// The largest magnitude among those that are finite, in lanes: as bits, magnitudes are in the same order.
+fn largest_finite(values: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    const INFINITY: i32 = 0x7f80_0000;
+    let magnitude = |v: f32| (v.to_bits() & 0x7fff_ffff).cast_signed();
+    let larger = |max: i32, v: f32| {
+        let own = magnitude(v);
+        if own < INFINITY && own > max { own } else { max }
+    };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0i32; LANES];
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *v);
+        }
+    }
+    let all = lanes.into_iter().fold(0, i32::max);
+    f32::from_bits(rest.iter().fold(all, |max, v| larger(max, *v)).cast_unsigned())
 }
 
 #[cfg(test)]
