@@ -14,6 +14,7 @@ use crate::kernels;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
 use crate::model::{BaseModel, Provenance};
+use crate::names::diffusion::{self, Family, Naming};
 use crate::ops::inspect::adapter::{self, rank_for};
 use crate::ops::inspect::{AdapterSummary, BaseSummary, ComponentSummary, Share, TargetSummary, base};
 use crate::tensor::Tensor;
@@ -154,6 +155,9 @@ fn adapter_text(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Strin
             lines.push(format!("  {word:<11} {prefix}{}", printable(text)));
         }
     }
+    if let Some((family, naming)) = image_model(opened) {
+        lines.push(format!("  for         {}, by {naming} names", family.about));
+    }
     lines.push(format!("  modules     {}", counted(summary.modules.iter().map(|(k, n)| (k.as_str(), *n)))));
     lines.push(format!("  layers      {}", summary.layers));
     lines.push(format!("  ranks       {}", distinct(summary, |t| t.rank.map(|r| r.to_string()))));
@@ -175,6 +179,17 @@ fn adapter_text(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Strin
         lines.push(format!("note: {note}"));
     }
     lines.join("\n")
+}
+
+/// The family of image models that an adapter is for, and whose names its denoiser has.
+fn image_model(opened: &Opened) -> Option<(&'static Family, &'static str)> {
+    let spelling = opened.adapter.spelling?;
+    let naming = match spelling.naming {
+        Naming::Native => "its authors'",
+        Naming::Diffusers => "diffusers'",
+        Naming::Comfy => "ComfyUI's",
+    };
+    Some((diffusion::family(spelling.family)?, naming))
 }
 
 fn targets_table(summary: &AdapterSummary, args: &Args) -> String {
@@ -263,6 +278,7 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
     let problems: Vec<_> = summary.problems.iter().map(|(p, w)| json!({ "module": p, "what": w })).collect();
     json!({
         "path": opened.source.path, "type": "adapter", "layout": opened.layout, "because": opened.because,
+        "image_model": image_model(opened).map(|(f, naming)| json!({ "family": f.name, "about": f.about, "names": naming })),
         "declared": summary.declared, "kinds": summary.kinds, "about": summary.about, "modules": summary.modules,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "hash": opened.hash().to_string(), "base_fingerprint": opened.base_fingerprint.map(|hash| hash.to_string()),

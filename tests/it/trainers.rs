@@ -528,3 +528,16 @@ fn what_a_layout_has_no_words_for_can_be_left_out() {
     file(&path, [("diffusion_model.blocks.0.norm3.diff".to_string(), random(&[D], 5))].into_iter().collect());
     words(&["--leave-out", "--force"]).expect(1);
 }
+
+#[test]
+fn inspect_says_which_model_an_adapter_is_for() {
+    let path = case("onetrainer", "flux1", "omi.safetensors");
+    let path = path.to_str().expect("a path");
+    let ran = program::run(["inspect", path]).expect(0);
+    assert!(ran.out.contains("for         FLUX.1") && ran.out.contains("by diffusers' names"), "{}", ran.out);
+    let json = program::run(["inspect", path, "--json"]).expect(0).json();
+    assert_eq!(json["image_model"]["family"], "flux1");
+    let other = fixtures::adapter("lora");
+    let json = program::run(["inspect", other.to_str().expect("a path"), "--json"]).expect(0).json();
+    assert!(json["image_model"].is_null());
+}
