@@ -179,7 +179,8 @@ fn one(args: &Args, adapter: &Path, goal: &Goal, out: &Path, signals: Signals) -
 fn all(args: &Args, adapters: &[PathBuf], goal: &Goal, signals: Signals) -> Result<Vec<Said>> {
     let names = entry_names(adapters)?;
     let inputs: Vec<&Path> = adapters.iter().chain(&args.base).map(PathBuf::as_path).collect();
-    layout::check(&args.out, &inputs, args.common.force)?;
+    atomic::refuse_input(&args.out, &inputs)?;
+    atomic::refuse_existing(&args.out, Form::Folder, args.common.force)?;
     let pending = if args.common.dry_run {
         None
     } else {

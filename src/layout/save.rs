@@ -11,11 +11,12 @@ use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, tar, torch};
 use crate::error::Result;
 use crate::tensor::{Bytes, StateDict};
 
-/// Refuses a place that is an input or taken, before the work. Most layouts are folders, and what a file is refused for
-/// a folder is, too.
+/// Refuses a place that is an input or taken, before the work. What it will be is not known yet: it is taken for what
+/// is there, and whether that can be replaced is looked at again when it is written.
 pub fn check(destination: &Path, inputs: &[&Path], replace: bool) -> Result<()> {
     atomic::refuse_input(destination, inputs)?;
-    atomic::refuse_existing(destination, Form::Folder, replace)
+    let form = if destination.is_file() { Form::File } else { Form::Folder };
+    atomic::refuse_existing(destination, form, replace)
 }
 
 /// Writes `draft` beside `destination` and gives it its name at the end. An existing output is refused without

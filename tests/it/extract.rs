@@ -484,3 +484,24 @@ fn every_layout_that_can_be_written_is() {
         assert!(error(&llama()[Q], &after[Q], &read(&merged)[Q]) < 1e-5, "{layout}");
     }
 }
+
+#[test]
+fn a_file_can_take_the_place_of_a_file() {
+    let scratch = Scratch::new();
+    let numbers = |shift: f32| {
+        let values: Vec<f32> = (0..64).map(|i| (i % 7) as f32 + shift * (i % 5) as f32).collect();
+        lora_tool::tensor::Tensor::from_f32(Dtype::F32, [8, 8], &values).expect("floats")
+    };
+    let key = "double_blocks.0.img_attn.proj.weight".to_string();
+    let model = |name: &str, shift| {
+        crate::fixtures::file(&scratch.join(name), [(key.clone(), numbers(shift))].into_iter().collect())
+    };
+    let (base, tuned) = (model("base.safetensors", 0.0), model("tuned.safetensors", 0.5));
+    let out = scratch.join("out.safetensors");
+    extract(&base, &tuned, &out, &["--to", "kohya", "--rank", "2"]).expect(0);
+    extract(&base, &tuned, &out, &["--to", "kohya", "--rank", "2"]).expect(1);
+    extract(&base, &tuned, &out, &["--to", "kohya", "--rank", "2", "--force"]).expect(0);
+    // A folder does not take the place of a file.
+    extract(&base, &tuned, &out, &["--to", "peft", "--rank", "2", "--force"]).expect(1);
+    assert!(out.is_file());
+}
