@@ -113,7 +113,8 @@ impl Resolver {
         })
     }
 
-    /// What each component's names begin with in files of this container.
+    /// What each component's names begin with in files of this container; also those of a level in it that names leave
+    /// out, behind the component's name and a dot.
     pub fn prefixes(&self, container: Container) -> Vec<(String, String)> {
         let separator = if container == Container::Kohya { '_' } else { '.' };
         let Some((family, _)) = self.family else {
@@ -122,9 +123,13 @@ impl Resolver {
         };
         let of = |part: &Part| {
             let home = part.homes(container).next()?;
-            Some((component(part)?.to_string(), format!("{}{separator}", home.prefix)))
+            let (component, prefix) = (component(part)?.to_string(), format!("{}{separator}", home.prefix));
+            // sd-scripts trains a language model without the level at its head.
+            let level = part.optional_level().filter(|_| container == Container::Kohya && part.role == Role::Llm);
+            let inner = level.map(|level| (format!("{component}.{level}"), prefix.clone()));
+            Some(inner.into_iter().chain([(component, prefix)]))
         };
-        family.parts.iter().filter_map(of).collect()
+        family.parts.iter().filter_map(of).flatten().collect()
     }
 }
 
@@ -148,19 +153,15 @@ fn module(rest: &str) -> &str {
     rest.strip_prefix('_').unwrap_or(rest)
 }
 
-/// The component of a path, empty where it begins with none, and the rest.
-fn parted(path: &str) -> (&str, &str) {
-    let known = |component: &&str| PREFIXES.iter().any(|(_, known)| known == component);
-    match path.split_once('.') {
-        Some((component, rest)) if known(&component) => (component, rest),
-        _ => ("", path),
-    }
+/// What follows `head` and a dot.
+fn behind<'a>(path: &'a str, head: &str) -> Option<&'a str> {
+    path.strip_prefix(head)?.strip_prefix('.')
 }
 
 /// How a file spells the names of its modules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spelling {
-    /// Prefixes by component.
+    /// Prefixes by component, or by the head of a path that a prefix stands for.
     prefixes: BTreeMap<String, String>,
     /// Names by path, where prefix and path do not give them.
     others: BTreeMap<String, String>,
@@ -171,7 +172,7 @@ impl Spelling {
     pub fn of<'a>(names: impl Iterator<Item = (&'a str, &'a str)>) -> Spelling {
         let mut out = Spelling::default();
         for (name, path) in names {
-            let (component, rest) = parted(path);
+            let (component, rest) = out.parted(path);
             if !out.prefixes.contains_key(component) {
                 let own = format!("{component}.");
                 let known = PREFIXES.iter().filter(|(_, known)| *known == component).map(|(prefix, _)| *prefix);
@@ -191,9 +192,18 @@ impl Spelling {
 
     /// Prefixes for components that have none yet.
     pub fn fill(&mut self, prefixes: Vec<(String, String)>) {
-        for (component, prefix) in prefixes {
-            self.prefixes.entry(component).or_insert(prefix);
-        }
+        let has = |head: &String| self.prefixes.keys().any(|own| own == head || behind(head, own).is_some());
+        let new: Vec<_> = prefixes.into_iter().filter(|(head, _)| !has(head)).collect();
+        self.prefixes.extend(new);
+    }
+
+    /// The component of a path, or the longest head of it that has a prefix; empty where it begins with none. And the
+    /// rest.
+    fn parted<'a>(&'a self, path: &'a str) -> (&'a str, &'a str) {
+        let own = self.prefixes.keys().map(String::as_str);
+        let heads = own.chain(PREFIXES.iter().map(|(_, component)| *component)).filter(|head| !head.is_empty());
+        let parts = heads.filter_map(|head| Some((head, behind(path, head)?)));
+        parts.max_by_key(|(head, _)| head.len()).unwrap_or(("", path))
     }
 
     /// The name of a module.
@@ -201,7 +211,7 @@ impl Spelling {
         if let Some(name) = self.others.get(path) {
             return name.clone();
         }
-        let (component, rest) = parted(path);
+        let (component, rest) = self.parted(path);
         let usual = || PREFIXES.iter().find(|(_, known)| *known == component).map(|(prefix, _)| *prefix);
         // sd-scripts calls what takes the noise away `unet`, whatever it is.
         let usual = if component == "transformer" { Some("lora_unet_") } else { usual() };
@@ -270,6 +280,32 @@ mod tests {
         for form in ["lora_unet_*", "lora_unet__*", "lycoris_*", "lora_transformer_*", "lora_unet_*_"] {
             assert_eq!(of(form), "transformer.blocks.0.cross_attn.k", "{form}");
         }
+    }
+
+    #[test]
+    fn what_lies_inside_another_part_in_its_trainer_is_called_so() {
+        // kohya-ss/sd-scripts:networks/lora_anima.py and convert_anima_lora_to_comfy.py.
+        let names = [
+            ("lora_unet_blocks_0_adaln_modulation_self_attn_1", "transformer.blocks.0.adaln_modulation_self_attn.1"),
+            ("lora_unet_llm_adapter_blocks_0_self_attn_q_proj", "text_conditioner.blocks.0.self_attn.q_proj"),
+            ("lora_te_layers_0_self_attn_q_proj", "text_encoder.model.layers.0.self_attn.q_proj"),
+        ];
+        let modules: Vec<_> = names.iter().map(|(name, _)| (name.to_string(), None)).collect();
+        let (resolver, _) = Resolver::of(&modules);
+        let mut kohya = Spelling::default();
+        kohya.fill(resolver.prefixes(Container::Kohya));
+        let mut comfy = Spelling::default();
+        comfy.fill(resolver.prefixes(Container::Comfy));
+        for (name, path) in names {
+            assert_eq!(kohya.name(path), name);
+        }
+        assert_eq!(comfy.name(names[1].1), "diffusion_model.llm_adapter.blocks.0.self_attn.q_proj");
+        let text = "text_encoders.qwen3_06b.transformer.model.layers.0.self_attn.q_proj";
+        assert_eq!(comfy.name(names[2].1), text);
+        // A file that has the level keeps it.
+        let mut own = Spelling::of([("lora_te_model_layers_0_q", "text_encoder.model.layers.0.q")].into_iter());
+        own.fill(resolver.prefixes(Container::Kohya));
+        assert_eq!(own.name("text_encoder.model.layers.1.q"), "lora_te_model_layers_1_q");
     }
 
     #[test]

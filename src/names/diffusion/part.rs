@@ -179,6 +179,11 @@ impl Part {
         self.homes.iter().filter(move |home| home.container == container)
     }
 
+    /// A level at the head of the diffusers names that some programs leave out.
+    pub fn optional_level(&self) -> Option<&'static str> {
+        (!self.optional.is_empty()).then_some(self.optional)
+    }
+
     /// The namings that differ.
     pub fn namings(&self) -> &'static [Naming] {
         match self.comfy {
