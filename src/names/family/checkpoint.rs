@@ -16,10 +16,14 @@ pub const SD2: &str = "checkpoint of Stable Diffusion 2";
 pub const SDXL: &str = "checkpoint of SDXL";
 /// The refiner of SDXL, with OpenCLIP-G alone.
 pub const REFINER: &str = "checkpoint of the refiner of SDXL";
+/// The U-Net of one of these by itself.
+pub const U_NET: &str = "checkpoint of a U-Net";
 /// Stage C of Stable Cascade.
 pub const CASCADE: &str = "checkpoint of Stable Cascade";
 /// A transformer, with or without text encoders beside it.
 pub const TRANSFORMER: &str = "checkpoint of a diffusion transformer";
+/// A transformer by itself in diffusers' names.
+pub const TRANSFORMER_OF_DIFFUSERS: &str = "checkpoint of a diffusion transformer in diffusers' names";
 /// ACE-Step as its authors have it, with a config that names this class.
 pub const ACE_STEP: &str = "AceStepConditionGenerationModel";
 
@@ -61,11 +65,15 @@ const ROOTS: &[&str] = &[
     "video_patch_proj.",
     "layers.0.adaLN_sa_ln.",
     "blocks.0.img_qkv_proj.",
+    // Anima.
+    "llm_adapter.blocks.",
     // Cosmos-Predict 2 and Anima, after the word for the network.
     "net.blocks.",
     // ACE-Step, the decoder of a whole.
     "decoder.time_embed_r.",
 ];
+/// What only the U-Nets of diffusers have together; their ControlNets have no way up, their VAEs no time.
+const OF_U_NETS: [&str; 3] = ["time_embedding.linear_1.", "down_blocks.0.", "up_blocks.0."];
 const DENOISERS: &[&str] = &["model.diffusion_model.", "diffusion_model."];
 
 /// What kind of checkpoint has these keys; none where it is nothing of the sort.
@@ -82,18 +90,37 @@ pub fn of_keys<'k>(keys: impl Iterator<Item = &'k str> + Clone) -> Option<&'stat
             SD1
         });
     }
+    let is_u_net = |root: &str| {
+        has(&format!("{root}input_blocks."))
+            && has(&format!("{root}output_blocks."))
+            && has(&format!("{root}middle_block."))
+    };
+    if is_u_net("") || is_u_net("diffusion_model.") {
+        return Some(U_NET);
+    }
     if has("clip_txt_pooled_mapper.") || has("model.diffusion_model.clip_txt_pooled_mapper.") {
         return Some(CASCADE);
+    }
+    if OF_U_NETS.iter().all(|start| has(start)) {
+        return Some(UNET_2D);
+    }
+    // `transformer_blocks` are also LTX-Video's and Qwen-Image's own; SD3 has a `context_embedder` in either naming.
+    let of_diffusers = ["single_transformer_blocks.", "all_x_embedder.", "time_caption_embed."].into_iter().any(has)
+        || (has("transformer_blocks.") && has("context_embedder."));
+    if of_diffusers {
+        return Some(TRANSFORMER_OF_DIFFUSERS);
     }
     (DENOISERS.iter().any(|root| has(root)) || ROOTS.iter().any(|root| has(root))).then_some(TRANSFORMER)
 }
 
 /// Whose names the denoiser of such a model has.
 pub fn naming(model_type: &str) -> Option<Naming> {
-    if [SD1, SD2, SDXL, REFINER, CASCADE, TRANSFORMER, ACE_STEP].contains(&model_type) {
+    if [SD1, SD2, SDXL, REFINER, U_NET, CASCADE, TRANSFORMER, ACE_STEP].contains(&model_type) {
         return Some(Naming::Native);
     }
-    [U_NETS, PRIORS, TRANSFORMERS].iter().any(|classes| classes.contains(&model_type)).then_some(Naming::Diffusers)
+    let of_diffusers = model_type == TRANSFORMER_OF_DIFFUSERS
+        || [U_NETS, PRIORS, TRANSFORMERS].iter().any(|classes| classes.contains(&model_type));
+    of_diffusers.then_some(Naming::Diffusers)
 }
 
 /// The types by which a component of a pipeline is named, given those of the model it is: its own name stands before what
@@ -161,12 +188,15 @@ const OF_REFINER: &[super::super::rewrite::Rule] =
 const UNET: &[super::super::rewrite::Rule] =
     &[rename(r"^model\.diffusion_model\.", "unet."), rename(r"^first_stage_model\.", "vae.")];
 
+/// The class of the U-Nets of Stable Diffusion.
+const UNET_2D: &str = "UNet2DConditionModel";
+
 /// The denoisers of diffusers by their classes (`_class_name` of the config), each a model by itself.
 const U_NETS: &[&str] = &[
     "DreamLiteUNetModel",
     "I2VGenXLUNet",
     "Kandinsky3UNet",
-    "UNet2DConditionModel",
+    UNET_2D,
     "UNet3DConditionModel",
     "UNetMotionModel",
     "UNetSpatioTemporalConditionModel",
@@ -248,8 +278,10 @@ pub(super) const SETS: &[Set] = &[
     Set::whole(U_NETS, &[rename(r"^", "unet.")]),
     Set::whole(PRIORS, &[rename(r"^", "prior.")]),
     Set::whole(TRANSFORMERS, &[rename(r"^", "transformer.")]),
+    Set::whole(&[TRANSFORMER_OF_DIFFUSERS], &[rename(r"^", "transformer.")]),
     Set::whole(&[CLIP_OF_PIPELINE], &[rename(r"^(encoder|embeddings|final_layer_norm)\.", "text_model.$1.")]),
     Set::whole(&[SD1, SD2, SDXL, REFINER], UNET),
+    Set::whole(&[U_NET], &[rename(r"^(?:diffusion_model\.)?", "unet.")]),
     Set::whole(&[SD1], &[rename(r"^cond_stage_model\.transformer\.(text_model\.)?", "text_encoder.text_model.")]),
     Set::whole(&[SD2], OF_SD2),
     Set::whole(
@@ -292,6 +324,8 @@ pub(super) const SETS: &[Set] = &[
                 r"^(?:model\.diffusion_model\.)?decoder\.(layers|time_embed|time_embed_r|condition_embedder|proj_in|proj_out|norm_out)\.",
                 "transformer.$1.",
             ),
+            // Anima's, a component of its own in diffusers.
+            rename(r"^(?:net\.|(?:model\.)?diffusion_model\.)?llm_adapter\.", "text_conditioner."),
             rename(r"^(?:model\.)?diffusion_model\.", "transformer."),
             rename(r"^net\.", "transformer."),
             rename(r"^first_stage_model\.", "vae."),
@@ -300,7 +334,13 @@ pub(super) const SETS: &[Set] = &[
             rename(r"^text_encoders\.clip_g\.transformer\.(text_model\.)?", "text_encoder_2.text_model."),
             rename(r"^text_encoders\.t5xxl\.transformer\.", "text_encoder_3."),
             // Without a prefix the whole file is the transformer.
-            rename(r"^", "transformer.").unless_before(&["transformer.", "vae.", "text_encoder", "text_encoders."]),
+            rename(r"^", "transformer.").unless_before(&[
+                "transformer.",
+                "vae.",
+                "text_encoder",
+                "text_encoders.",
+                "text_conditioner.",
+            ]),
         ],
     ),
 ];
@@ -339,6 +379,22 @@ mod tests {
         let found = index.find("text_encoder_2.text_projection.weight").unwrap();
         assert!(found.pieces[0].transposed && found.memory_shape == [6, 4]);
         assert!(key("vae.decoder.conv_in.weight").starts_with("first_stage_model"));
+    }
+
+    #[test]
+    fn a_u_net_may_stand_alone() {
+        for root in ["", "diffusion_model."] {
+            let key = |inner: &str| format!("{root}{inner}");
+            let [up, mid] = ["output_blocks.0.0.in_layers.2.weight", "middle_block.1.proj_in.weight"].map(key);
+            let down = key("input_blocks.4.1.proj_in.weight");
+            let index = index(&[(&down, &[8, 8]), (&mid, &[8, 8]), (&up, &[8, 8, 3, 3])]);
+            assert_eq!(index.find("unet.input_blocks.4.1.proj_in.weight").unwrap().pieces[0].key, down);
+        }
+        let keys =
+            ["time_embedding.linear_1.weight", "down_blocks.0.downsamplers.0.conv.weight", "up_blocks.0.q.weight"];
+        let of_diffusers = index(&keys.map(|key| (key, &[8, 8][..])));
+        assert_eq!(of_diffusers.find(&format!("unet.{}", keys[1])).unwrap().pieces[0].key, keys[1]);
+        assert_eq!(of_keys([keys[0], keys[1], "controlnet_mid_block.weight"].into_iter()), None);
     }
 
     #[test]
@@ -383,6 +439,17 @@ mod tests {
     }
 
     #[test]
+    fn the_network_for_the_text_of_anima_stands_behind_its_word() {
+        for root in ["net.", "model.diffusion_model.", ""] {
+            let [key, inner] = ["blocks.0.x.weight", "llm_adapter.blocks.0.x.weight"].map(|key| format!("{root}{key}"));
+            let kind =
+                Index::new([key.clone(), inner.clone()].map(|key| (key, vec![8, 8])), &[TRANSFORMER.to_string()]);
+            assert_eq!(kind.find("text_conditioner.blocks.0.x.weight").unwrap().pieces[0].key, inner);
+            assert_eq!(kind.find("transformer.blocks.0.x.weight").unwrap().pieces[0].key, key);
+        }
+    }
+
+    #[test]
     fn a_transformer_may_stand_alone() {
         for prefix in ["", "model.diffusion_model."] {
             let key = format!("{prefix}double_blocks.0.img_attn.qkv.weight");
@@ -394,6 +461,19 @@ mod tests {
             index(&[(key, &[8, 8])]).find("transformer.blocks.0.self_attn.q_proj.weight").unwrap().pieces[0].key,
             key
         );
+        for (keys, whose) in [
+            (
+                ["transformer_blocks.0.attn.to_q.weight", "single_transformer_blocks.0.attn.to_q.weight"],
+                Naming::Diffusers,
+            ),
+            (["transformer_blocks.0.attn.to_q.weight", "context_embedder.weight"], Naming::Diffusers),
+            (["joint_blocks.0.x_block.attn.qkv.weight", "context_embedder.weight"], Naming::Native),
+            (["transformer_blocks.0.attn1.to_q.weight", "adaln_single.linear.weight"], Naming::Native),
+        ] {
+            assert_eq!(naming(of_keys(keys.into_iter()).unwrap()), Some(whose));
+            let index = index(&[(keys[0], &[8, 8])]);
+            assert_eq!(index.find(&format!("transformer.{}", keys[0])).unwrap().pieces[0].key, keys[0]);
+        }
         let llama = ["model.layers.0.self_attn.q_proj.weight", "lm_head.weight"];
         assert_eq!(of_keys(llama.into_iter()), None);
     }
