@@ -449,6 +449,7 @@ fn what_cannot_be_read_is_refused_with_the_reason() {
         ("a core bm", &[("lora_unet_q.a1.weight", &[4, 2]), ("lora_unet_q.bm.weight", &[2, 2, 3, 3])]),
         ("square blocks", &[("lora_unet_q.oft_blocks", &[2, 2, 3])]),
         ("part of the outputs", &[down, up, ("lora_unet_k.oft_blocks.0", &[2, 2, 2])]),
+        ("part of the outputs", &[("oft_unet_k.oft_blocks.0", &[2, 2, 2]), ("oft_unet_k.alpha", &[])]),
         ("range of rows", &[down, up, ("lora_unet_q.row_offset", &[])]),
         ("nothing that it is the length of", &[("lora_unet_q.dora_scale", &[4, 1])]),
         ("nothing but a scale", &[down, up, ("lora_unet_k.alpha", &[])]),

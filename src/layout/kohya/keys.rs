@@ -85,7 +85,13 @@ pub fn split(key: &str) -> Option<(&str, &'static str)> {
 
 /// Whether the key is one that only this layout has.
 pub fn is_mark(key: &str) -> bool {
-    split(key).is_some_and(|(_, suffix)| MARKS.contains(&suffix))
+    split(key).is_some_and(|(_, suffix)| MARKS.contains(&suffix)) || is_partial_rotation(key)
+}
+
+/// Whether the key is that of a rotation of some of the outputs, as all are numbered in files of
+/// kohya-ss/sd-scripts:networks/oft_flux.py.
+fn is_partial_rotation(key: &str) -> bool {
+    key.rsplit_once(".oft_blocks.").is_some_and(|(_, part)| part.parse::<u32>().is_ok())
 }
 
 /// What a file of this layout consists of.
@@ -121,7 +127,7 @@ pub fn sort(tensors: &StateDict) -> Result<Sorted> {
 }
 
 fn unknown(key: &str, tensor: &Tensor) -> Error {
-    if key.contains(".oft_blocks.") {
+    if is_partial_rotation(key) {
         let what = "a rotation for a part of the outputs, of which only sd-scripts' Flux network knows the rows";
         return Error::unsupported(what).at_key(key);
     }
@@ -132,6 +138,16 @@ fn unknown(key: &str, tensor: &Tensor) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Dtype;
+
+    #[test]
+    fn rotations_of_parts_are_known_and_refused() {
+        let key = "oft_unet_double_blocks_0_img_attn_qkv.oft_blocks.0";
+        assert!(is_mark(key) && !is_mark("q.oft_blocks.weight"));
+        let blocks = Tensor::from_f32(Dtype::F32, [4, 2, 2], &[0.0; 16]).unwrap();
+        let error = sort(&[(key.to_string(), blocks)].into_iter().collect()).unwrap_err();
+        assert!(error.to_string().contains("rotation for a part"), "{error}");
+    }
 
     #[test]
     fn the_longest_suffix_counts() {
