@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
+use super::Pipeline;
 use super::system::{self, WRITE_BYTES};
 use crate::error::{Context, Error, Kind, Result};
 
@@ -418,8 +419,8 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
     }
 }
 
-/// A slip of the hand must not replace a home folder: only an empty folder, one with tensors in it, or one that holds
-/// results and nothing else.
+/// A slip of the hand must not replace a home folder: only an empty folder, one with tensors in it, a pipeline with
+/// tensors in a component, or one that holds results and nothing else.
 fn refuse_what_is_no_result(destination: &Path) -> Result<()> {
     let list = |folder: &Path| -> std::io::Result<Vec<PathBuf>> {
         fs::read_dir(folder).map(|entries| entries.flatten().map(|e| e.path()).collect())
@@ -430,7 +431,8 @@ fn refuse_what_is_no_result(destination: &Path) -> Result<()> {
         is_file || list(path).is_ok_and(|inner| inner.iter().any(is_tensors))
     };
     let names = list(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
-    if names.iter().any(is_tensors) || names.iter().all(is_result) {
+    let is_pipeline = || Pipeline::is_in(destination) && names.iter().any(is_result);
+    if names.iter().any(is_tensors) || names.iter().all(is_result) || is_pipeline() {
         return Ok(());
     }
     Err(Error::new(Kind::Exists, "a folder without a .safetensors file, which is no result that could be replaced")

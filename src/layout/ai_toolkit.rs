@@ -62,7 +62,7 @@ impl Layout for AiToolkit {
     }
 
     fn read(&self, source: &Source) -> Result<(Adapter, Vec<Note>)> {
-        kohya::read_tensors(source, &words::in_words_of_kohya(&source.tensors, str::to_string), NAME)
+        kohya::read_tensors(source, &words::in_words_of_kohya(source, str::to_string)?, NAME)
     }
 
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {

@@ -240,7 +240,11 @@ pub fn detect(source: &Source) -> Result<(&'static dyn Layout, String)> {
     }
     claims.into_iter().next().map(|(_, layout, because)| (layout, because)).ok_or_else(|| {
         let sample: Vec<_> = source.tensors.keys().take(3).map(|k| format!("`{k}`")).collect();
-        Error::unrecognised(format!("not an adapter of a known layout; first keys: {}", sample.join(", ")))
+        let what = match sample.is_empty() {
+            true => "no tensors in it, and so no adapter".to_string(),
+            false => format!("not an adapter of a known layout; first keys: {}", sample.join(", ")),
+        };
+        Error::unrecognised(what)
             .hint("an adapter file needs its config beside it; `lora-tool layouts` lists what can be read")
     })
 }

@@ -51,9 +51,8 @@ impl Layout for Native {
         let found = Found::of(&source.tensors).ok_or_else(|| {
             Error::unrecognised("no names of modules with what is done to them").in_file(&source.path)
         })?;
-        let renamed = words::in_words_of_kohya(&source.tensors, |name| {
-            name.strip_prefix(found.prefix).unwrap_or(name).to_string()
-        });
+        let renamed =
+            words::in_words_of_kohya(source, |name| name.strip_prefix(found.prefix).unwrap_or(name).to_string())?;
         let (mut adapter, mut notes) = kohya::read_tensors(source, &with_norms(renamed), NAME)?;
         if source.tensors.keys().any(|key| key.ends_with(DIFFSYNTH)) {
             notes.extend(gather_heads(&mut adapter).in_file(&source.tensor_file)?);

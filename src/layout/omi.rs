@@ -76,7 +76,7 @@ impl Layout for Omi {
         let names = source.tensors.keys().filter_map(|key| Some(kohya::split(key)?.0));
         let way = Way::of(family, &[], names);
         let rename = |name: &str| way.path(name).unwrap_or_else(|| name.to_string());
-        let renamed = words::in_words_of_kohya(&source.tensors, rename);
+        let renamed = words::in_words_of_kohya(source, rename)?;
         let (mut adapter, notes) = kohya::read_tensors(source, &renamed, NAME)?;
         let swapped: Vec<_> = adapter.targets.keys().filter(|path| way.swaps(path.as_str())).cloned().collect();
         swap(&mut adapter, &swapped).in_file(&source.tensor_file)?;

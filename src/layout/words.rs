@@ -1,7 +1,8 @@
 //! What trainers call the tensors of a module, in the words of [kohya](super::kohya): PEFT's, and those that diffusers had
 //! before it.
 
-use super::kohya;
+use super::{Source, kohya};
+use crate::error::{Error, Result};
 use crate::tensor::StateDict;
 
 /// Endings and the words of kohya for the same.
@@ -39,13 +40,24 @@ pub fn is_word(key: &str) -> bool {
     split(key).is_some() || kohya::claims(key)
 }
 
-/// All keys in the words of kohya; `rename` is given the names of the modules.
-pub fn in_words_of_kohya(tensors: &StateDict, rename: impl Fn(&str) -> String) -> StateDict {
-    let renamed = |key: &String| match split(key).or_else(|| kohya::split(key)) {
-        Some((module, word)) => format!("{}.{word}", rename(module)),
-        None => key.clone(),
-    };
-    tensors.iter().map(|(key, tensor)| (renamed(key), tensor.clone())).collect()
+/// All tensors of `source` under the words of kohya; `rename` is given the names of the modules. Two keys that mean the
+/// same are an error, whatever is in them.
+pub fn in_words_of_kohya(source: &Source, rename: impl Fn(&str) -> String) -> Result<StateDict> {
+    let mut out = StateDict::with_capacity(source.tensors.len());
+    let mut keys = Vec::with_capacity(source.tensors.len());
+    for (key, tensor) in &source.tensors {
+        let renamed = match split(key).or_else(|| kohya::split(key)) {
+            Some((module, word)) => format!("{}.{word}", rename(module)),
+            None => key.clone(),
+        };
+        let (place, before) = out.insert_full(renamed, tensor.clone());
+        if let (Some(_), Some(other)) = (before, keys.get(place)) {
+            let what = format!("means the same as `{other}`");
+            return Err(Error::malformed(what).at_key(key).in_file(&source.tensor_file));
+        }
+        keys.push(key);
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

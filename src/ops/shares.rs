@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use regex::Regex;
 
-use crate::adapter::{Adapter, Note, Share};
+use crate::adapter::{Adapter, Note, Share, Spelling};
 use crate::error::{Error, Kind, Result};
-use crate::names::diffusion::{self, Container, Naming, blocks};
+use crate::names::diffusion::{self, Container, Naming, Part, blocks};
 
 /// Strengths of parts.
 #[derive(Clone, Debug, Default)]
@@ -167,26 +167,35 @@ fn names(adapter: &Adapter, path: &str) -> Vec<Vec<String>> {
     if part.homes(Container::Diffusers).all(|home| home.prefix != component) {
         return out;
     }
-    for naming in part.namings().iter().filter(|naming| **naming != spelling.naming) {
-        let others = part.translate(spelling.naming, *naming, inner, spelling.extents);
+    let own = naming_of(part, spelling, inner);
+    for naming in part.namings().iter().filter(|naming| **naming != own) {
+        let others = part.translate(own, *naming, inner, spelling.extents);
         out.extend(others.map(|all| all.into_iter().map(|one| format!("{component}.{}", one.path)).collect()));
     }
     out
 }
 
+/// Whose name a module of a denoiser has. What can be neither taken apart nor put together keeps the name that it has in
+/// the adapter's naming, in whichever the others are.
+fn naming_of(part: &Part, spelling: Spelling, inner: &str) -> Naming {
+    let knows = |naming: &Naming| part.translate(*naming, *naming, inner, spelling.extents).is_some();
+    let own = spelling.naming;
+    if knows(&own) { own } else { part.namings().iter().copied().find(knows).unwrap_or(own) }
+}
+
 /// Numbers of a list by the names of blocks.
 struct ByBlock {
     family: &'static diffusion::Family,
-    naming: Naming,
+    spelling: Spelling,
     numbers: Vec<(String, f64)>,
 }
 
 impl ByBlock {
     fn of(adapter: &Adapter, numbers: &[f64]) -> Result<ByBlock> {
-        let found = adapter.spelling.and_then(|s| Some((diffusion::family(s.family)?, s.naming)));
+        let found = adapter.spelling.and_then(|s| Some((diffusion::family(s.family)?, s)));
         let usage = |what: String| Error::new(Kind::Usage, format!("--block-weights: {what}"));
         let hint = "--strength PATTERN=X is for any model";
-        let Some((family, naming)) = found else {
+        let Some((family, spelling)) = found else {
             return Err(usage("the adapter is of no image model whose blocks are known".to_string()).hint(hint));
         };
         let names = blocks::list(family, numbers.len()).ok_or_else(|| {
@@ -201,13 +210,15 @@ impl ByBlock {
                 )),
             }
         })?;
-        Ok(ByBlock { family, naming, numbers: names.into_iter().zip(numbers.iter().copied()).collect() })
+        Ok(ByBlock { family, spelling, numbers: names.into_iter().zip(numbers.iter().copied()).collect() })
     }
 
     /// The number for a module's block. What is in no block has 1.
     fn share(&self, path: &str, unlisted: &mut BTreeSet<String>) -> f64 {
         let Some((component, inner)) = path.split_once('.') else { return 1.0 };
-        let Some(block) = blocks::block(self.family, component, self.naming, inner) else { return 1.0 };
+        let denoiser = self.family.denoiser();
+        let naming = denoiser.map_or(self.spelling.naming, |part| naming_of(part, self.spelling, inner));
+        let Some(block) = blocks::block(self.family, component, naming, inner) else { return 1.0 };
         let found = self.numbers.iter().find(|(name, _)| *name == block).map(|(_, number)| *number);
         found.unwrap_or_else(|| {
             unlisted.insert(block);

@@ -454,7 +454,7 @@ fn what_cannot_be_read_is_refused_with_the_reason() {
         ("nothing that it is the length of", &[("lora_unet_q.dora_scale", &[4, 1])]),
         ("nothing but a scale", &[down, up, ("lora_unet_k.alpha", &[])]),
         ("no bias_size", &[("lora_unet_q.bias_values", &[1]), ("lora_unet_q.bias_indices", &[2, 1])]),
-        ("second module of this path", &[("lora_unet_q.diff", &[4, 4]), ("lora_unet__q.diff", &[4, 4])]),
+        ("means the same as `lora_unet__q`", &[("lora_unet_q.diff", &[4, 4]), ("lora_unet__q.diff", &[4, 4])]),
     ];
     for (word, tensors) in refused {
         let e = reading(&scratch, tensors, &[]).expect_err(word);

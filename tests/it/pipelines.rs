@@ -662,3 +662,20 @@ fn a_merge_that_fails_leaves_nothing() {
     program::merge(&base, &adapter, &out, &["--undo", &record.to_string_lossy()]).expect(1);
     assert_eq!(program::names(base.parent().expect("a parent")), ["a.safetensors", "base"]);
 }
+
+#[test]
+fn force_replaces_a_pipeline_and_no_folder_that_only_looks_like_one() {
+    let scratch = Scratch::new();
+    let (base, adapter, _) = case("flux");
+    let out = scratch.join("out");
+    run(&[&"merge", &base, &adapter, &"-o", &out]).expect(0);
+    let first = files(&out);
+    run(&[&"merge", &base, &adapter, &"-o", &out]).expect(1);
+    run(&[&"merge", &base, &adapter, &"-o", &out, &"--force"]).expect(0);
+    assert!(files(&out) == first);
+    let notes = scratch.join("notes");
+    put(&notes, "model_index.json", "{}");
+    put(&notes, "texts/a.txt", "a");
+    run(&[&"merge", &base, &adapter, &"-o", &notes, &"--force"]).expect(1);
+    assert_eq!(files(&notes).len(), 2);
+}

@@ -541,3 +541,30 @@ fn inspect_says_which_model_an_adapter_is_for() {
     let json = program::run(["inspect", other.to_str().expect("a path"), "--json"]).expect(0).json();
     assert!(json["image_model"].is_null());
 }
+
+#[test]
+fn two_keys_that_mean_the_same_are_named_and_not_dropped() {
+    let scratch = Scratch::new();
+    let path = scratch.join("file.safetensors");
+    let flux = "double_blocks.0.img_attn.proj";
+    for (layout, module, one, other) in [
+        ("comfyui", format!("diffusion_model.{flux}"), "lora_A.weight", "lora_A.default.weight"),
+        ("comfyui", format!("diffusion_model.{flux}"), "lora_up.weight", "lora_B.weight"),
+        ("ai-toolkit", format!("diffusion_model.{flux}"), "lora_A.weight", "lora_A"),
+        ("native", flux.to_string(), "lora_A.weight", "lora_A.default.weight"),
+        ("kohya", "diffusion_model.blocks.0".to_string(), "diff_m", "modulation.diff"),
+    ] {
+        let mut tensors = StateDict::new();
+        pair(&mut tensors, &module, D, D, [".lora_down.weight", ".lora_up.weight"]);
+        let shape = if one.starts_with("lora_up") || other.starts_with("lora_B") { [D, 2] } else { [2, D] };
+        let (one, other) = (format!("{module}.{one}"), format!("{module}.{other}"));
+        tensors.shift_remove(&one.replace("lora_A.weight", "lora_down.weight"));
+        for (key, seed) in [(&one, 1), (&other, 2)] {
+            tensors.insert(key.clone(), random(&shape, seed));
+        }
+        file(&path, tensors);
+        let error = layout::open(&path, Some(layout)).expect_err("one of the two").to_string();
+        assert!(error.contains("means the same") && error.contains(&other) | error.contains(&one), "{layout}: {error}");
+        std::fs::remove_file(&path).expect("removed");
+    }
+}

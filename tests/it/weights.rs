@@ -222,3 +222,45 @@ fn what_was_merged_by_parts_can_be_undone_found_and_taken_out() {
     program::run(["unmerge", &both, "-o", &one, "--undo", &twice, "--adapter", "second.safetensors"]).expect(0);
     assert_eq!(values(Path::new(&one)), values(Path::new(merged)));
 }
+
+#[test]
+fn modules_that_keep_their_names_have_the_strengths_of_their_blocks() {
+    let scratch = Scratch::new();
+    // LoHa of the authors' names, which is not taken apart, on diffusers' parts.
+    let mut base = StateDict::new();
+    let attention = ["to_q", "to_k", "to_v"].map(|leaf| format!("transformer_blocks.0.attn.{leaf}"));
+    let linear = ["attn.to_q", "attn.to_k", "attn.to_v"].map(|leaf| format!("single_transformer_blocks.0.{leaf}"));
+    for (seed, module) in attention.iter().chain(&linear).enumerate() {
+        base.insert(format!("{module}.weight"), numbers(&[D, D], seed));
+    }
+    base.insert("single_transformer_blocks.0.proj_mlp.weight".to_string(), numbers(&[4 * D, D], 7));
+    let mut adapter = StateDict::new();
+    for (name, rows) in [("double_blocks_0_img_attn_qkv", 3 * D), ("single_blocks_0_linear1", 7 * D)] {
+        for (seed, (word, shape)) in
+            [("hada_w1_a", [rows, 2]), ("hada_w1_b", [2, D]), ("hada_w2_a", [rows, 2]), ("hada_w2_b", [2, D])]
+                .into_iter()
+                .enumerate()
+        {
+            adapter.insert(format!("lora_unet_{name}.{word}"), numbers(&shape, seed + rows));
+        }
+    }
+    let folder = scratch.join("base");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::write(folder.join("config.json"), r#"{"_class_name": "FluxTransformer2DModel"}"#).expect("a config");
+    let weights = "diffusion_pytorch_model.safetensors";
+    let before = file(&folder.join(weights), base);
+    let files = (folder, file(&scratch.join("adapter.safetensors"), adapter));
+    let (whole, ran) = merged(&scratch, &files, "whole", &[]);
+    ran.expect(0);
+    let blocks: Vec<_> = (0..61).map(|n| ["1", "0.5", "-2"][usize::from(n == 3) + 2 * usize::from(n == 22)]).collect();
+    for (name, more) in [
+        ("patterns", vec!["--strength", r"\.transformer_blocks=0.5", "--strength", "single_transformer_blocks=-2"]),
+        ("authors", vec!["--strength", "double_blocks=0.5", "--strength", "single_blocks=-2"]),
+        ("blocks", vec!["--block-weights", &blocks.join(",")]),
+    ] {
+        let (part, ran) = merged(&scratch, &files, name, &more);
+        ran.expect(0);
+        let shares: Vec<_> = attention.iter().map(|m| (&**m, 0.5)).chain(linear.iter().map(|m| (&**m, -2.0))).collect();
+        check(&before, &whole.join(weights), &part.join(weights), &shares);
+    }
+}

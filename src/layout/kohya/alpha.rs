@@ -5,12 +5,15 @@
 
 use super::keys::Parts;
 use crate::adapter::{Scale, ScaleRule};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Tensor, cast, dtype};
 
 /// Takes the scale of a module out of its parts.
 pub fn take(parts: &mut Parts) -> Result<Scale> {
-    let mut number = |suffix| parts.remove(suffix).map(|tensor| tensor.to_number().at_key(suffix)).transpose();
+    // The key of such an error is that of the module.
+    let named = |suffix, e: Error| Error::new(e.kind(), format!("{suffix}: {}", e.what()));
+    let mut number =
+        |suffix| parts.remove(suffix).map(|tensor| tensor.to_number().map_err(|e| named(suffix, e))).transpose();
     // LyCORIS multiplies its learnable scalar into a factor when it saves; some files have it still.
     let (alpha, scale, scalar) = (number("alpha")?, number("scale")?, number("scalar")?.unwrap_or(1.0));
     Ok(match (scale, alpha) {

@@ -120,7 +120,9 @@ pub fn sort(tensors: &StateDict) -> Result<Sorted> {
                 "diff_m" => (format!("{module}.modulation"), "diff"),
                 _ => (module.to_string(), suffix),
             };
-            out.modules.entry(module).or_default().insert(suffix, tensor.clone());
+            if out.modules.entry(module).or_default().insert(suffix, tensor.clone()).is_some() {
+                return Err(Error::malformed("another tensor of the file means the same").at_key(key));
+            }
         }
     }
     Ok(out)

@@ -140,7 +140,8 @@ impl Reader {
             target.site = SiteKind::Parameter;
         }
         if self.adapter.targets.insert(ModulePath::from(path.to_string()), target).is_some() {
-            return Err(Error::malformed("the second module of this path in the file"));
+            let other = self.names.iter().find(|(_, known)| known == path).map_or(path, |(name, _)| name);
+            return Err(Error::malformed(format!("means the same as `{other}`")));
         }
         Ok(())
     }

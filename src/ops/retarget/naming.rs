@@ -95,7 +95,7 @@ fn spell_but(adapter: &Adapter, to: Naming, may_stay: &dyn Fn(&ModulePath) -> bo
                 }
                 _ => return Err(Error::unsupported("rows of a module alone").at_key(path.as_str())),
             },
-            _ if !is_by_rows(target) && may_stay(path) => {
+            several if !(is_by_rows(target) && has_rows_of(target, several)) && may_stay(path) => {
                 put(&mut out, path.as_str(), target.clone())?;
                 stay += 1;
             }
@@ -105,9 +105,9 @@ fn spell_but(adapter: &Adapter, to: Naming, may_stay: &dyn Fn(&ModulePath) -> bo
                 let mut rows = Vec::with_capacity(several.len());
                 for one in several {
                     let range = one.take.range(total as u64);
-                    let range = range
-                        .ok_or_else(|| Error::mismatch(format!("{total} outputs, not those of {}", several.len())));
-                    let range = range.at_key(path.as_str())?;
+                    let what =
+                        || format!("{total} outputs, which do not part into {} as the model has them", several.len());
+                    let range = range.ok_or_else(|| Error::mismatch(what())).at_key(path.as_str())?;
                     rows.push((range.start as usize..range.end as usize).collect::<Vec<_>>());
                 }
                 for (one, own) in several.iter().zip(fused::split(target, &rows).at_key(path.as_str())?) {
@@ -179,6 +179,12 @@ fn is_by_rows(target: &Target) -> bool {
         _ => false,
     };
     target.weight.iter().chain(&target.bias).all(plain) && target.magnitude_along == Along::Rows
+}
+
+/// Whether a change has as many rows as come apart into these.
+fn has_rows_of(target: &Target, parts: &[diffusion::Target]) -> bool {
+    let total = fused::outputs(target).map(|rows| rows as u64);
+    total.is_some_and(|total| parts.iter().all(|part| part.take.range(total).is_some()))
 }
 
 fn put(out: &mut Adapter, path: &str, target: Target) -> Result<()> {
