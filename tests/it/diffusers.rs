@@ -80,6 +80,19 @@ fn alphas_beside_the_tensors_count_and_not_together_with_the_header() {
     let module = key.strip_suffix(".alpha").expect("a module");
     let Some(Delta::LowRank(d)) = opened.adapter.targets[module].weight.first() else { panic!("factors") };
     assert_eq!(d.factor(), 3.0);
+    // Some trainers store a whole number as one, and f64 keeps all of its digits.
+    for (dtype, bytes, factor) in [
+        (lora_tool::tensor::Dtype::I64, 6i64.to_le_bytes(), 3.0),
+        (lora_tool::tensor::Dtype::F64, 0.1f64.to_le_bytes(), 0.05),
+    ] {
+        let alpha = lora_tool::tensor::Tensor::new(dtype, Vec::new().as_slice().into(), bytes.to_vec().into());
+        draft.tensors.insert(key.clone(), alpha.expect("a number"));
+        let path = scratch.join(&format!("{factor}.safetensors"));
+        layout::save(&draft, &path, &[], false, false).expect("saved");
+        let opened = layout::open(&path, None).expect("an adapter");
+        let Some(Delta::LowRank(d)) = opened.adapter.targets[module].weight.first() else { panic!("factors") };
+        assert_eq!(d.factor(), factor);
+    }
     draft.metadata = vec![("lora_adapter_metadata".into(), r#"{"unet.r": 2, "unet.lora_alpha": 2}"#.into())];
     let both = scratch.join("both.safetensors");
     layout::save(&draft, &both, &[], false, false).expect("saved");

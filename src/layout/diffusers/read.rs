@@ -115,11 +115,8 @@ fn target(module: &str, mut tensors: Tensors, scaling: Option<&(Patterns, Config
     let (alpha, magnitude, bias) = (take(Role::Alpha), take(Role::Magnitude), take(Role::Bias));
     let scale = match (alpha, scaling) {
         (Some(alpha), _) => {
-            let values = alpha.to_f32()?;
-            let [alpha] = values.as_slice() else {
-                return Err(Error::malformed(format!("alpha of shape {}, expected one number", alpha.shape)));
-            };
-            Scale { alpha: f64::from(*alpha), rule: ScaleRule::AlphaOverRank }
+            let alpha = alpha.to_number().map_err(|e| Error::new(e.kind(), format!("alpha: {}", e.what())))?;
+            Scale { alpha, rule: ScaleRule::AlphaOverRank }
         }
         (None, Some((patterns, _))) => {
             patterns.checked_rank(module, rank, &a.shape)?;
