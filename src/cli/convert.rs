@@ -330,7 +330,13 @@ fn convert(args: &Args, path: &Path, goal: &Goal, signals: Signals) -> Result<Co
         notes.push(unknown_family(&opened.adapter, layout.name()));
     }
     if let Some(naming) = family.and_then(|family| layout.naming(family)) {
-        let (spelt, spelling) = retarget::spell(&opened.adapter, naming).in_file(path)?;
+        let mut done = retarget::spell(&opened.adapter, naming);
+        if done.is_err() && args.normalise && plain.is_none() {
+            // As above.
+            plain = Some(normalise(&mut opened, &mut notes, &means).in_file(path)?);
+            done = retarget::spell(&opened.adapter, naming);
+        }
+        let (spelt, spelling) = done.in_file(path)?;
         opened.adapter = spelt;
         notes.extend(spelling);
     }

@@ -568,3 +568,45 @@ fn two_keys_that_mean_the_same_are_named_and_not_dropped() {
         std::fs::remove_file(&path).expect("removed");
     }
 }
+
+#[test]
+fn norms_of_all_rows_are_never_those_of_a_part() {
+    let scratch = Scratch::new();
+    // Magnitudes of inputs for the whole of a projection; the base has it in parts, the first of them first.
+    let name = "lora_unet_double_blocks_0_img_attn_qkv";
+    let mut tensors = StateDict::new();
+    pair(&mut tensors, name, 3 * D, D, [".lora_down.weight", ".lora_up.weight"]);
+    tensors.insert(format!("{name}.dora_scale"), random(&[1, D], 5));
+    let adapter = scratch.join("adapter.safetensors");
+    file(&adapter, tensors);
+    let (base, whole) = (scratch.join("base"), scratch.join("whole.safetensors"));
+    std::fs::create_dir(&base).expect("a folder");
+    std::fs::write(base.join("config.json"), r#"{"_class_name": "FluxTransformer2DModel"}"#).expect("a config");
+    let parts = ["to_q", "to_k", "to_v"].map(|leaf| format!("transformer_blocks.0.attn.{leaf}.weight"));
+    let mut parts: StateDict = parts.into_iter().zip(7..).map(|(key, seed)| (key, random(&[D, D], seed))).collect();
+    let rows: Vec<f32> = parts.values().flat_map(|part| part.to_f32().expect("floats")).collect();
+    let fused = Tensor::from_f32(Dtype::F32, [3 * D, D], &rows).expect("floats");
+    // By these it is known for a FLUX.1.
+    for leaf in ["attn.to_q", "attn.to_k", "attn.to_v"] {
+        parts.insert(format!("single_transformer_blocks.0.{leaf}.weight"), random(&[D, D], 3));
+    }
+    parts.insert("single_transformer_blocks.0.proj_mlp.weight".to_string(), random(&[4 * D, D], 3));
+    file(&base.join("diffusion_pytorch_model.safetensors"), parts);
+    let linear = ("single_blocks.0.linear1.weight".to_string(), random(&[7 * D, D], 3));
+    file(&whole, StateDict::from_iter([("double_blocks.0.img_attn.qkv.weight".to_string(), fused), linear]));
+    for threads in ["1", "4"] {
+        let ran = program::merge(&base, &adapter, &scratch.join("out"), &["--threads", threads]).expect(1);
+        assert!(ran.err.contains("rows that the base stores elsewhere"), "{}", ran.err);
+    }
+    // As the best LoRA of full rank it is the same change, and comes apart.
+    let eight = D.to_string();
+    for (model, name) in [(&base, "of_parts"), (&whole, "of_whole")] {
+        let out = scratch.join(&format!("{name}.safetensors"));
+        let (adapter, model) = (adapter.as_os_str(), model.as_os_str());
+        let rank = ["--normalise", "--to", "diffusers", "--rank", &eight, "-o"].map(std::ffi::OsStr::new);
+        let words = ["convert".as_ref(), adapter, "--base".as_ref(), model].into_iter().chain(rank);
+        program::run(words.chain([out.as_os_str()])).expect(0);
+        let words = ["compare".as_ref(), adapter, out.as_os_str(), "--base".as_ref(), whole.as_os_str()];
+        program::run(words.into_iter().chain(["--tolerance", "1e-4"].map(std::ffi::OsStr::new))).expect(0);
+    }
+}

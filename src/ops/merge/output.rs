@@ -209,9 +209,13 @@ impl Assembly<'_> {
             let fitting = fitting.clone();
             self.changes.push(Change { key: key.to_string(), place, modules, kinds, dtype: out, fitting, moved });
         }
-        let merged = Merged::new(start, out, shape, edits, self.options.allow_nonfinite)
-            .at_key(key)
-            .map_err(|e| e.hint("is this the base model the adapter was trained on?"))?;
+        let merged = Merged::new(start, out, shape, edits, self.options.allow_nonfinite).at_key(key).map_err(|e| {
+            match e.kind() {
+                // The base is the right one, and has its weights otherwise.
+                Kind::Unsupported => e,
+                _ => e.hint("is this the base model the adapter was trained on?"),
+            }
+        })?;
         let entry = Entry { name: key.to_string(), dtype: out, shape: shape.clone() };
         let merged = Arc::new(merged.with_scales(scales, fitting.map_or(Scaling::None, Scaling::Fitted)));
         if self.base.scaled().of(key)?.is_some() {

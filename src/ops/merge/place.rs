@@ -47,6 +47,8 @@ pub enum What {
         action: Arc<Action>,
         /// Its row that lies first.
         offset: usize,
+        /// How many rows it has: those that lie elsewhere count for what needs all of them.
+        height: usize,
     },
 }
 
@@ -108,7 +110,8 @@ pub fn place(edit: &Edit, grid: Grid) -> Result<Vec<Placed>> {
         }
         (Action::Act(_), _) => {
             let (rows, offset) = act_rows(&action, edit, grid)?;
-            vec![placed(rows, What::Act { action: Arc::clone(&action), offset })]
+            let height = edit.source.stored.matrix().0.max(offset.saturating_add(rows.len()));
+            vec![placed(rows, What::Act { action: Arc::clone(&action), offset, height })]
         }
     };
     for Placed { rows, .. } in &all {

@@ -349,7 +349,7 @@ impl Merged {
             let own = s![part.start - rows.start..part.end - rows.start, ..];
             let here = placed.iter().filter(|p| p.rows.start <= part.start && part.end <= p.rows.end);
             for p in here {
-                let What::Act { action, offset } = &p.what else { continue };
+                let What::Act { action, offset, .. } = &p.what else { continue };
                 let Action::Act(act) = &**action else { continue };
                 let first = part.start - p.rows.start + offset;
                 spread = spread.max(act.undo(kernels, first..first + part.len(), w.slice_mut(own))?);
@@ -456,8 +456,9 @@ pub fn changed(
                 let scale = (f.scale * strength) as f32;
                 kernels.add_product(scale, f.b.slice(s![part, ..]), f.a.view(), sum.view_mut())?;
             }
-            What::Act { action, offset } => {
-                let shift = Shifted { around, cols: before.ncols(), rows: p.rows.clone(), offset: *offset };
+            What::Act { action, offset, height } => {
+                let (cols, height) = (before.ncols(), *height);
+                let shift = Shifted { around, cols, rows: p.rows.clone(), offset: *offset, height };
                 let first = rows.start - p.rows.start + offset;
                 let own = first..first + rows.len();
                 if alone && strength == 1.0 {
@@ -506,11 +507,13 @@ struct Shifted<'a> {
     cols: usize,
     rows: Range<usize>,
     offset: usize,
+    height: usize,
 }
 
 impl Before for Shifted<'_> {
+    // Of all of it: what looks at every row finds that some lie elsewhere, and never takes a part for the whole.
     fn matrix(&self) -> (usize, usize) {
-        (self.offset + self.rows.len(), self.cols)
+        (self.height, self.cols)
     }
 
     fn rows(&self, _: &dyn Kernels, rows: Range<usize>) -> Result<Array2<f32>> {

@@ -333,7 +333,7 @@ fn covering<'a>(placed: &'a [Placed], part: &Range<usize>) -> Vec<&'a Placed> {
 
 /// Adds to `sum`, which holds `rows`, what a change adds whatever the weight is.
 fn add(kernels: &dyn Kernels, placed: &Placed, rows: Range<usize>, sum: &mut Array2<f32>) -> Result<()> {
-    let What::Act { action, offset } = &placed.what else {
+    let What::Act { action, offset, .. } = &placed.what else {
         return Err(Error::unsupported("a product in the place of an act"));
     };
     let first = rows.start - placed.rows.start + offset;
