@@ -604,3 +604,39 @@ fn kinds_that_cannot_be_parted_reach_the_rows_of_either_sort_of_base() {
     let key = "single_transformer_blocks.0.attn.to_v.weight";
     require_sum(&old[key], &change[2 * D * D..3 * D * D], &new[key], key);
 }
+
+#[test]
+fn alphas_of_every_sort_come_back_from_other_names() {
+    let scratch = Scratch::new();
+    let attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1";
+    let alpha = |dtype, shape: &[usize], value: f32| Tensor::from_f32(dtype, shape, &[value]).expect("a number");
+    // One that is the rank, others that are not; or none at all.
+    for (dtype, shape, alphas) in [
+        (Dtype::F32, &[][..], &[Some(2.0), Some(1.0), Some(4.0)]),
+        (Dtype::F16, &[1][..], &[Some(2.0), Some(2.0), Some(0.5)]),
+        (Dtype::F32, &[][..], &[None, None, None]),
+    ] {
+        let mut tensors = StateDict::new();
+        for (leaf, value) in ["to_q", "to_k", "to_v"].into_iter().zip(alphas) {
+            pair(&mut tensors, &format!("{attention}_{leaf}"), (D, D), 2, KOHYA);
+            if let Some(value) = value {
+                tensors.insert(format!("{attention}_{leaf}.alpha"), alpha(dtype, shape, *value));
+            }
+        }
+        for through in ["comfyui", "omi"] {
+            let folder = scratch.join(&format!("{through}-{dtype}-{}", alphas[0].is_some()));
+            std::fs::create_dir_all(&folder).expect("a folder");
+            let given = file(&folder.join("given.safetensors"), tensors.clone());
+            let [there, back] = ["there.safetensors", "back.safetensors"].map(|name| folder.join(name));
+            for (from, to, layout) in [(&given, &there, through), (&there, &back, "kohya")] {
+                let paths = [from, to].map(|path| path.to_str().expect("a path"));
+                program::run(["convert", paths[0], "-o", paths[1], "--to", layout]).expect(0);
+            }
+            let found = SafetensorsFile::open(&back).expect("tensors").tensors;
+            assert_eq!(found.len(), tensors.len(), "{through}: {:?}", found.keys());
+            for (key, tensor) in &tensors {
+                assert!(found[key] == *tensor, "{through}: {key}");
+            }
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! An adapter as a file of this layout.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::NAME;
 use super::alpha;
@@ -26,7 +26,10 @@ pub fn write(adapter: &Adapter, prefixes: Vec<(String, String)>) -> Result<(Draf
     let kept = adapter.carried.tensors.iter().filter(|_| own).map(|(key, tensor)| (key.as_str(), tensor)).collect();
     let mut memory = Memory::of(adapter);
     memory.spelling.fill(prefixes);
-    let mut writer = Writer { memory, own, kept, ..Writer::default() };
+    let read = adapter.carried.outline.iter().filter_map(|line| line.split_once(": ")).map(|(path, _)| path).collect();
+    let alphas = adapter.carried.tensors.iter().filter(|(key, _)| own && key.ends_with(".alpha"));
+    let alpha = alphas.map(|(_, tensor)| tensor).next();
+    let mut writer = Writer { memory, own, kept, read, alpha, ..Writer::default() };
     for (path, target) in &adapter.targets {
         writer.module(path.as_str(), target).at_key(path.as_str())?;
     }
@@ -57,6 +60,10 @@ struct Writer<'a> {
     own: bool,
     /// Tensors that file had and no change holds.
     kept: HashMap<&'a str, &'a Tensor>,
+    /// Paths that the file had. Others were renamed since, and what it had of them is not found by their names.
+    read: HashSet<&'a str>,
+    /// One of its alphas, as what they were like.
+    alpha: Option<&'a Tensor>,
     tensors: BTreeMap<String, Tensor>,
     /// Paths by name.
     modules: BTreeMap<String, String>,
@@ -183,7 +190,9 @@ impl Writer<'_> {
             (None, Some(alpha)) => alpha * scalar / rank as f64,
             (None, None) => scalar,
         };
-        if self.own && before == factor {
+        let renamed = self.own && !self.read.contains(path);
+        let like = self.alpha.filter(|_| renamed);
+        if self.own && before == factor && like.is_none() {
             for suffix in ["alpha", "scale", "scalar"] {
                 let key = format!("{name}.{suffix}");
                 if let Some(tensor) = self.kept.get(key.as_str()) {
@@ -192,7 +201,11 @@ impl Writer<'_> {
             }
             return Ok(());
         }
-        let (tensor, exact) = alpha::tensor(scale, rank, dtype)?;
+        let (tensor, exact) = alpha::tensor(scale, rank, like.map_or(dtype, |alpha| alpha.dtype))?;
+        let tensor = match like {
+            Some(alpha) if alpha.elements() == 1 => tensor.reshaped(alpha.shape.dims().to_vec())?,
+            _ => tensor,
+        };
         if !exact {
             self.notes.push(Note::lossy(path, format!("scale {factor} rounded: alpha over the rank does not give it")));
         }
