@@ -147,7 +147,9 @@ fn number_of(text: &str) -> Option<f64> {
 
 /// A list's numbers, by a preset's name or as they stand.
 fn numbers(list: &str) -> Result<Vec<f64>> {
-    let text = blocks::preset(list).unwrap_or(list);
+    if let Some(numbers) = blocks::preset(list) {
+        return Ok(numbers);
+    }
     let read = |word: &str| {
         number_of(word).ok_or_else(|| {
             let what =
@@ -155,7 +157,7 @@ fn numbers(list: &str) -> Result<Vec<f64>> {
             Error::new(Kind::Usage, what)
         })
     };
-    text.split(',').map(read).collect()
+    list.split(',').map(read).collect()
 }
 
 /// The names a module has: as it is called here, and in the other naming of an image model.
