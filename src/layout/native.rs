@@ -53,7 +53,8 @@ impl Layout for Native {
         })?;
         let renamed =
             words::in_words_of_kohya(source, |name| name.strip_prefix(found.prefix).unwrap_or(name).to_string())?;
-        let (mut adapter, mut notes) = kohya::read_tensors(source, &with_norms(renamed), NAME)?;
+        let (mut adapter, mut notes) =
+            kohya::read_tensors(source, &with_norms(renamed).in_file(&source.tensor_file)?, NAME)?;
         if source.tensors.keys().any(|key| key.ends_with(DIFFSYNTH)) {
             notes.extend(gather_heads(&mut adapter).in_file(&source.tensor_file)?);
         }
@@ -156,10 +157,16 @@ fn gather_heads(adapter: &mut Adapter) -> Result<Option<Note>> {
 }
 
 /// Norms that replace the base's, as such; kohya's words would take a `scale` for the factor of a change.
-fn with_norms(tensors: StateDict) -> StateDict {
-    let renamed = |key: String| match key.strip_suffix(".scale") {
-        Some(module) if key.ends_with(NORM) => format!("{module}.set_weight"),
-        _ => key,
-    };
-    tensors.into_iter().map(|(key, tensor)| (renamed(key), tensor)).collect()
+fn with_norms(tensors: StateDict) -> Result<StateDict> {
+    let mut out = StateDict::with_capacity(tensors.len());
+    for (key, tensor) in tensors {
+        let name = match key.strip_suffix(".scale") {
+            Some(module) if key.ends_with(NORM) => format!("{module}.set_weight"),
+            _ => key.clone(),
+        };
+        if out.insert(name.clone(), tensor).is_some() {
+            return Err(Error::malformed(format!("means the same as `{name}`")).at_key(key));
+        }
+    }
+    Ok(out)
 }

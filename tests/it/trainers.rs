@@ -610,3 +610,17 @@ fn norms_of_all_rows_are_never_those_of_a_part() {
         program::run(words.into_iter().chain(["--tolerance", "1e-4"].map(std::ffi::OsStr::new))).expect(0);
     }
 }
+
+#[test]
+fn a_norm_that_is_replaced_twice_is_an_error() {
+    let scratch = Scratch::new();
+    let path = scratch.join("adapter.safetensors");
+    let mut adapter = StateDict::new();
+    pair(&mut adapter, "double_blocks.0.img_attn.qkv", 3 * D, D, [".lora_A.weight", ".lora_B.weight"]);
+    for word in ["scale", "set_weight"] {
+        adapter.insert(format!("double_blocks.0.img_attn.norm.query_norm.{word}"), random(&[4], 7));
+    }
+    file(&path, adapter);
+    let error = layout::open(&path, None).expect_err("two of a kind").to_string();
+    assert!(error.contains("query_norm") && error.contains("means the same as"), "{error}");
+}
