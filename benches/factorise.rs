@@ -15,8 +15,8 @@
 use std::time::Instant;
 
 use half::bf16;
-use lora_tool::kernels::truncated::exact_svd;
 use lora_tool::kernels::{Depth, Kernels, OpenBlas, Truncated, Wanted};
+use lora_tool::linalg::svd;
 use ndarray::{Array1, Array2, Axis, s};
 
 const SIZE: usize = 4096;
@@ -37,7 +37,7 @@ fn main() {
             one(&blas, what, &d, &squares, rank);
         }
         if words.iter().any(|w| w == "--full") {
-            let (time, _) = timed(1, || exact_svd(&blas, &d, Depth::Rank(ranks[0]), usize::MAX).expect("exact"));
+            let (time, _) = timed(1, || svd::exact(&blas, &d, Depth::Rank(ranks[0]), usize::MAX).expect("exact"));
             println!("{what}  exact, rank {:3} {:8.0} ms", ranks[0], time * 1e3);
             let (time, _) = timed(1, || blas.svd(d.view()).expect("svd"));
             println!("{what}  sgesdd          {:8.0} ms", time * 1e3);

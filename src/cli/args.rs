@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ColorChoice, ValueEnum};
 
 use super::size;
+use crate::adapter::Note;
 use crate::error::{Context, Error, Kind, Result};
-use crate::kernels::{self, Kernels};
+use crate::kernels::Kernels;
+use crate::kernels::choice::{self, Device};
 use crate::layout::{self, Given, Opened, SideFile};
 use crate::model::BaseModel;
 use crate::ops::retarget;
@@ -124,8 +126,18 @@ pub struct Machine {
     #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse, help_heading = "Machine")]
     pub memory: u64,
     /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Machine")]
-    pub device: String,
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device, help_heading = "Machine")]
+    pub device: Device,
+    /// Memory of a device that is used [default: most of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, hide_short_help = true, help_heading = "Machine")]
+    pub device_memory: Option<u64>,
+    /// Let a device round to TF32 while it looks for factors; what is reported of them is found in f32
+    #[arg(long, hide_short_help = true, help_heading = "Machine")]
+    pub tf32: bool,
+}
+
+fn device(word: &str) -> std::result::Result<Device, String> {
+    word.parse()
 }
 
 impl Common {
@@ -140,8 +152,8 @@ impl Common {
         Common { machine: Machine { threads, ..self.machine.clone() }, ..self.clone() }
     }
 
-    /// The backend of `--device`.
-    pub fn kernels(&self) -> Result<Box<dyn Kernels>> {
+    /// The backend of `--device`, for a run whose decompositions do not decide.
+    pub fn kernels(&self) -> Result<Backend> {
         self.machine.kernels()
     }
 }
@@ -153,17 +165,55 @@ impl Machine {
         Limits { threads: self.threads.map_or_else(cores, usize::from), memory: self.memory }
     }
 
-    /// The backend of `--device`.
-    pub fn kernels(&self) -> Result<Box<dyn Kernels>> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(kernels::choose()),
-            d if d == "cuda" || d.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok()) => {
-                Err(Error::unsupported(format!("--device {d}: this build has no CUDA backend"))
-                    .hint("use --device cpu"))
-            }
-            d => Err(Error::new(Kind::Usage, format!("--device {d}: expected auto, cpu, cuda or cuda:N"))),
+    /// The backend of `--device`, for a run whose decompositions do not decide.
+    pub fn kernels(&self) -> Result<Backend> {
+        self.kernels_for(0)
+    }
+
+    /// The backend of `--device` for a run that makes decompositions of so many multiplications.
+    pub fn kernels_for(&self, factorising: u64) -> Result<Backend> {
+        let Machine { device, device_memory: memory, tf32, .. } = *self;
+        let options = choice::Options { device, memory, tf32, folders: folders_of_libraries(), factorising };
+        let (kernels, note) = choice::choose(&options)?;
+        Ok(Backend { kernels, note })
+    }
+}
+
+/// A backend, and what was said when it was chosen.
+pub struct Backend {
+    kernels: Box<dyn Kernels>,
+    note: Option<String>,
+}
+
+impl Backend {
+    /// The backend.
+    pub fn as_ref(&self) -> &dyn Kernels {
+        self.kernels.as_ref()
+    }
+
+    /// What there is to know about where the work was done, after it.
+    pub fn notes(&self) -> Vec<Note> {
+        self.note.clone().into_iter().chain(self.kernels.notes()).map(|text| Note::info("", text)).collect()
+    }
+}
+
+/// Where the libraries of a device may lie beside where the loader looks: the toolkit's folder, and the packages of the
+/// Python that is on the path.
+pub fn folders_of_libraries() -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    let named = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let toolkits = ["CUDA_PATH", "CUDA_HOME"].into_iter().filter_map(named).chain([PathBuf::from("/usr/local/cuda")]);
+    out.extend(toolkits.map(|toolkit| toolkit.join("lib64")));
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let of_python = |folder: &PathBuf| folder.join("python3").exists() || folder.join("python").exists();
+    let pythons = std::env::split_paths(&paths).filter(of_python).filter_map(|bin| bin.parent().map(Path::to_path_buf));
+    for prefix in ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(named).chain(pythons) {
+        for pattern in ["lib/python3*/site-packages/nvidia", "lib/python3*/dist-packages/nvidia"] {
+            let pattern = prefix.join(pattern);
+            out.extend(pattern.to_str().and_then(|p| glob::glob(p).ok()).into_iter().flatten().flatten());
         }
     }
+    out
 }
 
 /// Types that `--dtype` takes.

@@ -13,7 +13,7 @@ use super::{output, size};
 use crate::adapter::Note;
 use crate::container;
 use crate::error::{Error, Kind, Result, printable};
-use crate::kernels;
+use crate::kernels::OpenBlas;
 use crate::layout::Opened;
 use crate::model::BaseModel;
 use crate::ops::compare::elements::CLASSES;
@@ -169,13 +169,13 @@ fn of_adapters(args: &Args, first: &Given, second: &Given) -> Result<()> {
     let one = open_finite(&first.path, &args.read, base.as_ref())?;
     let two = open_finite(&second.path, &read_second, base.as_ref())?;
     let options = Options { allow_unmatched: args.allow_unmatched, ..Options::default() };
-    let kernels = kernels::choose();
+    let kernels = OpenBlas::new();
     let mut found = compare::adapters::compare(
         &applied(first, &one),
         &applied(second, &two),
         base.as_ref().map(|base| (base, &options)),
         args.limits(),
-        kernels.as_ref(),
+        &kernels,
         &Unseen(signals),
     )?;
     found.notes.splice(0..0, one.notes.iter().chain(&two.notes).cloned());

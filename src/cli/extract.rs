@@ -85,7 +85,6 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let signals = Signals::listen()?;
-    let kernels = args.common.kernels()?;
     let options = options(args)?;
     let named = args.to.as_deref().map(layout::named).transpose()?;
     let base = BaseModel::open(&args.base)?;
@@ -93,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
     let usual = if base.pipeline.is_some() { "diffusers" } else { "peft" };
     let layout = named.map_or_else(|| layout::named(usual), Ok)?;
     let models = Models { base: &base, tuned: &tuned };
+    let kernels = args.common.machine.kernels_for(extract::multiplications(models, &options))?;
     let options = Options { about: about(args, &base), ..options };
     let inputs = inputs(args, &base, &tuned);
     layout::check(&args.out, &inputs, args.common.force)?;
@@ -102,6 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish();
     let mut made = made?;
     require_something(args, &made)?;
+    made.notes.extend(kernels.notes());
     if let Some(config) = base.config.as_ref().filter(|_| layout.name() == "gguf") {
         layout::gguf::base::tell(&mut made.adapter, config); // architecture and heads
     }

@@ -111,7 +111,8 @@ fn flattened(adapter: &Adapter, base: &BaseModel, rule: Rule, means: &Means) -> 
     let bar = Bar::new(flatten::bytes(adapter, base), means.signals.clone());
     let done = flatten::flatten(adapter, base, &options, kernels.as_ref(), common.limits(), &bar);
     bar.finish();
-    let done = done?;
+    let mut done = done?;
+    done.notes.extend(kernels.notes());
     base.unchanged()?;
     Ok(done)
 }

@@ -10,7 +10,7 @@ use super::{output, size};
 use crate::adapter::Note;
 use crate::container::{Pipeline, SafetensorsFile, Sharded};
 use crate::error::{Kind, Result, printable};
-use crate::kernels;
+use crate::kernels::OpenBlas;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
 use crate::model::{BaseModel, Provenance};
@@ -95,7 +95,7 @@ fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
                 return Err(e);
             }
         };
-        let summary = adapter::summarise(&opened.adapter, kernels::choose().as_ref())?;
+        let summary = adapter::summarise(&opened.adapter, &OpenBlas::new())?;
         return Ok((adapter_text(&opened, &summary, args), adapter_json(&opened, &summary, args)));
     }
     let model = BaseModel::open(path)?;

@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     let loaded = args.adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
     let applied: Vec<_> = loaded.iter().map(Loaded::applied).collect();
     let mut merge = merge::merge(&base, &applied, &options(args))?;
-    let notes = all_notes(&loaded, &merge);
+    let mut notes = all_notes(&loaded, &merge);
     if args.common.strict {
         output::require_lossless(&notes)?;
     }
@@ -131,6 +131,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     bar.finish();
     let (outcomes, undo) = outcomes?;
+    output::notes(&kernels.notes());
+    notes.extend(kernels.notes());
     let report = Report::new(merge.changes, merge.totals, &outcomes);
     show(args, &report, (&inputs, undo.as_ref()), &notes, began.elapsed())
 }

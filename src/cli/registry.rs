@@ -1,14 +1,17 @@
 //! `layouts` and `kernels`: what this build can do.
 
-use clap::Args;
-use ndarray::Array2;
-use serde_json::json;
+use std::path::PathBuf;
 
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::args::folders_of_libraries;
 use super::output;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Kernels};
+use crate::kernels::choice;
 use crate::layout::consumer::{CONSUMERS, Consumer};
 use crate::layout::{Content, LAYOUTS, Layout};
+use crate::tensor::size;
 
 /// List the adapter layouts this build reads and writes, what each can hold, and the programs it writes for.
 #[derive(Debug, Args)]
@@ -34,7 +37,7 @@ pub struct KernelsArgs {
 /// Runs `layouts`.
 pub fn layouts(args: &LayoutsArgs) -> Result<()> {
     if args.json {
-        let held = |l: &dyn Layout| -> serde_json::Map<String, serde_json::Value> {
+        let held = |l: &dyn Layout| -> serde_json::Map<String, Value> {
             Content::ALL.iter().map(|c| (c.word().to_string(), json!(l.holds(*c).word()))).collect()
         };
         let line = |l: &&dyn Layout| json!({ "name": l.name(), "about": l.about(), "write": l.can_write(), "holds": held(*l) });
@@ -57,35 +60,54 @@ pub fn layouts(args: &LayoutsArgs) -> Result<()> {
     output::answer(&format!("\n{}", output::table(&["--for", "layout", "what reads it"], &[], rows)))
 }
 
+/// A backend as it is listed.
+struct Listed {
+    name: &'static str,
+    /// What it is for, or why it cannot run here.
+    about: String,
+    error: Option<f64>,
+    is_present: bool,
+}
+
 /// Runs `kernels`.
 pub fn kernels(args: &KernelsArgs) -> Result<()> {
-    let chosen = kernels::choose().name();
-    let mut rows = Vec::new();
-    let mut wrong = Vec::new();
-    for backend in kernels::present() {
-        let use_word = if backend.name() == chosen { "used for --device cpu" } else { "the definition" };
-        let error = if args.self_test { Some(self_test(backend.as_ref())?) } else { None };
-        if error.is_some_and(|e| e > 1e-5) {
-            wrong.push(backend.name());
-        }
-        rows.push((backend.name(), use_word, error));
+    let folders = folders_of_libraries();
+    let mut listed = Vec::new();
+    for (name, backend) in choice::all(&folders) {
+        let (about, error) = match &backend {
+            Ok(backend) => {
+                let about = match name {
+                    "reference" => "the definition",
+                    "cuda" => "used for --device cuda, and for long decompositions by default",
+                    _ => "used for --device cpu",
+                };
+                (about.to_string(), if args.self_test { Some(choice::self_test(backend.as_ref())?) } else { None })
+            }
+            Err(why) => (format!("absent: {}", why.what()), None),
+        };
+        let error = error.map(|e| if e.is_finite() { e } else { f64::MAX });
+        listed.push(Listed { name, about, error, is_present: backend.is_ok() });
     }
+    let devices = devices(&folders);
     if args.json {
-        let all: Vec<_> = rows
+        let all: Vec<_> = listed
             .iter()
-            .map(|(name, about, error)| json!({ "name": name, "about": about, "self_test_error": error }))
+            .map(|l| json!({ "name": l.name, "about": l.about, "present": l.is_present, "self_test_error": l.error }))
             .collect();
-        output::document(&json!({ "kernels": all }))?;
+        output::document(&json!({ "kernels": all, "devices": devices }))?;
     } else {
-        let shown = rows
-            .iter()
-            .map(|(name, about, error)| {
-                vec![name.to_string(), about.to_string(), error.map_or_else(String::new, |e| format!("{e:.1e}"))]
-            })
-            .collect();
+        let row = |l: &Listed| {
+            let error = l.error.map_or_else(String::new, |e| format!("{e:.1e}"));
+            vec![l.name.to_string(), l.about.clone(), error]
+        };
         let head: &[&str] = if args.self_test { &["backend", "", "error"] } else { &["backend", "", ""] };
-        output::answer(&output::table(head, &[], shown))?;
+        output::answer(&output::table(head, &[], listed.iter().map(row).collect()))?;
+        if let Some(text) = text_of(&devices) {
+            output::answer(&text)?;
+        }
     }
+    let wrong: Vec<_> =
+        listed.iter().filter(|l| l.error.is_some_and(|e| e > choice::MOST_ERROR)).map(|l| l.name).collect();
     if wrong.is_empty() {
         return Ok(());
     }
@@ -93,21 +115,40 @@ pub fn kernels(args: &KernelsArgs) -> Result<()> {
         .hint("please report it with `lora-tool --version`"))
 }
 
-/// Relative error of a product and of a singular value decomposition put together again, against f64 sums.
-fn self_test(backend: &dyn Kernels) -> Result<f64> {
-    let entry = |i: usize, j: usize, seed: usize| (((i * 31 + j * 17 + seed) % 101) as f32 - 50.0) / 50.0;
-    let a = Array2::from_shape_fn((67, 43), |(i, j)| entry(i, j, 3));
-    let b = Array2::from_shape_fn((43, 59), |(i, j)| entry(i, j, 8));
-    let expected = a.mapv(f64::from).dot(&b.mapv(f64::from));
-    let mut product = Array2::zeros((67, 59));
-    backend.gemm(1.0, a.view(), b.view(), 0.0, product.view_mut())?;
-    let svd = backend.svd(a.view())?;
-    let again = (&svd.u * &svd.s).dot(&svd.vt);
-    Ok(relative(&product, &expected).max(relative(&again, &a.mapv(f64::from))))
+/// The devices and the versions of what works on them; null where there is nothing.
+#[cfg(feature = "cuda")]
+fn devices(folders: &[PathBuf]) -> Value {
+    let Ok(found) = crate::kernels::cuda::present(folders) else { return Value::Null };
+    let version = |(major, minor): (i32, i32)| format!("{major}.{minor}");
+    let list = found.devices.iter().map(|d| {
+        json!({
+            "device": format!("cuda:{}", d.number), "name": d.name, "memory": d.memory,
+            "compute_capability": version(d.capability),
+        })
+    });
+    json!({
+        "cuda": list.collect::<Vec<_>>(), "driver_cuda": version(found.driver),
+        "nvrtc": found.compiler.map(version), "cublas": found.cublas, "cusolver": found.cusolver,
+    })
 }
 
-fn relative(found: &Array2<f32>, expected: &Array2<f64>) -> f64 {
-    let difference = found.mapv(f64::from) - expected;
-    let norm = |m: &Array2<f64>| m.iter().map(|v| v * v).sum::<f64>().sqrt();
-    norm(&difference) / norm(expected).max(f64::MIN_POSITIVE)
+#[cfg(not(feature = "cuda"))]
+fn devices(_: &[PathBuf]) -> Value {
+    Value::Null
+}
+
+/// The same for people.
+fn text_of(devices: &Value) -> Option<String> {
+    let list = devices["cuda"].as_array().filter(|list| !list.is_empty())?;
+    let word = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
+    let row = |d: &Value| {
+        let memory = size::show(d["memory"].as_u64().unwrap_or(0));
+        vec![word(&d["device"]), word(&d["name"]), memory, word(&d["compute_capability"])]
+    };
+    let head = ["device", "name", "memory", "compute capability"];
+    let table = output::table(&head, &[], list.iter().map(row).collect());
+    let versions =
+        [("driver for CUDA", "driver_cuda"), ("NVRTC", "nvrtc"), ("cuBLAS", "cublas"), ("cuSOLVER", "cusolver")]
+            .map(|(name, key)| format!("{name} {}", word(&devices[key])));
+    Some(format!("\n{table}\n{}", versions.join(" · ")))
 }

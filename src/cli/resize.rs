@@ -115,7 +115,8 @@ pub fn run(args: &Args) -> Result<()> {
     bar.finish();
     let resized = resized.in_file(&args.adapter)?;
     let (draft, written) = layout.write(&resized.adapter).in_file(&args.adapter)?;
-    let notes: Vec<Note> = opened.notes.iter().chain(&resized.notes).chain(&written).cloned().collect();
+    let mut notes: Vec<Note> = opened.notes.iter().chain(&resized.notes).chain(&written).cloned().collect();
+    notes.extend(kernels.notes());
     if args.common.strict {
         output::require_lossless(&notes)?;
     }

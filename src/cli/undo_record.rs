@@ -90,6 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     base.unchanged()?;
     merged.unchanged()?;
     pending.commit()?;
+    output::notes(&kernels.notes());
     let written = Written::new(args.out.clone(), size, touched, named);
     if args.common.json {
         return output::document(&json!({ "undo": written.json() }));

@@ -79,6 +79,8 @@ pub fn run(args: &Args) -> Result<Option<Error>> {
         model.unchanged()?;
     }
     loaded.iter().flat_map(|l| l.opened.source.files()).try_for_each(|file| file.unchanged())?;
+    output::notes(&kernels.notes());
+    notes.extend(kernels.notes());
     let words = Words { args, report: &report };
     if args.json {
         let word = |s: Severity| if s == Severity::Lossy { "lossy" } else { "info" };

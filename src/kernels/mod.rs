@@ -1,22 +1,29 @@
-//! The machine: one file per backend, all behind [`Kernels`].
+//! The machine: one file or folder per backend, all behind [`Kernels`]; `choice` says which a run uses.
 //!
 //! A backend computes and does not know for whom. Matrices come in as `ndarray` views of host memory and go out the
 //! same way; a backend with memory of its own moves them inside. Nothing here starts threads: whoever calls owns
 //! them, and BLAS is kept on one.
 
+pub mod choice;
+#[cfg(feature = "cuda")]
+#[expect(unsafe_code, reason = "calls of foreign functions, and memory that a device copies from and to")]
+pub mod cuda;
 #[expect(unsafe_code, reason = "vector instructions and the pointers they load from")]
 pub mod fused;
 pub mod openblas;
 pub mod reference;
+pub mod tiles;
 pub mod truncated;
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
+pub use choice::present;
 pub use fused::guess::{Doubt, Guess};
 pub use fused::{Element, Moved, Term};
 pub use openblas::OpenBlas;
 pub use reference::Reference;
-pub use truncated::{Depth, RowSource, Truncated, Wanted};
+pub use tiles::sum_of_squares;
+pub use truncated::{Depth, RowSource, Stored, Truncated, Wanted};
 
 use crate::error::{Error, Kind, Result};
 
@@ -67,6 +74,11 @@ pub trait Kernels: Send + Sync {
     /// The best low-rank approximation of `d`, to a stated tolerance. One call, so that a device can keep the matrix.
     fn truncated_svd(&self, d: &dyn RowSource, wanted: &Wanted) -> Result<Truncated> {
         truncated::truncated_svd(self, d, wanted)
+    }
+
+    /// The best approximation of `d`, by a full decomposition. It holds the square of the shorter side in f64, twice.
+    fn exact_svd(&self, d: &dyn RowSource, depth: Depth, ceiling: usize) -> Result<Truncated> {
+        truncated::exact_svd(self, d, depth, ceiling)
     }
 
     /// The merge step: `out = round(w + Σ scale · b · a)` over stored elements, in the order of operations defined in
@@ -120,7 +132,7 @@ pub trait Kernels: Send + Sync {
 
     /// `w += scale · b · a` on an f32 tile, in the same defined order; in place where the tile is contiguous.
     /// b: [rows, rank], a: [rank, cols].
-    fn add_product(&self, scale: f32, b: ArrayView2<f32>, a: ArrayView2<f32>, mut w: ArrayViewMut2<f32>) -> Result<()> {
+    fn add_product(&self, scale: f32, b: ArrayView2<f32>, a: ArrayView2<f32>, w: ArrayViewMut2<f32>) -> Result<()> {
         let (rows, cols) = w.dim();
         if b.nrows() != rows || a.ncols() != cols || a.nrows() != b.ncols() {
             return Err(Error::mismatch(format!("product of {:?} and {:?} into {:?}", b.dim(), a.dim(), w.dim())));
@@ -131,14 +143,45 @@ pub trait Kernels: Send + Sync {
         };
         let rank = b.len().checked_div(rows).unwrap_or(0);
         let terms = [Term { a, a_stride: cols, b, b_stride: rank, rank, scale }];
-        if let Some(values) = w.as_slice_mut() {
+        tiles::with_values(w, |values| {
             self.add_products_to_tile(values, (rows, cols), &terms);
-        } else {
-            let mut values: Vec<f32> = w.iter().copied().collect();
-            self.add_products_to_tile(&mut values, (rows, cols), &terms);
-            w.iter_mut().zip(values).for_each(|(w, value)| *w = value);
-        }
+        });
         Ok(())
+    }
+
+    /// LoHa: `values += scale · (d₀ · d₁)` element by element on a tile of `dim`, d₀ and d₁ the products of the terms,
+    /// each of them added to zero in the defined order. Every backend gives the same values.
+    ///
+    /// # Panics
+    ///
+    /// As [`add_products_to_tile`](Kernels::add_products_to_tile) where sizes do not fit.
+    fn add_hadamard(&self, values: &mut [f32], dim: (usize, usize), scale: f32, terms: [Term; 2]) {
+        tiles::add_hadamard(self, values, dim, scale, terms);
+    }
+
+    /// LoKr: `values += [(scale · f₀) · block, (scale · f₁) · block …]` on a tile of `rows` rows, block: [rows, width].
+    /// Every backend gives the same values.
+    ///
+    /// # Panics
+    ///
+    /// Where sizes do not fit.
+    fn add_blocks(&self, values: &mut [f32], rows: usize, factors: (f32, &[f32]), block: (&[f32], usize)) {
+        tiles::add_blocks(values, rows, factors, block);
+    }
+
+    /// DoRA: products are added to a tile of `dim`, and every row is brought to the length of its magnitude, the lengths
+    /// being summed in f64 in a defined order. Every backend gives the same values.
+    ///
+    /// # Panics
+    ///
+    /// Where sizes do not fit.
+    fn add_products_and_stretch(&self, values: &mut [f32], dim: (usize, usize), terms: &[Term], magnitudes: &[f32]) {
+        tiles::add_products_and_stretch(self, values, dim, terms, magnitudes);
+    }
+
+    /// What happened on the way that a user should know: that a device failed, or was too small. In no order.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -159,14 +202,4 @@ fn order_of(a: ArrayView2<f64>) -> Result<usize> {
         return Err(Error::new(Kind::Nonfinite, "eigenvalues of a matrix with NaN or infinity"));
     }
     Ok(a.nrows())
-}
-
-/// The backend for this machine: OpenBLAS on the CPU.
-pub fn choose() -> Box<dyn Kernels> {
-    Box::new(OpenBlas::new())
-}
-
-/// Every backend that can run here, with the reference first.
-pub fn present() -> Vec<Box<dyn Kernels>> {
-    vec![Box::new(Reference), Box::new(OpenBlas::new())]
 }

@@ -1,7 +1,6 @@
 //! Algorithms over any kernels.
 
 pub mod knapsack;
-pub mod norm;
 pub mod normal_equations;
 pub mod pair;
 pub mod product;

@@ -13,7 +13,7 @@ pub fn truncated(kernels: &dyn Kernels, d: &dyn RowSource, wanted: &Wanted) -> R
 
 /// The best approximation of `d`, by a full decomposition. It holds the square of the shorter side in f64, twice.
 pub fn exact(kernels: &dyn Kernels, d: &dyn RowSource, depth: Depth, ceiling: usize) -> Result<Truncated> {
-    truncated::exact_svd(kernels, d, depth, ceiling)
+    kernels.exact_svd(d, depth, ceiling)
 }
 
 /// All of scale · b · a, b: [m, r], a: [r, n], without forming it: at most r singular values, those that are rounding

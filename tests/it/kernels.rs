@@ -634,3 +634,48 @@ fn the_product_on_a_tile_of_every_backend() {
         assert!(turned.slice(s![1..;2, ..]).iter().all(|&x| x == 5.0));
     }
 }
+
+/// By default a device is taken for long decompositions, once it has passed its self-test, and the CPU for all else.
+#[test]
+fn by_default_long_decompositions_go_to_a_device() {
+    use lora_tool::kernels::choice::{Device, Options, WORTH_A_DEVICE, choose};
+    let has_device = kernels::present().iter().any(|k| k.name() == "cuda");
+    for (factorising, on_device) in [(0, false), (WORTH_A_DEVICE - 1, false), (WORTH_A_DEVICE, has_device)] {
+        let (backend, note) = choose(&Options { factorising, ..Options::default() }).expect("a backend");
+        assert_eq!(backend.name() == "cuda", on_device, "{factorising}: {note:?}");
+        assert_eq!(backend.notes(), Vec::<String>::new(), "what the self-test did is no part of the run");
+    }
+    let forced = choose(&Options { device: Device::Cuda(None), ..Options::default() });
+    assert_eq!(forced.is_ok(), has_device);
+}
+
+/// With room for the vectors and for tiles but not for the matrix, a device reads the matrix in tiles; with less, the host
+/// does it. Both are as near as a device that holds it.
+#[cfg(feature = "cuda")]
+#[test]
+fn tiles_of_a_matrix_are_enough() {
+    use lora_tool::kernels::cuda::{Cuda, Options};
+    use lora_tool::kernels::{Depth, Kernels, Wanted};
+    let mut random = Random::new(31);
+    let (m, n) = (1900, 1500);
+    let (left, right) = (random.matrix(m, 6), random.matrix(6, n));
+    let d = left.dot(&right) + random.matrix(m, n) * 0.01;
+    let wanted = Wanted { depth: Depth::Rank(6), ceiling: usize::MAX, tolerance: 1e-2, seed: 1 };
+    let expected = kernels::OpenBlas::new().truncated_svd(&d, &wanted).unwrap();
+    for (megabytes, note) in [(400, ""), (102, "crossed the bus for every pass"), (70, "decomposed on the CPU")] {
+        let options = Options { memory: Some(megabytes << 20), ..Options::default() };
+        let Ok(device) = Cuda::open(&options) else {
+            eprintln!("skipped: no device");
+            return;
+        };
+        let found = device.truncated_svd(&d, &wanted).unwrap();
+        let notes = device.notes().join("; ");
+        assert!(notes.contains(note) && note.is_empty() != notes.contains("fit"), "{megabytes}: {notes}");
+        assert!((found.lost - expected.lost).abs() < 1e-3 * expected.lost, "{megabytes}");
+        for exact in [false, true] {
+            let found = if exact { device.exact_svd(&d, wanted.depth, 6) } else { device.truncated_svd(&d, &wanted) };
+            let s = found.unwrap().s;
+            assert!(s.iter().zip(&expected.s).all(|(a, b)| (a - b).abs() < 1e-4 * b), "{megabytes} {exact}");
+        }
+    }
+}

@@ -16,6 +16,7 @@ mod compare;
 mod consumers;
 mod containers;
 mod convert;
+mod cuda;
 mod dialects;
 mod diffusers;
 mod diffusion_names;

@@ -11,8 +11,8 @@ use ndarray::{Array1, ArrayViewMut2, Axis};
 
 use super::{Act, Action, Before, Inverse, Reversal};
 use crate::error::{Error, Result};
-use crate::kernels::Kernels;
-use crate::linalg::norm::sum_of_squares;
+use crate::kernels::tiles::with_values;
+use crate::kernels::{Kernels, Term};
 use crate::tensor::{Rows, Shape, Tensor};
 
 /// Rows read at a time when column norms are gathered.
@@ -67,6 +67,17 @@ impl Dora {
     }
 }
 
+impl Dora {
+    /// Rows at the lengths of their magnitudes, after products were added.
+    fn stretch(&self, kernels: &dyn Kernels, terms: &[Term], rows: Range<usize>, w: ArrayViewMut2<f32>) -> Result<()> {
+        let dim = w.dim();
+        let magnitudes = self.magnitude.as_slice().and_then(|m| m.get(rows.clone())).filter(|m| m.len() == dim.0);
+        let magnitudes = magnitudes.ok_or_else(|| Error::mismatch(format!("no magnitudes for rows {rows:?}")))?;
+        with_values(w, |values| kernels.add_products_and_stretch(values, dim, terms, magnitudes));
+        Ok(())
+    }
+}
+
 impl Act for Dora {
     fn inverse(&self) -> Inverse {
         match self.columns {
@@ -106,6 +117,10 @@ impl Act for Dora {
         mut w: ArrayViewMut2<f32>,
         before: &dyn Before,
     ) -> Result<()> {
+        let product = self.inner.product().filter(|_| self.columns.is_none());
+        if let Some(term) = product.and_then(|factors| factors.term(rows.clone(), w.ncols())) {
+            return self.stretch(kernels, &[term], rows, w);
+        }
         self.inner.act(kernels, rows.clone(), w.view_mut(), before)?;
         if let Some(kernel) = self.columns {
             let norms = self.column_norms(kernels, before, kernel)?;
@@ -114,16 +129,8 @@ impl Act for Dora {
             for mut row in w.axis_iter_mut(Axis(0)) {
                 row *= &factors;
             }
-        } else {
-            for (mut row, i) in w.axis_iter_mut(Axis(0)).zip(rows) {
-                let norm = match row.as_slice() {
-                    Some(values) => sum_of_squares(values),
-                    None => row.iter().map(|&v| f64::from(v) * f64::from(v)).sum(),
-                }
-                .sqrt();
-                row *= (f64::from(self.magnitude[i]) / norm) as f32;
-            }
+            return Ok(());
         }
-        Ok(())
+        self.stretch(kernels, &[], rows, w)
     }
 }

@@ -5,12 +5,13 @@
 
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayViewMut2, Zip, s};
+use ndarray::{Array2, ArrayViewMut2};
 
 use super::{Act, Action, Before, Product, Reversal, Site};
 use crate::adapter::scale::Scale;
-use crate::error::Result;
-use crate::kernels::Kernels;
+use crate::error::{Error, Result};
+use crate::kernels::tiles::with_values;
+use crate::kernels::{Kernels, Term};
 use crate::tensor::Tensor;
 
 /// Two products of the weight's shape.
@@ -24,9 +25,12 @@ pub struct Hadamard {
     pub scale: Scale,
 }
 
+/// The left and the right factor of a product, row by row.
+type Halves = (Array2<f32>, Array2<f32>);
+
 struct Ready {
-    w1: (Array2<f32>, Array2<f32>),
-    w2: (Array2<f32>, Array2<f32>),
+    w1: Halves,
+    w2: Halves,
     scale: f32,
 }
 
@@ -43,7 +47,28 @@ impl Hadamard {
             site.expect(rows, cols)?;
         }
         let scale = self.scale.factor(self.w1.rank()) as f32;
-        Ok(Action::Act(Box::new(Ready { w1: self.w1.halves()?, w2: self.w2.halves()?, scale })))
+        let halves = |product: &Product| -> Result<Halves> {
+            let (left, right) = product.halves()?;
+            let by_rows = |x: Array2<f32>| x.as_standard_layout().into_owned();
+            Ok((by_rows(left), by_rows(right)))
+        };
+        Ok(Action::Act(Box::new(Ready { w1: halves(&self.w1)?, w2: halves(&self.w2)?, scale })))
+    }
+}
+
+/// Some rows of a product, at scale 1.
+fn term_of_rows<'a>(
+    (left, right): &'a Halves,
+    rows: &Range<usize>,
+    (height, width): (usize, usize),
+) -> Result<Term<'a>> {
+    let rank = right.nrows();
+    let b = left.as_slice().and_then(|b| b.get(rows.start * rank..rows.end * rank));
+    match (b, right.as_slice()) {
+        (Some(b), Some(a)) if rows.len() == height && (left.ncols(), right.ncols()) == (rank, width) => {
+            Ok(Term { a, a_stride: width, b, b_stride: rank, rank, scale: 1.0 })
+        }
+        _ => Err(Error::mismatch(format!("product of {:?} and {:?}", left.dim(), right.dim()))),
     }
 }
 
@@ -56,14 +81,10 @@ impl Act for Ready {
         8 * (rows * cols) as u64
     }
 
-    fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, mut w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
-        let product = |(left, right): &(Array2<f32>, Array2<f32>)| -> Result<Array2<f32>> {
-            let mut out = Array2::zeros(w.dim());
-            kernels.add_product(1.0, left.slice(s![rows.clone(), ..]), right.view(), out.view_mut())?;
-            Ok(out)
-        };
-        let (first, second) = (product(&self.w1)?, product(&self.w2)?);
-        Zip::from(&mut w).and(&first).and(&second).for_each(|w, &a, &b| *w += self.scale * (a * b));
+    fn act(&self, kernels: &dyn Kernels, rows: Range<usize>, w: ArrayViewMut2<f32>, _: &dyn Before) -> Result<()> {
+        let dim = w.dim();
+        let terms = [term_of_rows(&self.w1, &rows, dim)?, term_of_rows(&self.w2, &rows, dim)?];
+        with_values(w, |values| kernels.add_hadamard(values, dim, self.scale, terms));
         Ok(())
     }
 }

@@ -7,12 +7,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
+use ndarray::{Array2, ArrayViewMut2, s};
 
 use super::{Act, Action, Before, Product, Reversal, Site};
 use crate::adapter::scale::Scale;
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
+use crate::kernels::tiles::with_values;
 use crate::tensor::Tensor;
 
 /// Two factors of a Kronecker product and a scale.
@@ -180,18 +181,15 @@ impl Act for Ready {
             let w1 = self.w1.rows(kernels, i..i + 1)?;
             let w2 = self.w2.rows(kernels, start - i * height..end - i * height)?;
             let tile = w.slice_mut(s![start - rows.start..end - rows.start, ..]);
-            add_row_of_blocks(tile, self.scale, w1.row(0).as_slice().unwrap_or(&[]), w2.view());
+            let (factors, width) = (w1.row(0), w2.ncols());
+            let parts = factors.as_slice().zip(w2.as_slice());
+            let (factors, block) = parts.ok_or_else(|| Error::mismatch("a factor is not contiguous"))?;
+            with_values(tile, |values| {
+                kernels.add_blocks(values, end - start, (self.scale, factors), (block, width));
+            });
             start = end;
         }
         Ok(())
-    }
-}
-
-/// `w += scale · [f₀ · block, f₁ · block …]`.
-fn add_row_of_blocks(mut w: ArrayViewMut2<f32>, scale: f32, factors: &[f32], block: ArrayView2<f32>) {
-    let width = block.ncols();
-    for (m, factor) in factors.iter().enumerate() {
-        w.slice_mut(s![.., m * width..(m + 1) * width]).scaled_add(scale * factor, &block);
     }
 }
 

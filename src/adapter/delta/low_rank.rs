@@ -11,7 +11,7 @@ use ndarray::{Array2, ArrayViewMut2, s};
 use super::{Action, Site};
 use crate::adapter::scale::Scale;
 use crate::error::{Error, Result};
-use crate::kernels::Kernels;
+use crate::kernels::{Kernels, Term};
 use crate::tensor::{Shape, Tensor};
 
 /// Two factors and a scale.
@@ -205,6 +205,21 @@ impl Factors {
         let whole = cols == (0..self.a.ncols());
         let a = if whole { self.a.clone() } else { self.a.slice(s![.., cols]).as_standard_layout().into_owned() };
         Factors { a, b: self.b.slice(s![rows, ..]).to_owned(), scale: self.scale }
+    }
+
+    /// Rows of the product as a term, for a tile of so many columns, where the factors lie row by row and fit it.
+    pub fn term(&self, rows: Range<usize>, cols: usize) -> Option<Term<'_>> {
+        let rank = self.rank();
+        let b = self.b.as_slice()?.get(rows.start * rank..rows.end * rank)?;
+        let fits = (self.b.ncols(), self.a.ncols()) == (rank, cols);
+        fits.then_some(Term {
+            a: self.a.as_slice()?,
+            a_stride: cols,
+            b,
+            b_stride: rank,
+            rank,
+            scale: self.scale as f32,
+        })
     }
 
     /// Adds rows of the product to `w` in the defined order of operations.

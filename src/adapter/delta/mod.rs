@@ -227,6 +227,11 @@ pub trait Act: Send + Sync {
         self.act(kernels, rows, sum, &Zeros(height, width))
     }
 
+    /// The factors, where it adds a product and does nothing else.
+    fn product(&self) -> Option<&Factors> {
+        None
+    }
+
     /// Which rows can be changed without the others.
     fn rows(&self) -> Rows {
         Rows::Any
@@ -299,6 +304,10 @@ impl Action {
 }
 
 impl Act for Factors {
+    fn product(&self) -> Option<&Factors> {
+        Some(self)
+    }
+
     fn reversal(&self) -> Reversal {
         Reversal::Sum
     }

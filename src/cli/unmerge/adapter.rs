@@ -59,6 +59,8 @@ pub fn run(args: &Args) -> Result<()> {
     let done = plan.output.write(&args.out, writing, kernels.as_ref(), &bar);
     bar.finish();
     done?;
+    output::notes(&kernels.notes());
+    plan.notes.extend(kernels.notes());
     say(args, &loaded, &plan, bytes, Some(began.elapsed().as_secs_f64()))
 }
 

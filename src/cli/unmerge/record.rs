@@ -75,6 +75,8 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     };
     bar.finish();
     done?;
+    output::notes(&kernels.notes());
+    undone.notes.extend(kernels.notes());
     say(args, &undone, bytes, Some(began.elapsed().as_secs_f64()))
 }
 

@@ -210,9 +210,7 @@ pub fn add_products_with(
     cols: usize,
     terms: &[Term],
 ) -> Moved {
-    let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(element.bytes()));
-    assert!(bytes == Some(w.len()) && out.len() == w.len(), "weights of another size");
-    assert!(terms.iter().all(|t| t.covers(rows, cols)), "a factor is too short");
+    check_sizes(element, (w.len(), out.len()), (rows, cols), terms);
     if w.is_empty() {
         return Moved::default();
     }
@@ -240,12 +238,18 @@ pub fn add_products_to_tile_with(
     cols: usize,
     terms: &[Term],
 ) -> Moved {
-    assert!(rows.checked_mul(cols) == Some(values.len()), "a tile of another size");
-    assert!(terms.iter().all(|t| t.covers(rows, cols)), "a factor is too short");
+    check_sizes(Element::F32, (size_of_val(values), size_of_val(values)), (rows, cols), terms);
     if values.is_empty() {
         return Moved::default();
     }
     dispatch(variant, Step { element: Element::F32, weights: Weights::Tile(values), rows, cols, terms, found: None })
+}
+
+/// Panics where the bytes of the weights and of the result are not those of so many elements, or a factor is too short.
+pub(super) fn check_sizes(element: Element, bytes: (usize, usize), (rows, cols): (usize, usize), terms: &[Term]) {
+    let expected = rows.checked_mul(cols).and_then(|n| n.checked_mul(element.bytes()));
+    assert!(expected == Some(bytes.0) && bytes.0 == bytes.1, "weights of another size");
+    assert!(terms.iter().all(|t| t.covers(rows, cols)), "a factor is too short");
 }
 
 /// Runs a step whose sizes have been checked.

@@ -22,7 +22,7 @@ pub(super) fn run(i: usize, rows: usize) -> (bool, usize) {
 
 impl Moved {
     /// Scales the sums over the sample up to all rows of a call.
-    pub(super) fn scaled_up(mut self, rows: usize) -> Moved {
+    pub(in crate::kernels) fn scaled_up(mut self, rows: usize) -> Moved {
         let measured = if rows < ALL { rows } else { rows / EVERY * TAKEN + (rows % EVERY).min(TAKEN) };
         let weight = rows as f64 / measured.max(1) as f64;
         self.wanted *= weight;

@@ -1,10 +1,11 @@
 //! From approximate factors to what is handed out: orthonormal vectors, signs, and what is lost.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, s};
+use ndarray::Array2;
 
-use super::{RowSource, Truncated, orth, rows};
-use crate::error::{Error, Kind, Result};
-use crate::kernels::Kernels;
+use super::Truncated;
+use super::field::Field;
+use super::orth;
+use crate::error::Result;
 
 /// Singular values below this share of the largest are rounding of f32 and left out.
 const LEAST: f64 = 1e-8;
@@ -15,14 +16,14 @@ const UNEVEN: f64 = 0.1;
 /// is measured.
 const DIFFERENCE: f64 = 1e-4;
 
-/// `d ≈ (s · u)ᵀ · vt`, with nearly orthonormal rows in u: [k, m] and vt: [k, n].
-pub struct Factors {
-    /// Rows are left vectors.
-    pub ut: Array2<f32>,
+/// `d ≈ (s · u)ᵀ · vt`, with nearly orthonormal vectors in both stacks.
+pub struct Factors<S> {
+    /// The left vectors.
+    pub ut: S,
     /// Largest first.
     pub s: Vec<f64>,
-    /// Rows are right vectors.
-    pub vt: Array2<f32>,
+    /// The right vectors.
+    pub vt: S,
 }
 
 /// What the search for the factors has found out.
@@ -38,59 +39,69 @@ pub struct Known {
 }
 
 /// The factors in order, and what they leave of the matrix.
-pub fn finish<K: Kernels + ?Sized>(
-    kernels: &K,
-    d: &dyn RowSource,
-    factors: Factors,
-    known: &Known,
-) -> Result<Truncated> {
-    let Factors { mut ut, s, mut vt } = without_rounding(factors);
+pub fn finish<F: Field>(field: &mut F, factors: Factors<F::Stack>, known: &Known) -> Result<Truncated> {
+    let factors = if field.is_rough() { sharpened(field, factors)? } else { factors };
+    let Factors { mut ut, s, mut vt } = without_rounding(field, factors)?;
     let kept: f64 = s.iter().map(|s| s * s).sum();
     if s.first().zip(s.last()).is_some_and(|(first, last)| *last < UNEVEN * first) {
-        (ut, vt) = (orthonormal(kernels, ut)?, orthonormal(kernels, vt)?);
+        let (m, n) = field.dim();
+        (ut, vt) = (orthonormal(field, ut, m)?, orthonormal(field, vt, n)?);
     }
-    let mut u = ut.t().as_standard_layout().into_owned();
+    let (mut lost, mut passes) = ((known.energy - kept).max(0.0), known.passes);
+    if field.is_rough() {
+        passes += 1;
+    }
+    if lost < DIFFERENCE * known.energy && known.energy > 0.0 {
+        lost = field.residual(&ut, &s, &vt)?;
+        passes += 1;
+    }
+    let mut u = field.to_host(&ut)?.t().as_standard_layout().into_owned();
+    let mut vt = field.to_host(&vt)?;
     fix_signs(&mut u, &mut vt);
-    let mut out = Truncated {
-        u,
-        s,
-        vt,
-        energy: known.energy,
-        lost: (known.energy - kept).max(0.0),
-        excess: known.excess,
-        passes: known.passes,
-        vectors: known.vectors,
-    };
-    if out.lost < DIFFERENCE * known.energy && known.energy > 0.0 {
-        out.lost = lost(kernels, d, &out)?;
-        out.passes += 1;
+    let Known { energy, excess, vectors, .. } = *known;
+    Ok(Truncated { u, s, vt, energy, lost, excess, passes, vectors })
+}
+
+/// The best factors on the right vectors that were found, in all digits of f32: what they keep of the matrix is then known
+/// as well as it is without shortcuts.
+fn sharpened<F: Field>(field: &mut F, factors: Factors<F::Stack>) -> Result<Factors<F::Stack>> {
+    if factors.s.is_empty() {
+        return Ok(factors);
     }
-    Ok(out)
+    let vt = orthonormal(field, factors.vt, field.dim().1)?;
+    let y = field.times(&vt)?;
+    let eigen = field.eigh(field.inner(&y, &y)?.view(), factors.s.len())?;
+    let s: Vec<f64> = eigen.values.iter().map(|v| v.max(0.0).sqrt()).collect();
+    let (vt, y) = (field.combined(&eigen.vectors, &vt)?, field.combined(&eigen.vectors, &y)?);
+    let (ut, _) = field.unit(y)?;
+    Ok(Factors { ut, s, vt })
+}
+
+/// Vectors made orthonormal from the largest value to the least. What one has of an earlier one is rounding, about 1e-7 of
+/// the larger value, so that taking it out changes nothing else.
+fn orthonormal<F: Field>(field: &F, stack: F::Stack, length: usize) -> Result<F::Stack> {
+    let (out, r) = orth::against(field, &field.nothing(length)?, stack)?;
+    // Reflections may turn a vector round.
+    let turned: Vec<bool> = r.diag().iter().map(|&turn| turn < 0.0).collect();
+    if !turned.contains(&true) {
+        return Ok(out);
+    }
+    let mut signs = Array2::zeros((turned.len(), turned.len()));
+    signs.diag_mut().iter_mut().zip(turned).for_each(|(sign, turned)| *sign = if turned { -1.0 } else { 1.0 });
+    field.turned(signs.view(), &out)
 }
 
 /// In order, without those that are rounding.
-fn without_rounding(Factors { ut, s, vt }: Factors) -> Factors {
+fn without_rounding<F: Field>(field: &F, factors: Factors<F::Stack>) -> Result<Factors<F::Stack>> {
+    let Factors { ut, s, vt } = factors;
     let least = LEAST * s.iter().fold(0.0, |a: f64, &b| a.max(b));
     let mut order: Vec<usize> = (0..s.len()).filter(|&i| s[i] > least).collect();
     order.sort_by(|&i, &j| s[j].total_cmp(&s[i]));
     if order.len() == s.len() && order.is_sorted() {
-        return Factors { ut, s, vt };
+        return Ok(Factors { ut, s, vt });
     }
-    let pick = |x: Array2<f32>| x.select(Axis(0), &order);
-    Factors { ut: pick(ut), s: order.iter().map(|&i| s[i]).collect(), vt: pick(vt) }
-}
-
-/// Rows made orthonormal from the largest value to the least. What a row has of an earlier one is rounding, about 1e-7 of
-/// the larger value, so that taking it out changes nothing else.
-fn orthonormal<K: Kernels + ?Sized>(kernels: &K, rows: Array2<f32>) -> Result<Array2<f32>> {
-    let none = rows.slice(s![..0, ..]).to_owned();
-    let (mut out, r) = orth::against(kernels, none.view(), rows)?;
-    for (mut row, turn) in out.rows_mut().into_iter().zip(r.diag()) {
-        if *turn < 0.0 {
-            row.mapv_inplace(|v| -v); // reflections may turn a row round
-        }
-    }
-    Ok(out)
+    let (ut, vt) = (field.picked(&ut, &order)?, field.picked(&vt, &order)?);
+    Ok(Factors { ut, s: order.iter().map(|&i| s[i]).collect(), vt })
 }
 
 /// The largest entry of every right vector, the first of equal ones, is positive.
@@ -102,34 +113,4 @@ pub fn fix_signs(u: &mut Array2<f32>, vt: &mut Array2<f32>) {
             right.mapv_inplace(|v| -v);
         }
     }
-}
-
-/// ‖d − u · diag(s) · vt‖², by reading d once more.
-fn lost<K: Kernels + ?Sized>(kernels: &K, d: &dyn RowSource, found: &Truncated) -> Result<f64> {
-    let s: Array1<f32> = found.s.iter().map(|&s| s as f32).collect();
-    let mut sum = 0.0;
-    rows::for_each(d, |range, mut block| {
-        let us = &found.u.slice(s![range.clone(), ..]) * &s;
-        kernels.gemm(-1.0, us.view(), found.vt.view(), 1.0, block.view_mut())?;
-        sum += rows::energy(range.start, block.view())?;
-        Ok(())
-    })?;
-    Ok(sum)
-}
-
-/// `coefficients · rows`, the coefficients rounded to f32.
-pub fn combined<K: Kernels + ?Sized>(
-    kernels: &K,
-    coefficients: &Array2<f64>,
-    rows: ArrayView2<f32>,
-) -> Result<Array2<f32>> {
-    let narrow = coefficients.mapv(|v| v as f32);
-    let mut out = Array2::zeros((narrow.nrows(), rows.ncols()));
-    kernels.gemm(1.0, narrow.view(), rows, 0.0, out.view_mut())?;
-    if out.iter().all(|v: &f32| v.is_finite()) { Ok(out) } else { Err(out_of_range()) }
-}
-
-/// Finite values whose products are not.
-pub fn out_of_range() -> Error {
-    Error::new(Kind::Limit, "values are too large to be decomposed in f32")
 }

@@ -11,18 +11,17 @@
 //!
 //! Each captures at least as much as the one before, and less than the optimum. The gains say how it will go on.
 //!
-//! Everything is stored transposed: a vector of K or Y is a row, so that blocks are appended at the end.
+//! The vectors of K and Y are where the field has them (`field`), and are stored as rows.
 //!
 //! Sources: Halko, Martinsson and Tropp 2011 (sketches and their errors); Musco and Musco 2015 (block Krylov);
 //! Li, Linderman, Szlam, Stanton, Kluger and Tygert 2017 (accuracy in practice).
 
-use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use ndarray::{Array2, s};
 
-use super::finish::{Factors, Known, combined, finish, out_of_range};
-use super::random::normals;
-use super::{Depth, RowSource, Truncated, Wanted, orth, rows};
+use super::field::Field;
+use super::finish::{Factors, Known, finish};
+use super::{Depth, Truncated, Wanted, orth};
 use crate::error::Result;
-use crate::kernels::Kernels;
 
 /// Gains below this share of ‖d‖² are rounding.
 const NOISE: f64 = 1e-11;
@@ -43,30 +42,27 @@ const PROBES: usize = 4;
 const WIDEST: usize = 128;
 
 /// None where the rank turned out too high for an iteration to be worth it.
-pub fn svd<K: Kernels + ?Sized>(
-    kernels: &K,
-    d: &dyn RowSource,
-    wanted: &Wanted,
-    first: usize,
-) -> Result<Option<Truncated>> {
-    let (m, n) = d.dim();
-    let mut space = Space::new(kernels, d, wanted.seed, width(first))?;
+pub fn svd<F: Field>(field: &mut F, wanted: &Wanted, first: usize) -> Result<Option<Truncated>> {
+    let (m, n) = field.dim();
+    let mut space = Space::new(field, wanted.seed, width(first))?;
     let mut history = Vec::new();
     loop {
         let z = space.pass()?;
-        if space.energy == 0.0 {
-            return finish(kernels, d, space.nothing(), &space.known(0.0)).map(Some);
+        if space.energy() == 0.0 {
+            let (nothing, known) = (space.without_factors()?, space.known(0.0));
+            return finish(space.field, nothing, &known).map(Some);
         }
         let (next, r) = space.next_block(z)?;
-        let ritz = Ritz::new(kernels, &space, &r)?;
+        let ritz = Ritz::new(&space, &r)?;
         history.push(Step { right: ritz.right.clone(), left: ritz.left.clone(), trusted: ritz.trusted });
         let s: Vec<f64> = ritz.left.iter().map(|v| v.sqrt()).collect();
-        let cut = wanted.depth.cut(&s, space.energy, (m, n), wanted.ceiling);
-        let excess = excess(&history, cut.rank, space.energy);
+        let cut = wanted.depth.cut(&s, space.energy(), (m, n), wanted.ceiling);
+        let excess = excess(&history, cut.rank, space.energy());
         let is_done = cut.settled && excess.is_some_and(|e| e <= wanted.tolerance);
         if is_done || space.passes >= MOST_PASSES {
-            let factors = ritz.factors(kernels, &space, next.view(), cut.rank)?;
-            return finish(kernels, d, factors, &space.known(excess.unwrap_or(f64::INFINITY))).map(Some);
+            let factors = ritz.factors(&space, &next, cut.rank)?;
+            let known = space.known(excess.unwrap_or(f64::INFINITY));
+            return finish(space.field, factors, &known).map(Some);
         }
         // Where the rule wants more than was thought, wider blocks get there in fewer passes.
         let grows = !cut.settled && !matches!(wanted.depth, Depth::Rank(_));
@@ -151,81 +147,63 @@ fn excess(history: &[Step], rank: usize, energy: f64) -> Option<f64> {
 }
 
 /// The basis and what is known of d on it.
-struct Space<'a, K: Kernels + ?Sized> {
-    kernels: &'a K,
-    d: &'a dyn RowSource,
+struct Space<'a, F: Field> {
+    field: &'a mut F,
     seed: u64,
-    /// Kᵀ: [l, n].
-    k: Array2<f32>,
-    /// Yᵀ: [l, m].
-    y: Array2<f32>,
+    /// Kᵀ: l vectors of length n.
+    k: F::Stack,
+    /// Yᵀ: l vectors of length m.
+    y: F::Stack,
     /// YᵀY: [l, l].
     t: Array2<f64>,
-    /// Vectors of the newest block, the last rows of k and y.
+    /// Vectors of the newest block, the last of k and y.
     newest: usize,
-    /// ‖d‖².
-    energy: f64,
-    /// Y is multiplied by this before Z is formed, so that dᵀ·d stays in the range of f32.
-    unit: Option<f32>,
     passes: usize,
     /// Vectors that d was multiplied by so far.
     vectors: usize,
 }
 
-impl<'a, K: Kernels + ?Sized> Space<'a, K> {
-    fn new(kernels: &'a K, d: &'a dyn RowSource, seed: u64, block: usize) -> Result<Self> {
-        let (m, n) = d.dim();
-        let nothing = |cols| Array2::zeros((0, cols));
-        let (k, _) = orth::against(kernels, nothing(n).view(), normals(seed, 0, (block, n)))?;
-        let (y, t) = (nothing(m), Array2::zeros((0, 0)));
-        Ok(Space { kernels, d, seed, k, y, t, newest: block, energy: 0.0, unit: None, passes: 0, vectors: 0 })
+impl<'a, F: Field> Space<'a, F> {
+    fn new(field: &'a mut F, seed: u64, block: usize) -> Result<Self> {
+        let (m, n) = field.dim();
+        let start = field.normals(seed, 0, (block, n))?;
+        let (k, _) = orth::against(field, &field.nothing(n)?, start)?;
+        let (y, t) = (field.nothing(m)?, Array2::zeros((0, 0)));
+        Ok(Space { field, seed, k, y, t, newest: block, passes: 0, vectors: 0 })
     }
 
     fn len(&self) -> usize {
-        self.k.nrows()
+        self.field.count(&self.k)
+    }
+
+    /// ‖d‖².
+    fn energy(&self) -> f64 {
+        self.field.scale().0
     }
 
     fn known(&self, excess: f64) -> Known {
-        Known { energy: self.energy, passes: self.passes, excess, vectors: self.vectors }
+        Known { energy: self.energy(), passes: self.passes, excess, vectors: self.vectors }
     }
 
-    fn nothing(&self) -> Factors {
-        Factors { ut: self.y.slice(s![..0, ..]).to_owned(), s: Vec::new(), vt: self.k.slice(s![..0, ..]).to_owned() }
+    fn without_factors(&self) -> Result<Factors<F::Stack>> {
+        let (m, n) = self.field.dim();
+        Ok(Factors { ut: self.field.nothing(m)?, s: Vec::new(), vt: self.field.nothing(n)? })
     }
 
-    /// Reads d: y and t of the newest block, and Zᵀ in units of `unit`.
-    fn pass(&mut self) -> Result<Array2<f32>> {
-        let (kernels, is_first) = (self.kernels, self.passes == 0);
-        let new = self.k.slice(s![self.len() - self.newest.., ..]);
-        let mut z = Array2::zeros(new.dim());
-        let mut y = Array2::zeros((self.newest, self.d.dim().0));
-        rows::for_each(self.d, |range, block| {
-            if is_first {
-                let energy = rows::energy(range.start, block.view())?;
-                self.energy += energy;
-                self.unit = self.unit.or_else(|| unit_of(energy));
-            }
-            let mut y = y.slice_mut(s![.., range]);
-            kernels.gemm(1.0, new, block.t(), 0.0, y.view_mut())?;
-            match self.unit {
-                Some(unit) => kernels.gemm(1.0, (&y * unit).view(), block.view(), 1.0, z.view_mut()),
-                None => Ok(()), // nothing but zeros so far
-            }
-        })?;
+    /// Reads d: y and t of the newest block, and Zᵀ in the units of the field.
+    fn pass(&mut self) -> Result<F::Stack> {
+        let new = self.field.part(&self.k, self.len() - self.newest, self.newest)?;
+        let (y, z) = self.field.pass(&new)?;
         self.passes += 1;
         self.vectors += self.newest;
-        if !z.iter().chain(&y).all(|v: &f32| v.is_finite()) {
-            return Err(out_of_range());
-        }
-        self.y = concatenate(Axis(0), &[self.y.view(), y.view()]).map_err(shape)?;
-        self.grow_t(y.view())?;
+        self.y = self.field.joined(&self.y, &y)?;
+        self.grow_t(&y)?;
         Ok(z)
     }
 
-    fn grow_t(&mut self, new: ArrayView2<f32>) -> Result<()> {
-        let (l, old) = (self.y.nrows(), self.t.nrows());
-        let mut part = Array2::zeros((l - old, l));
-        self.kernels.add_inner(new, self.y.view(), part.view_mut())?;
+    fn grow_t(&mut self, new: &F::Stack) -> Result<()> {
+        let (l, old) = (self.field.count(&self.y), self.t.nrows());
+        let part = self.field.inner(new, &self.y)?;
         let mut t = Array2::zeros((l, l));
         t.slice_mut(s![..old, ..old]).assign(&self.t);
         t.slice_mut(s![.., old..]).assign(&part.t());
@@ -235,19 +213,20 @@ impl<'a, K: Kernels + ?Sized> Space<'a, K> {
     }
 
     /// K₊ᵀ, and R of d itself.
-    fn next_block(&self, z: Array2<f32>) -> Result<(Array2<f32>, Array2<f64>)> {
-        let (next, r) = orth::against(self.kernels, self.k.view(), z)?;
-        Ok((next, r / f64::from(self.unit.unwrap_or(1.0))))
+    fn next_block(&self, z: F::Stack) -> Result<(F::Stack, Array2<f64>)> {
+        let (next, r) = orth::against(self.field, &self.k, z)?;
+        Ok((next, r / f64::from(self.field.scale().1.unwrap_or(1.0))))
     }
 
     /// Takes the next block in, with as many random vectors as it is narrower than `block`.
-    fn append(&mut self, next: Array2<f32>, block: usize) -> Result<()> {
-        self.newest = next.nrows();
-        self.k = concatenate(Axis(0), &[self.k.view(), next.view()]).map_err(shape)?;
+    fn append(&mut self, next: F::Stack, block: usize) -> Result<()> {
+        self.newest = self.field.count(&next);
+        self.k = self.field.joined(&self.k, &next)?;
         if block > self.newest {
-            let more = normals(self.seed, self.passes as u64, (block - self.newest, self.k.ncols()));
-            let (more, _) = orth::against(self.kernels, self.k.view(), more)?;
-            self.k = concatenate(Axis(0), &[self.k.view(), more.view()]).map_err(shape)?;
+            let dim = (block - self.newest, self.field.dim().1);
+            let more = self.field.normals(self.seed, self.passes as u64, dim)?;
+            let (more, _) = orth::against(self.field, &self.k, more)?;
+            self.k = self.field.joined(&self.k, &more)?;
             self.newest = block;
         }
         Ok(())
@@ -256,21 +235,11 @@ impl<'a, K: Kernels + ?Sized> Space<'a, K> {
     /// The best vectors become the whole basis. What d makes of them beyond it still lies in the next block.
     fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
         let best = ritz.w.slice(s![..keep.min(ritz.w.nrows()), ..]).to_owned();
-        self.k = combined(self.kernels, &best, self.k.view())?;
-        self.y = combined(self.kernels, &best, self.y.view())?;
-        self.t = Array2::zeros((0, 0));
-        let y = self.y.clone();
-        self.grow_t(y.view())
+        self.k = self.field.combined(&best, &self.k)?;
+        self.y = self.field.combined(&best, &self.y)?;
+        self.t = self.field.inner(&self.y, &self.y)?;
+        Ok(())
     }
-}
-
-fn shape(e: ndarray::ShapeError) -> crate::error::Error {
-    crate::error::Error::mismatch(e.to_string())
-}
-
-/// A power of two near one over the norm.
-fn unit_of(energy: f64) -> Option<f32> {
-    (energy > 0.0).then(|| 2f32.powi((-energy.log2() / 2.0).round().clamp(-100.0, 100.0) as i32))
 }
 
 /// Both approximations on a space.
@@ -290,10 +259,10 @@ struct Ritz {
 }
 
 impl Ritz {
-    fn new<K: Kernels + ?Sized>(kernels: &K, space: &Space<K>, r: &Array2<f64>) -> Result<Ritz> {
-        let root = root_of_inverse(kernels, space)?;
+    fn new<F: Field>(space: &Space<F>, r: &Array2<f64>) -> Result<Ritz> {
+        let root = root_of_inverse(space)?;
         let t = root.as_ref().map_or_else(|| space.t.clone(), |root| root.dot(&space.t).dot(root));
-        let eigen = kernels.eigh(t.view(), space.len())?;
+        let eigen = space.field.eigh(t.view(), space.len())?;
         let largest = eigen.values.first().copied().unwrap_or(0.0);
         let p = eigen.values.iter().take_while(|&&v| v > LEAST * largest).count();
         let right = eigen.values[..p].to_vec();
@@ -306,19 +275,13 @@ impl Ritz {
             column.mapv_inplace(|v| v * factor);
         }
         let g = beyond.t().dot(&beyond) + Array2::from_diag(&right.iter().copied().collect::<ndarray::Array1<f64>>());
-        let left = kernels.eigenvalues(g.view())?;
+        let left = space.field.eigenvalues(g.view())?;
         Ok(Ritz { right, left, trusted, w, g, beyond })
     }
 
     /// The factors of the left approximation, cut at a rank.
-    fn factors<K: Kernels + ?Sized>(
-        &self,
-        kernels: &K,
-        space: &Space<K>,
-        next: ArrayView2<f32>,
-        rank: usize,
-    ) -> Result<Factors> {
-        let eigen = kernels.eigh(self.g.view(), rank)?;
+    fn factors<F: Field>(&self, space: &Space<F>, next: &F::Stack, rank: usize) -> Result<Factors<F::Stack>> {
+        let eigen = space.field.eigh(self.g.view(), rank)?;
         let s: Vec<f64> = eigen.values.iter().map(|v| v.max(0.0).sqrt()).collect();
         let (mut of_y, mut of_k) = (eigen.vectors.clone(), eigen.vectors.clone());
         for (i, theta) in self.right.iter().enumerate() {
@@ -330,20 +293,20 @@ impl Ritz {
             of_k.row_mut(i).mapv_inplace(|v| v / s);
             of_next.row_mut(i).mapv_inplace(|v| v / s);
         }
-        let ut = combined(kernels, &of_y.dot(&self.w), space.y.view())?;
-        let vt = combined(kernels, &of_k, space.k.view())? + combined(kernels, &of_next, next)?;
+        let ut = space.field.combined(&of_y.dot(&self.w), &space.y)?;
+        let vt = space.field.combined(&of_k, &space.k)?;
+        let vt = space.field.sum(vt, &space.field.combined(&of_next, next)?)?;
         Ok(Factors { ut, s, vt })
     }
 }
 
 /// (KᵀK)^-½ where nearly all of d is captured and it matters that this is not quite 1. With KᵀK = 1 + e it is
 /// 1 − e/2 but for e², which is below the rounding of f64.
-fn root_of_inverse<K: Kernels + ?Sized>(kernels: &K, space: &Space<K>) -> Result<Option<Array2<f64>>> {
-    if space.t.diag().sum() < NEARLY_ALL * space.energy {
+fn root_of_inverse<F: Field>(space: &Space<F>) -> Result<Option<Array2<f64>>> {
+    if space.t.diag().sum() < NEARLY_ALL * space.energy() {
         return Ok(None);
     }
-    let mut out = Array2::zeros(space.t.dim());
-    kernels.add_inner(space.k.view(), space.k.view(), out.view_mut())?;
+    let mut out = space.field.inner(&space.k, &space.k)?;
     out.mapv_inplace(|v| -0.5 * v);
     out.diag_mut().mapv_inplace(|v| v + 1.5);
     Ok(Some(out))

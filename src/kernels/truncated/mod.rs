@@ -7,15 +7,18 @@
 //! - *operations*: 4·m·n·L in products with it, all in GEMM. What else there is takes (m + n)·L² in f64 and L³.
 //!
 //! `krylov` is the iteration, `gram` the full decomposition for what it is not worth for; `finish` makes the
-//! factors orthonormal and says what they lose. Which rank a [`Depth`] means is found in `depth`.
+//! factors orthonormal and says what they lose. Which rank a [`Depth`] means is found in `depth`. Where the matrix and
+//! the vectors are is the matter of a `field`: in `host` memory, or in that of a device.
 
 mod depth;
+pub mod field;
 mod finish;
 mod gram;
+mod host;
 mod krylov;
 mod orth;
 pub mod product;
-mod random;
+pub mod random;
 mod rows;
 
 use std::ops::Range;
@@ -25,8 +28,10 @@ use ndarray::{Array2, ArrayViewMut2};
 pub use depth::{Cut, noise_edge, noise_rank};
 pub use finish::fix_signs;
 
-use super::Kernels;
+use super::{Element, Kernels};
 use crate::error::Result;
+use field::Field;
+use host::Host;
 
 /// A matrix that is read some rows at a time, in f32; it may be far larger than memory.
 pub trait RowSource: Sync {
@@ -35,6 +40,24 @@ pub trait RowSource: Sync {
 
     /// Writes the rows `rows` into `out`: [rows, cols], contiguous.
     fn read(&self, rows: Range<usize>, out: ArrayViewMut2<f32>) -> Result<()>;
+
+    /// The stored elements of two matrices whose difference the rows are, where they are that and lie in a row: a device
+    /// forms the difference by itself.
+    fn stored(&self, _rows: Range<usize>) -> Option<Stored<'_>> {
+        None
+    }
+
+    /// Says that rows given by [`stored`](RowSource::stored) are not needed any more.
+    fn release(&self, _rows: Range<usize>) {}
+}
+
+/// Stored elements, and those that are taken off them, of the same number.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// What the difference is of.
+    pub after: (Element, &'a [u8]),
+    /// What is taken off.
+    pub before: (Element, &'a [u8]),
 }
 
 impl RowSource for Array2<f32> {
@@ -97,30 +120,39 @@ pub struct Truncated {
     pub vectors: usize,
 }
 
-/// The default of [`Kernels::truncated_svd`].
-pub(super) fn truncated_svd<K: Kernels + ?Sized>(kernels: &K, d: &dyn RowSource, wanted: &Wanted) -> Result<Truncated> {
-    let (m, n) = d.dim();
+/// The best low-rank approximation of the matrix of a field, to a stated tolerance.
+pub fn decompose<F: Field>(field: &mut F, wanted: &Wanted) -> Result<Truncated> {
+    let (m, n) = field.dim();
     let first = match wanted.depth {
         Depth::Rank(rank) => rank.min(wanted.ceiling),
         _ => FIRST_GUESS.min(wanted.ceiling),
     };
-    if !is_low(first, m.min(n)) {
-        return exact_svd(kernels, d, wanted.depth, wanted.ceiling);
+    if is_low(first, m.min(n))
+        && let Some(found) = krylov::svd(field, wanted, first)?
+    {
+        return Ok(found);
     }
-    match krylov::svd(kernels, d, wanted, first)? {
-        Some(found) => Ok(found),
-        None => exact_svd(kernels, d, wanted.depth, wanted.ceiling),
-    }
+    decompose_exactly(field, wanted.depth, wanted.ceiling)
 }
 
-/// The decomposition with the optimal error, cut at `depth`, at most at `ceiling`; see `gram`.
-pub fn exact_svd<K: Kernels + ?Sized>(
+/// The decomposition of the matrix of a field with the optimal error, cut at `depth`, at most at `ceiling`.
+pub fn decompose_exactly<F: Field>(field: &mut F, depth: Depth, ceiling: usize) -> Result<Truncated> {
+    gram::svd(field, depth, ceiling)
+}
+
+/// The default of [`Kernels::truncated_svd`].
+pub(super) fn truncated_svd<K: Kernels + ?Sized>(kernels: &K, d: &dyn RowSource, wanted: &Wanted) -> Result<Truncated> {
+    decompose(&mut Host::new(kernels, d), wanted)
+}
+
+/// The default of [`Kernels::exact_svd`].
+pub(super) fn exact_svd<K: Kernels + ?Sized>(
     kernels: &K,
     d: &dyn RowSource,
     depth: Depth,
     ceiling: usize,
 ) -> Result<Truncated> {
-    gram::svd(kernels, d, depth, ceiling)
+    decompose_exactly(&mut Host::new(kernels, d), depth, ceiling)
 }
 
 /// The rank that is looked for first where the rule does not say one.

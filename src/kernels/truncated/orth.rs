@@ -5,10 +5,10 @@
 //! the rows before were projected out, which is enough (Giraud et al. 2005). Where the first Gram matrix is too near to
 //! a singular one, reflections take over.
 
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 
+use super::field::Field;
 use crate::error::Result;
-use crate::kernels::Kernels;
 
 /// A pivot below this share of its column's square: a condition of 1e6, where half of the digits of f32 are left, and
 /// the second round finds the others.
@@ -17,47 +17,28 @@ const LEAST_PIVOT: f64 = 1e-12;
 /// Where projecting leaves less than this share of a row, the rest is rounding, and has to be projected once more.
 const COLLAPSED: f64 = 1e-4;
 
-/// Rows that are orthonormal, and orthogonal to the orthonormal rows `before`; and R, upper triangular, with
-/// `Rᵀ · rows` = what of `z` is orthogonal to `before`. z: [b, n], before: [l, n], b + l ≤ n.
-pub fn against<K: Kernels + ?Sized>(
-    kernels: &K,
-    before: ArrayView2<f32>,
-    mut z: Array2<f32>,
-) -> Result<(Array2<f32>, Array2<f64>)> {
-    let size = z.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-    project_out(kernels, before, &mut z)?;
-    let (mut q, mut r) = orthonormal(kernels, z)?;
+/// Vectors that are orthonormal, and orthogonal to the orthonormal vectors `before`; and R, upper triangular, with
+/// `Rᵀ · vectors` = what of `z` is orthogonal to `before`. b vectors of z and l before, of length n, b + l ≤ n.
+pub fn against<F: Field + ?Sized>(field: &F, before: &F::Stack, mut z: F::Stack) -> Result<(F::Stack, Array2<f64>)> {
+    let size = field.size(&z)?;
+    field.project_out(before, &mut z)?;
+    let (mut q, mut r) = orthonormal(field, z)?;
     let is_rounding = r.diag().iter().any(|v| v.abs() < COLLAPSED * size);
     for _round in 0..if is_rounding { 2 } else { 1 } {
-        project_out(kernels, before, &mut q)?;
-        let (next, turn) = orthonormal(kernels, q)?;
+        field.project_out(before, &mut q)?;
+        let (next, turn) = orthonormal(field, q)?;
         (q, r) = (next, turn.dot(&r));
     }
     Ok((q, r))
 }
 
-/// z − (z · beforeᵀ) · before.
-fn project_out<K: Kernels + ?Sized>(kernels: &K, before: ArrayView2<f32>, z: &mut Array2<f32>) -> Result<()> {
-    if before.nrows() == 0 {
-        return Ok(());
-    }
-    let mut along = Array2::zeros((z.nrows(), before.nrows()));
-    kernels.gemm(1.0, z.view(), before.t(), 0.0, along.view_mut())?;
-    kernels.gemm(-1.0, along.view(), before, 1.0, z.view_mut())
-}
-
-/// Rows that span what those of z span, and R with `Rᵀ · rows = z`.
-fn orthonormal<K: Kernels + ?Sized>(kernels: &K, z: Array2<f32>) -> Result<(Array2<f32>, Array2<f64>)> {
-    let mut gram = Array2::zeros((z.nrows(), z.nrows()));
-    kernels.add_inner(z.view(), z.view(), gram.view_mut())?;
-    let Some(r) = cholesky(&gram) else {
-        let (q, r) = kernels.qr(z.t())?;
-        return Ok((q.t().as_standard_layout().into_owned(), r.mapv(f64::from)));
+/// Vectors that span what those of z span, and R with `Rᵀ · vectors = z`.
+fn orthonormal<F: Field + ?Sized>(field: &F, z: F::Stack) -> Result<(F::Stack, Array2<f64>)> {
+    let Some(r) = cholesky(&field.inner(&z, &z)?) else {
+        return field.reflected(&z);
     };
     let turn = inverse_of_upper(&r).t().mapv(|v| v as f32);
-    let mut q = Array2::zeros(z.dim());
-    kernels.gemm(1.0, turn.view(), z.view(), 0.0, q.view_mut())?;
-    Ok((q, r))
+    Ok((field.turned(turn.view(), &z)?, r))
 }
 
 /// R, upper triangular, with Rᵀ·R = g; none where g is close to singular or not finite.
@@ -95,6 +76,7 @@ fn inverse_of_upper(r: &Array2<f64>) -> Array2<f64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::host::Host;
     use super::super::random::normals;
     use super::*;
     use crate::kernels::OpenBlas;
@@ -107,15 +89,16 @@ mod tests {
 
     #[test]
     fn rows_are_orthonormal_and_orthogonal_to_those_before() {
-        let kernels = OpenBlas::new();
-        let (before, _) = against(&kernels, Array2::zeros((0, 200)).view(), normals(1, 0, (9, 200))).unwrap();
+        let (kernels, d) = (OpenBlas::new(), Array2::<f32>::zeros((0, 200)));
+        let field = Host::new(&kernels, &d);
+        let (before, _) = against(&field, &Array2::zeros((0, 200)), normals(1, 0, (9, 200))).unwrap();
         assert!(skew(&before) < 1e-6);
         let mut z = normals(2, 0, (7, 200));
         let full = z.clone();
         for (what, share) in [("well conditioned", 1.0), ("nearly dependent", 1e-3), ("dependent", 0.0)] {
             let last = share * &full.row(6) + full.row(0);
             z.row_mut(6).assign(&last);
-            let (q, r) = against(&kernels, before.view(), z.clone()).unwrap();
+            let (q, r) = against(&field, &before, z.clone()).unwrap();
             let both = ndarray::concatenate(ndarray::Axis(0), &[before.view(), q.view()]).unwrap();
             assert!(skew(&both) < 1e-6, "{what}: {}", skew(&both));
             // Rᵀ·q is z less its part along the rows before, here in f64.

@@ -7,7 +7,7 @@ use ndarray::Array2;
 
 /// A matrix of numbers of mean zero and deviation one. `stream` tells the matrices of one seed apart.
 pub fn normals(seed: u64, stream: u64, (rows, cols): (usize, usize)) -> Array2<f32> {
-    let mut state = mixed(seed ^ mixed(stream.wrapping_add(0x6a09_e667_f3bc_c909)));
+    let mut state = start(seed, stream);
     Array2::from_shape_simple_fn((rows, cols), || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let bits = mixed(state);
@@ -15,6 +15,11 @@ pub fn normals(seed: u64, stream: u64, (rows, cols): (usize, usize)) -> Array2<f
         // Four uniform numbers of variance 1/12 about 65535/2 each.
         (sum as f32 / 65_535.0 - 2.0) * 3f32.sqrt()
     })
+}
+
+/// Where the counter starts.
+pub fn start(seed: u64, stream: u64) -> u64 {
+    mixed(seed ^ mixed(stream.wrapping_add(0x6a09_e667_f3bc_c909)))
 }
 
 fn mixed(mut z: u64) -> u64 {

@@ -132,7 +132,7 @@ pub fn squares(dtype: Dtype, bytes: &[u8]) -> Result<f64> {
     for run in bytes.chunks(RUN * size) {
         let wide = &mut wide[..run.len() / size];
         cast::widen(dtype, run, wide)?;
-        let own = crate::linalg::norm::sum_of_squares(wide);
+        let own = crate::kernels::sum_of_squares(wide);
         sum += if own.is_finite() {
             own
         } else {

@@ -1,5 +1,6 @@
 //! The adapter, from factors and from what is kept as it is.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::site::Sort;
@@ -16,6 +17,7 @@ use crate::model::{BaseModel, conv1d};
 use crate::names::{Found, ModulePath};
 use crate::ops::approximate::{self, ModuleReport};
 use crate::ops::factorise::Factorised;
+use crate::stream::{Unwatched, each};
 use crate::tensor::{Dtype, Shape, Tensor, cast, dtype};
 
 /// Puts everything together.
@@ -24,16 +26,20 @@ pub fn assemble(
     options: &Options,
     (units, factorised): (Vec<Unit>, Vec<Factorised>),
     whole: Vec<Changed>,
-    notes: Vec<Note>,
+    (notes, threads): (Vec<Note>, usize),
 ) -> Result<Extraction> {
     let about = options.about.clone();
     let adapter = Adapter { declared: "LORA".to_string(), about, ..Adapter::default() };
-    let mut out = Builder { models, options, adapter, modules: Vec::new(), whole: Vec::new(), equal: 0, notes };
+    let mut out = Builder { models, adapter, modules: Vec::new(), whole: Vec::new(), equal: 0, notes };
     let ranks: BTreeMap<&str, usize> =
         units.iter().zip(&factorised).map(|(u, f)| (u.changed.place.path.as_str(), f.rank)).collect();
-    for (unit, factors) in units.iter().zip(&factorised) {
+    let made = each(units.len(), threads, &Unwatched, |i| {
+        let unit = &units[i];
         let shared = attention(unit.changed.place.path.as_str(), &ranks);
-        out.low_rank(unit, factors, shared).at_key(&unit.changed.name)?;
+        made(models, options, unit, &factorised[i], shared).at_key(&unit.changed.name)
+    })?;
+    for (unit, made) in units.iter().zip(made) {
+        out.low_rank(unit, made);
     }
     for changed in whole {
         out.keep(&changed).at_key(&changed.name)?;
@@ -50,9 +56,75 @@ pub fn assemble(
     })
 }
 
+/// What becomes of a unit.
+enum Made {
+    /// Other bytes and the same values: zeros of another sign, another type.
+    Equal,
+    /// The rule leaves nothing of it.
+    Nothing(Box<ModuleReport>),
+    /// Its factors.
+    Factors(Box<LowRank>, Box<ModuleReport>),
+}
+
+fn made(models: Models, options: &Options, unit: &Unit, found: &Factorised, shared: Option<Shared>) -> Result<Made> {
+    let changed = &unit.changed;
+    if found.members.iter().all(|t| t.energy <= 0.0) {
+        return Ok(Made::Equal);
+    }
+    let path = &changed.place.path;
+    let rank = shared.map_or(found.rank, |s| s.rank);
+    if rank == 0 {
+        let parts: Vec<_> = found.members.iter().map(|t| (t, 0.0)).collect();
+        return Ok(Made::Nothing(Box::new(ModuleReport::new(path, 0, &parts))));
+    }
+    let members: Vec<Cow<Truncated>> = found.members.iter().map(|t| upright(models, unit, t)).collect();
+    let times = shared.map_or(1, |s| s.times);
+    let scale = Scale { alpha: (times * rank) as f64, rule: ScaleRule::AlphaOverRank };
+    let dtype = dtype_of(models, options, &changed.after)?;
+    let (mut pairs, mut roundings) = (Vec::new(), Vec::new());
+    for t in &members {
+        let (a, b) = approximate::factors(t, rank, options.balance, scale, dtype)?;
+        roundings.push(approximate::rounding(t, options.balance, scale, (&a, &b))?);
+        pairs.push((a, b));
+    }
+    let parts: Vec<_> = members.iter().map(|t| &**t).zip(roundings).collect();
+    let report = Box::new(ModuleReport::new(path, rank, &parts));
+    let (pair, experts) = match unit.experts {
+        Some(count) => {
+            let experts = Experts { count, packing: Packing::RankMajor, facing: Facing::Input };
+            (approximate::packed(&pairs, experts.packing)?, Some(experts))
+        }
+        None => {
+            let pair = pairs.pop().ok_or_else(|| Error::missing("no factors"))?;
+            // What is turned is a matrix; only a convolution has more axes.
+            let shape = Shape::new(changed.after.memory_shape.clone());
+            (if shape.rank() > 2 { approximate::shaped(pair, &shape)? } else { pair }, None)
+        }
+    };
+    Ok(Made::Factors(Box::new(LowRank { a: pair.0, b: pair.1, scale, experts, name: "LoRA" }), report))
+}
+
+/// The decomposition of the change `[out, in]`, whichever way round the tensor lies.
+fn upright<'t>(models: Models, unit: &Unit, t: &'t Truncated) -> Cow<'t, Truncated> {
+    let turned = match unit.site {
+        SiteKind::Layer => false,
+        SiteKind::FanInFanOut | SiteKind::Embedding => true,
+        SiteKind::Parameter => unit.experts.is_some() && conv1d::experts_in_out(models.base),
+    };
+    if turned { Cow::Owned(approximate::transposed(t)) } else { Cow::Borrowed(t) }
+}
+
+/// Type of the factors of a tensor: the one asked for, or the tensor's own where that can hold them.
+fn dtype_of(models: Models, options: &Options, found: &Found) -> Result<Dtype> {
+    if let Some(dtype) = options.dtype {
+        return Ok(dtype);
+    }
+    let own = found.pieces.first().and_then(|p| models.tuned.tensor(&p.key)).map(|(_, t)| t.dtype);
+    Ok(own.filter(|&d| dtype::is_plain_float(d)).unwrap_or(Dtype::F32))
+}
+
 struct Builder<'a> {
     models: Models<'a>,
-    options: &'a Options,
     adapter: Adapter,
     modules: Vec<ModuleReport>,
     whole: Vec<Whole>,
@@ -65,70 +137,22 @@ impl Builder<'_> {
         self.adapter.targets.entry(path.clone()).or_default()
     }
 
-    fn low_rank(&mut self, unit: &Unit, found: &Factorised, shared: Option<Shared>) -> Result<()> {
-        let changed = &unit.changed;
-        if found.members.iter().all(|t| t.energy <= 0.0) {
-            // Other bytes and the same values: zeros of another sign, another type.
-            self.equal += 1;
-            return Ok(());
-        }
-        let path = &changed.place.path;
-        let rank = shared.map_or(found.rank, |s| s.rank);
-        if rank == 0 {
-            self.notes.push(Note::lossy(&changed.name, "differs, and the rule leaves nothing of it; left out"));
-            let parts: Vec<_> = found.members.iter().map(|t| (t, 0.0)).collect();
-            self.modules.push(ModuleReport::new(path, 0, &parts));
-            return Ok(());
-        }
-        let members: Vec<Truncated> = found.members.iter().map(|t| self.upright(unit, t)).collect();
-        let times = shared.map_or(1, |s| s.times);
-        let scale = Scale { alpha: (times * rank) as f64, rule: ScaleRule::AlphaOverRank };
-        let dtype = self.dtype(&changed.after)?;
-        let (mut pairs, mut roundings) = (Vec::new(), Vec::new());
-        for t in &members {
-            let (a, b) = approximate::factors(t, rank, self.options.balance, scale, dtype)?;
-            roundings.push(approximate::rounding(t, self.options.balance, scale, (&a, &b))?);
-            pairs.push((a, b));
-        }
-        let parts: Vec<_> = members.iter().zip(roundings).collect();
-        self.modules.push(ModuleReport::new(path, rank, &parts));
-        let (pair, experts) = match unit.experts {
-            Some(count) => {
-                let experts = Experts { count, packing: Packing::RankMajor, facing: Facing::Input };
-                (approximate::packed(&pairs, experts.packing)?, Some(experts))
+    /// Takes up what was made of a unit.
+    fn low_rank(&mut self, unit: &Unit, made: Made) {
+        match made {
+            Made::Equal => self.equal += 1,
+            Made::Nothing(report) => {
+                let name = &unit.changed.name;
+                self.notes.push(Note::lossy(name, "differs, and the rule leaves nothing of it; left out"));
+                self.modules.push(*report);
             }
-            None => {
-                let pair = pairs.pop().ok_or_else(|| Error::missing("no factors"))?;
-                // What is turned is a matrix; only a convolution has more axes.
-                let shape = Shape::new(changed.after.memory_shape.clone());
-                (if shape.rank() > 2 { approximate::shaped(pair, &shape)? } else { pair }, None)
+            Made::Factors(delta, report) => {
+                self.modules.push(*report);
+                let target = self.target(&unit.changed.place.path);
+                target.weight.push(Delta::LowRank(*delta));
+                target.site = unit.site;
             }
-        };
-        let delta = LowRank { a: pair.0, b: pair.1, scale, experts, name: "LoRA" };
-        let site = unit.site;
-        let target = self.target(path);
-        target.weight.push(Delta::LowRank(delta));
-        target.site = site;
-        Ok(())
-    }
-
-    /// The decomposition of the change `[out, in]`, whichever way round the tensor lies.
-    fn upright(&self, unit: &Unit, t: &Truncated) -> Truncated {
-        let turned = match unit.site {
-            SiteKind::Layer => false,
-            SiteKind::FanInFanOut | SiteKind::Embedding => true,
-            SiteKind::Parameter => unit.experts.is_some() && conv1d::experts_in_out(self.models.base),
-        };
-        if turned { approximate::transposed(t) } else { t.clone() }
-    }
-
-    /// Type of the factors of a tensor: the one asked for, or the tensor's own where that can hold them.
-    fn dtype(&self, found: &Found) -> Result<Dtype> {
-        if let Some(dtype) = self.options.dtype {
-            return Ok(dtype);
         }
-        let own = found.pieces.first().and_then(|p| self.models.tuned.tensor(&p.key)).map(|(_, t)| t.dtype);
-        Ok(own.filter(|&d| dtype::is_plain_float(d)).unwrap_or(Dtype::F32))
     }
 
     /// A tensor as it is in the tuned model.

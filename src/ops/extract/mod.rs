@@ -122,9 +122,23 @@ impl Unit {
     }
 }
 
+/// What a rule without a number is reckoned as.
+const USUAL_RANK: usize = 64;
+
 /// Bytes that are read at least once, for a progress bar.
 pub fn bytes(models: Models) -> u64 {
     2 * models.tuned.files.tensors().map(|(_, _, t)| t.bytes.len() as u64).sum::<u64>()
+}
+
+/// Multiplications of the decompositions, roughly and at most: as if every matrix had changed.
+pub fn multiplications(models: Models, options: &Options) -> u64 {
+    let elements = models.tuned.files.tensors().filter(|(_, _, t)| t.shape.rank() > 1).map(|(_, _, t)| t.elements());
+    let rank = match options.rule {
+        Rule::Fixed(rank) => rank,
+        _ => options.bounds.max.unwrap_or(USUAL_RANK),
+    };
+    // Each vector meets the matrix and its transpose, and there are about three for every rank.
+    elements.fold(0u64, |sum, n| sum.saturating_add((n as u64).saturating_mul(6 * rank.clamp(16, 1024) as u64)))
 }
 
 /// Makes the adapter.
@@ -156,7 +170,7 @@ pub fn extract(
     let options = &within_size(models, options, &whole)?;
     let differences = Differences { models, units: &units, weighted: options.weighted };
     let factorised = factorise::factorise(&differences, &options.ranks(), kernels, limits, progress)?;
-    assemble::assemble(models, options, (units, factorised), whole, notes).map(|out| Extraction {
+    assemble::assemble(models, options, (units, factorised), whole, (notes, limits.threads)).map(|out| Extraction {
         equal: found.equal + out.equal,
         not_asked: found.not_asked,
         ..out

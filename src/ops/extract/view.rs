@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ndarray::ArrayViewMut2;
 
 use crate::error::{Error, Result};
-use crate::kernels::RowSource;
+use crate::kernels::{Element, RowSource, Stored};
 use crate::model::BaseModel;
 use crate::names::{Found, Piece};
 use crate::tensor::{Dtype, Scales, Shape, Tensor, cast};
@@ -107,6 +107,15 @@ impl View {
         let start = part.start * part.size();
         let whole = !part.transposed && part.stride == self.cols;
         whole.then(|| part.tensor.bytes.as_slice().get(start..start + all)).flatten().map(|b| (part.tensor.dtype, b))
+    }
+
+    /// The stored elements of some rows, where they are numbers as they stand and lie one after the other.
+    fn stored(&self, rows: &Range<usize>) -> Option<(Element, &[u8])> {
+        let [part] = self.parts.as_slice() else { return None };
+        let (dtype, all) = self.contiguous()?;
+        let element = Element::of(dtype).filter(|_| part.scales.is_none())?;
+        let row = self.cols * element.bytes();
+        all.get(rows.start * row..rows.end * row).map(|bytes| (element, bytes))
     }
 
     /// Whether elements of the other are multiplied by the same numbers, if it has the same form.
@@ -297,11 +306,19 @@ impl RowSource for Difference {
         self.after.dim()
     }
 
+    fn stored(&self, rows: Range<usize>) -> Option<Stored<'_>> {
+        Some(Stored { after: self.after.stored(&rows)?, before: self.before.stored(&rows)? })
+    }
+
+    fn release(&self, rows: Range<usize>) {
+        self.before.release_rows(&rows);
+        self.after.release_rows(&rows);
+    }
+
     fn read(&self, rows: Range<usize>, mut out: ArrayViewMut2<f32>) -> Result<()> {
         let values = out.as_slice_mut().ok_or_else(|| Error::mismatch("rows that are not contiguous"))?;
         self.subtract(rows.clone(), values)?;
-        self.before.release_rows(&rows);
-        self.after.release_rows(&rows);
+        self.release(rows);
         Ok(())
     }
 }
