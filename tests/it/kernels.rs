@@ -679,3 +679,43 @@ fn tiles_of_a_matrix_are_enough() {
         }
     }
 }
+
+/// A matrix may be computed when it is read, by the same backend, on as many threads as there are, with one lane for all.
+#[cfg(feature = "cuda")]
+#[test]
+fn reading_a_matrix_may_take_the_backend() {
+    use lora_tool::error::Result;
+    use lora_tool::kernels::cuda::{Cuda, Options};
+    use lora_tool::kernels::{Depth, Kernels, RowSource, Wanted};
+    struct Product<'a>(&'a Cuda, Array2<f32>, Array2<f32>);
+    impl RowSource for Product<'_> {
+        fn dim(&self) -> (usize, usize) {
+            (self.1.nrows(), self.2.ncols())
+        }
+        fn read(&self, rows: std::ops::Range<usize>, mut out: ndarray::ArrayViewMut2<f32>) -> Result<()> {
+            out.fill(0.0);
+            self.0.add_product(1.0, self.1.slice(s![rows.clone(), ..]), self.2.view(), out.view_mut())?;
+            self.0.gemm(1.0, self.1.slice(s![rows, ..]), self.2.view(), 1.0, out)
+        }
+    }
+    let Ok(device) = Cuda::open(&Options { memory: Some(120 << 20), always: true, ..Options::default() }) else {
+        eprintln!("skipped: no device");
+        return;
+    };
+    let mut random = Random::new(32);
+    let source = Product(&device, random.matrix(220, 3), random.matrix(3, 210));
+    let wanted = Wanted { depth: Depth::Rank(3), ceiling: usize::MAX, tolerance: 1e-2, seed: 1 };
+    let product = source.1.dot(&source.2) * 2.0;
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let found = device.truncated_svd(&source, &wanted).unwrap();
+                let s: Array1<f32> = found.s.iter().map(|&s| s as f32).collect();
+                let off = (&found.u * &s).dot(&found.vt) - &product;
+                assert!(off.iter().all(|v| v.abs() < 1e-3));
+            });
+        }
+    });
+    let notes = device.notes();
+    assert!(notes.iter().all(|note| note.starts_with("computed on")) && notes.len() == 1, "{notes:?}");
+}

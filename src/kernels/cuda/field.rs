@@ -236,7 +236,7 @@ impl<'l> OnDevice<'l> {
 
     fn inner_products(&self, a: &Stack, b: &Stack) -> Done<Array2<f64>> {
         let (lane, length) = (self.lane, a.length);
-        let out = lane.zeros::<f64>(a.count * b.count)?;
+        let out = lane.filled_by_product::<f64>(a.count * b.count, length)?;
         let wide_a = self.widened(a.mat(), 0..length)?;
         let own_b = if a.buffer.at == b.buffer.at { None } else { Some(self.widened(b.mat(), 0..length)?) };
         let wide_b = own_b.as_ref().map_or(wide_a.at, |b| b.at);
@@ -382,7 +382,7 @@ impl<'l> OnDevice<'l> {
 
     fn turned_stack(&self, coefficients: ArrayView2<f32>, stack: &Stack) -> Done<Stack<'l>> {
         let out = Stack {
-            buffer: self.lane.zeros::<f32>(coefficients.nrows() * stack.length)?,
+            buffer: self.lane.filled_by_product::<f32>(coefficients.nrows() * stack.length, stack.count)?,
             count: coefficients.nrows(),
             length: stack.length,
         };

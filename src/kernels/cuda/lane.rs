@@ -272,6 +272,11 @@ impl Lane {
         Ok(buffer)
     }
 
+    /// Memory for a product over `inner` terms that replaces what is there: zeros where there are none.
+    pub fn filled_by_product<T>(&self, count: usize, inner: usize) -> Done<Buffer<'_>> {
+        if inner == 0 { self.zeros::<T>(count) } else { self.room::<T>(count) }
+    }
+
     /// Has `fill` write `bytes` into a pinned buffer, which then go to `to`.
     pub fn send(&self, to: u64, bytes: usize, fill: impl FnOnce(&mut [u8]) -> Done<()>) -> Done<()> {
         if bytes == 0 {
@@ -522,12 +527,10 @@ impl Lane {
         }
     }
 
-    /// What a product over nothing leaves. Only asked for with a beta of 0 or 1 where there is something to leave.
+    /// What a product over nothing leaves: memory for it is zeros ([`Lane::filled_by_product`]), or is added to.
     fn only_beta(&self, beta: f32, c: Mat) -> Done<()> {
-        if c.rows == 0 || c.cols == 0 || beta == 1.0 {
-            return Ok(());
-        }
-        Err(Fault::Full) // the host does it
+        let is_left = c.rows == 0 || c.cols == 0 || beta == 0.0 || beta == 1.0;
+        if is_left { Ok(()) } else { Err(Fault::Full) } // the host does it
     }
 
     /// Copies a rectangle of f32 out: `rows` rows of `cols` values that are `stride` apart.

@@ -17,6 +17,7 @@ mod solve;
 mod step;
 mod text;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -165,7 +166,11 @@ impl Cuda {
     }
 
     /// Does `work` on the device that has the least to do, with a lane and `bytes` of memory; none where the host has to.
+    ///
+    /// What is computed on the way, by a matrix that is made when it is read, the host does: a second lane for a caller
+    /// that has one could be waited for without end.
     fn on_device<T>(&self, text: Text, bytes: u64, mut work: impl FnMut(&Lane) -> Done<T>) -> Option<Result<T>> {
+        let _here = Here::enter()?;
         loop {
             let device = self.devices.iter().filter(|d| d.works()).min_by_key(|d| d.load())?;
             let done = device.lane(bytes, text).and_then(|taken| {
@@ -196,7 +201,7 @@ impl Cuda {
     /// The same where the host does what does not fit.
     fn on_small<T>(&self, text: Text, bytes: u64, work: impl FnMut(&Lane) -> Done<T>) -> Option<Result<T>> {
         let done = self.on_device(text, bytes, work);
-        if done.is_none() {
+        if done.is_none() && !Here::is_taken() {
             self.note("some of the work did not fit the device's memory and was done on the CPU".to_string());
         }
         done
@@ -210,7 +215,7 @@ impl Cuda {
         run: &dyn Fn(&mut OnDevice) -> Result<Truncated>,
     ) -> Option<Result<Truncated>> {
         let (m, n) = d.dim();
-        if m == 0 || n == 0 || !self.always && m.saturating_mul(n) < LEAST_MATRIX {
+        if m == 0 || n == 0 || Here::is_taken() || !self.always && m.saturating_mul(n) < LEAST_MATRIX {
             return None;
         }
         let whole = 4 * m as u64 * n as u64;
@@ -262,6 +267,30 @@ impl Cuda {
         let out: Vec<f32> = lane.download(held.at, m * n)?;
         c.iter_mut().zip(out).for_each(|(c, v)| *c = v);
         Ok(())
+    }
+}
+
+thread_local! {
+    static IN_WORK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A thread that has work on a device.
+struct Here;
+
+impl Here {
+    /// None where the thread has already.
+    fn enter() -> Option<Here> {
+        (!IN_WORK.replace(true)).then(|| Here) // not made, and so not dropped, where it is taken
+    }
+
+    fn is_taken() -> bool {
+        IN_WORK.get()
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        IN_WORK.set(false);
     }
 }
 
