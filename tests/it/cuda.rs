@@ -155,6 +155,9 @@ fn what_is_missing_is_said() {
     if !Path::new("/usr/local/cuda").exists() {
         assert!(said.contains("cuBLAS was not found") && said.contains("CUDA_PATH"), "{said}");
     }
+    let listed: Ran = beside(command(), &driver, &[]).args(["kernels", "--json"]).output().unwrap().into();
+    let listed = listed.expect(0).json();
+    assert_eq!(listed["devices"]["cuda"][0]["name"], "Stand-in 0", "the driver knows the device all the same");
     let path = text(&scratch.join("toolkit"));
     let ran: Ran = beside(command(), &driver, &[("CUDA_PATH", &path)]).args(args).output().unwrap().into();
     let said = ran.expect(0).err;

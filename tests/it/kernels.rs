@@ -719,3 +719,100 @@ fn reading_a_matrix_may_take_the_backend() {
     let notes = device.notes();
     assert!(notes.iter().all(|note| note.starts_with("computed on")) && notes.len() == 1, "{notes:?}");
 }
+
+/// What a source gives as stored elements is what it gives as rows of f32, for all types and row lengths, also where the
+/// rows go over the bus in several parts.
+#[test]
+fn stored_rows_are_the_differences_that_are_read() {
+    use lora_tool::error::Result;
+    use lora_tool::kernels::{Depth, RowSource, Stored, Wanted};
+    use std::ops::Range;
+    struct Pair {
+        cols: usize,
+        after: (Element, Vec<u8>),
+        before: (Element, Vec<u8>),
+        is_stored: bool,
+    }
+    impl Pair {
+        fn rows(&self, (element, bytes): &(Element, Vec<u8>), rows: &Range<usize>) -> (Element, Range<usize>) {
+            let row = self.cols * element.bytes();
+            assert!(rows.end * row <= bytes.len());
+            (*element, rows.start * row..rows.end * row)
+        }
+    }
+    fn widened(element: Element, bytes: &[u8]) -> Vec<f64> {
+        let chunks = bytes.chunks_exact(element.bytes());
+        chunks
+            .map(|b| match (element, b) {
+                (Element::BF16, &[x, y]) => bf16::from_le_bytes([x, y]).to_f64(),
+                (Element::F16, &[x, y]) => f16::from_le_bytes([x, y]).to_f64(),
+                (Element::F32, &[x, y, z, u]) => f32::from_le_bytes([x, y, z, u]).into(),
+                _ => f64::from_le_bytes(b.try_into().unwrap()),
+            })
+            .collect()
+    }
+    impl RowSource for Pair {
+        fn dim(&self) -> (usize, usize) {
+            (self.after.1.len() / self.after.0.bytes() / self.cols, self.cols)
+        }
+        fn read(&self, rows: Range<usize>, mut out: ndarray::ArrayViewMut2<f32>) -> Result<()> {
+            let ((x, from), (y, to)) = (self.rows(&self.after, &rows), self.rows(&self.before, &rows));
+            let (after, before) = (widened(x, &self.after.1[from]), widened(y, &self.before.1[to]));
+            out.iter_mut().zip(after.iter().zip(&before)).for_each(|(out, (a, b))| *out = (a - b) as f32);
+            Ok(())
+        }
+        fn stored(&self, rows: Range<usize>) -> Option<Stored<'_>> {
+            let ((x, from), (y, to)) = (self.rows(&self.after, &rows), self.rows(&self.before, &rows));
+            self.is_stored.then(|| Stored { after: (x, &self.after.1[from]), before: (y, &self.before.1[to]) })
+        }
+    }
+    let mut random = Random::new(33);
+    let wanted = Wanted { depth: Depth::Rank(3), ceiling: usize::MAX, tolerance: 1e-2, seed: 1 };
+    for (m, n, x, y) in [
+        (1501, 1001, Element::BF16, Element::BF16),
+        (300, 233, Element::F16, Element::F32),
+        (260, 301, Element::F64, Element::BF16),
+        (240, 247, Element::F32, Element::F16),
+    ] {
+        let (left, right) = (random.matrix(m, 3), random.matrix(3, n));
+        let weights = random.matrix(m, n);
+        let tuned = &weights + &left.dot(&right);
+        let after = (x, stored(x, tuned.iter().copied()));
+        let before = (y, stored(y, weights.iter().copied()));
+        let mut pair = Pair { cols: n, after, before, is_stored: false };
+        for kernels in kernels::present() {
+            if kernels.name() == "reference" {
+                continue; // slow, and reads rows
+            }
+            pair.is_stored = false;
+            let read = kernels.truncated_svd(&pair, &wanted).unwrap();
+            pair.is_stored = true;
+            let given = kernels.truncated_svd(&pair, &wanted).unwrap();
+            let what = format!("{} {m}x{n} {x:?} {y:?}", kernels.name());
+            assert_eq!((read.u, read.s, read.vt), (given.u, given.s, given.vt), "{what}");
+            assert_eq!((read.energy, read.lost), (given.energy, given.lost), "{what}");
+            assert!(
+                kernels.notes().iter().all(|note| note.starts_with("computed on")),
+                "{what}: {:?}",
+                kernels.notes()
+            );
+        }
+    }
+}
+
+/// What these tests could not be run on is said, with the reason.
+#[test]
+fn backends_that_are_absent_are_named() {
+    let all = kernels::choice::all(&[]);
+    let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+    assert!(matches!(names[..], ["reference", "openblas" | "accelerate", "cuda"]), "{names:?}");
+    for (name, backend) in all {
+        match backend {
+            Ok(backend) => assert_eq!(backend.name(), name),
+            Err(why) => {
+                assert_eq!(name, "cuda", "{why}");
+                eprintln!("skipped: {name}: {}", why.what());
+            }
+        }
+    }
+}

@@ -11,14 +11,17 @@ use std::ops::Range;
 
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+use super::blas::{Digits, Mat};
 use super::fault::{Done, Fault};
-use super::lane::{Arg, Buffer, CHUNK, Digits, Lane, Mat, Routine, THREADS};
+use super::lane::{Arg, Buffer, CHUNK, Lane, Routine, THREADS};
 use super::{number_of, solve};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::truncated::field::{Field, out_of_range, unit_of};
 use crate::kernels::truncated::random;
 use crate::kernels::{Depth, Eigen, Kernels, OpenBlas, RowSource, Stored, Wanted};
 
+/// Where stored elements of any type may begin.
+const ALIGNMENT: usize = 16;
 /// Symmetric matrices up to this order are decomposed on the host: a device takes longer for so many small steps.
 const SMALL_ORDER: usize = 512;
 /// Vectors that are reckoned with where the rule does not say how many.
@@ -144,10 +147,10 @@ impl<'l> OnDevice<'l> {
             let part = match self.d.stored(start..start + most) {
                 Some(Stored { after, before }) => {
                     let width = (after.1.len() + before.1.len()) / most;
-                    if width == 0 || width > CHUNK {
+                    if width == 0 || width > CHUNK - ALIGNMENT {
                         return Err(Fault::Full);
                     }
-                    let part = start..(start + CHUNK / width).min(rows.end);
+                    let part = start..(start + (CHUNK - ALIGNMENT) / width).min(rows.end);
                     self.subtract(part.clone(), &staging, (values, sums))?;
                     part
                 }
@@ -177,7 +180,7 @@ impl<'l> OnDevice<'l> {
         let Some(Stored { after, before }) = self.d.stored(rows.clone()) else { return Err(Fault::Full) };
         let (first, second) = (after.1.len(), before.1.len());
         // Each begins where any element may.
-        let gap = first.next_multiple_of(16);
+        let gap = first.next_multiple_of(ALIGNMENT);
         if gap + second > staging.len() {
             return Err(Fault::Full);
         }

@@ -95,6 +95,19 @@ const OF_NVRTC: [&[u8]; 12] = [
     b"nvrtcVersion",
 ];
 
+/// Makes sure that the driver is there, with all there is to call of it. Otherwise says what is missing.
+pub fn require_driver() -> Result<(), String> {
+    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+    let find = || {
+        if !stays_open("cuda") {
+            return Err("no NVIDIA driver: libcuda.so.1 was not found".to_string());
+        }
+        // SAFETY: it has been opened by one of the names that are tried again here.
+        lacks("driver", unsafe { driver::sys::culib() }, &OF_DRIVER)
+    };
+    FOUND.get_or_init(find).clone()
+}
+
 /// Makes sure that everything there is to call is there. Otherwise says what is missing. `folders` are looked through
 /// for what the loader does not find.
 pub fn require(folders: &[PathBuf]) -> Result<(), String> {
@@ -103,13 +116,14 @@ pub fn require(folders: &[PathBuf]) -> Result<(), String> {
 }
 
 fn find(folders: &[PathBuf]) -> Result<(), String> {
-    if !stays_open("cuda") {
-        return Err("no NVIDIA driver: libcuda.so.1 was not found".to_string());
-    }
+    require_driver()?;
     let names = ["cublas", "cusolver", "nvrtc"];
     let mut there = names.map(stays_open);
-    if there.contains(&false) {
-        folders.iter().for_each(|folder| open_all(folder));
+    for folder in folders {
+        if !there.contains(&false) {
+            break;
+        }
+        open_all(folder);
         there = names.map(stays_open);
     }
     if let Some(at) = there.iter().position(|there| !there) {
@@ -121,7 +135,6 @@ fn find(folders: &[PathBuf]) -> Result<(), String> {
     }
     // SAFETY: each of them has been opened by one of the names that are tried again here.
     unsafe {
-        lacks("driver", driver::sys::culib(), &OF_DRIVER)?;
         lacks("cuBLAS", cublas::sys::culib(), &OF_CUBLAS)?;
         lacks("cuSOLVER", cusolver::sys::culib(), &OF_CUSOLVER)?;
         lacks("NVRTC", nvrtc::sys::culib(), &OF_NVRTC)
@@ -214,6 +227,7 @@ mod tests {
     #[test]
     fn every_function_that_is_called_is_looked_for() {
         let sources = [
+            include_str!("blas.rs"),
             include_str!("device.rs"),
             include_str!("fault.rs"),
             include_str!("lane.rs"),

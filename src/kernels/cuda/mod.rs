@@ -8,6 +8,7 @@
 //! `library` finds the libraries, `text` compiles the kernels, a `device` hands out lanes, and a `lane` is a stream with what
 //! works on it. `fault` tells apart what can go wrong.
 
+mod blas;
 mod device;
 mod fault;
 mod field;
@@ -27,10 +28,11 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use super::truncated::{decompose, decompose_exactly};
 use super::{Depth, Eigen, Element, Kernels, Moved, OpenBlas, RowSource, Svd, Term, Truncated, Wanted, fused, tiles};
 use crate::error::{Error, Kind, Result};
+use blas::{Digits, Mat};
 use device::Device;
 use fault::{Done, Fault};
 use field::OnDevice;
-use lane::{Digits, Lane, Mat};
+use lane::Lane;
 use text::Text;
 
 pub use device::About;
@@ -104,20 +106,22 @@ fn told<T>(done: Done<T>) -> Result<T> {
     })
 }
 
-/// Looks what there is. An error says what is missing.
+/// Looks what there is. An error says what is missing, where it is the driver; of the other libraries the versions are.
 pub fn present(folders: &[PathBuf]) -> Result<Present> {
-    library::require(folders).map_err(absent)?;
+    library::require_driver().map_err(absent)?;
     let count = told(device::count())?;
     let devices = (0..count).map(|number| told(device::about(number))).collect::<Result<Vec<_>>>()?;
     let driver = told(device::driver_version())?;
-    let (cublas, cusolver) = library::versions();
-    let compiler = text::version();
+    let complete = library::require(folders).is_ok();
+    let (cublas, cusolver) = if complete { library::versions() } else { (None, None) };
+    let compiler = if complete { text::version() } else { None };
     Ok(Present { devices, driver: (driver / 1000, driver % 1000 / 10), compiler, cublas, cusolver })
 }
 
 impl Cuda {
     /// Opens the devices. An error says what is missing.
     pub fn open(options: &Options) -> Result<Cuda> {
+        library::require(&options.folders).map_err(absent)?;
         let found = present(&options.folders)?;
         let wanted: Vec<&About> = match options.number {
             Some(number) => found.devices.iter().filter(|d| d.number == i32::from(number)).collect(),

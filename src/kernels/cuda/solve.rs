@@ -3,8 +3,9 @@
 use cudarc::cusolver::sys::{self as cusolver, cublasFillMode_t, cusolverEigMode_t, cusolverEigRange_t};
 use ndarray::{Array1, Array2, ArrayView2};
 
+use super::blas::{Digits, Mat};
 use super::fault::{self, Done, Fault};
-use super::lane::{Lane, Mat};
+use super::lane::Lane;
 use crate::error::{Error, Kind};
 use crate::kernels::{Eigen, Svd, order_of};
 
@@ -76,7 +77,7 @@ pub fn qr(lane: &Lane, a: ArrayView2<f32>) -> Done<(Array2<f32>, Array2<f32>)> {
         let rest: Vec<f32> = a.slice(ndarray::s![.., k..]).iter().copied().collect();
         let (rest, out) = (lane.upload(&rest)?, lane.room::<f32>(k * (n - k))?);
         let product = (stack, Mat::new(rest.at, m, n - k));
-        lane.gemm(super::lane::Digits::All, 1.0, product, 0.0, Mat::new(out.at, k, n - k))?;
+        lane.gemm(Digits::All, 1.0, product, 0.0, Mat::new(out.at, k, n - k))?;
         let values = Array2::from_shape_vec((k, n - k), lane.download(out.at, k * (n - k))?).map_err(shape)?;
         r.slice_mut(ndarray::s![.., k..]).assign(&values);
     }
