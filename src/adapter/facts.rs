@@ -1,6 +1,8 @@
 //! What has to be known of a base to name and order an adapter's parts as another program does: nothing of it changes
 //! what the adapter does.
 
+use crate::error::{Error, Kind, Result};
+
 /// Layers of attention whose keys and values are made from a latent vector: it has queries, and no keys and values of its
 /// own.
 pub const LATENT: [&str; 4] = ["kv_a_proj_with_mqa", "kv_b_proj", "q_a_proj", "q_b_proj"];
@@ -34,6 +36,9 @@ pub struct Facts {
     pub tied: Option<bool>,
 }
 
+/// Layers for each of which something is written; models have a few hundred.
+const MOST_LAYERS: usize = 10_000;
+
 impl Facts {
     /// These, and where something is not known of them, what `others` say.
     #[must_use]
@@ -50,6 +55,17 @@ impl Facts {
             experts: self.experts.or(others.experts),
             vocabulary: self.vocabulary.or(others.vocabulary),
             tied: self.tied.or(others.tied),
+        }
+    }
+
+    /// The number of layers, for those who write something for each; an error where it is none of a model.
+    pub fn layers_to_fill(&self) -> Result<Option<usize>> {
+        match self.layers {
+            Some(count) if count > MOST_LAYERS => {
+                let what = format!("{count} layers, each of which would get modules of its own; at most {MOST_LAYERS}");
+                Err(Error::new(Kind::Limit, what).at_key("num_hidden_layers"))
+            }
+            layers => Ok(layers),
         }
     }
 

@@ -278,8 +278,8 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        match self.facts.layers {
-            Some(known) => layers = layers.max(known.min(names::MAX_COUNT)),
+        match self.facts.layers_to_fill()? {
+            Some(known) => layers = layers.max(known),
             None if layers > 0 => {
                 let what =
                     format!("the number of layers is not known; taken as {layers}, up to the last that is adapted");

@@ -171,7 +171,7 @@ impl Writer<'_> {
 
     /// Zeros for the adapters that NeMo makes along with those there are.
     fn fill(&mut self, factors: &mut Slots) -> Result<()> {
-        let layers: BTreeSet<usize> = match self.adapter.base.layers {
+        let layers: BTreeSet<usize> = match self.adapter.base.layers_to_fill()? {
             Some(count) => (0..count).chain(factors.keys().map(|(layer, _)| *layer)).collect(),
             None => factors.keys().map(|(layer, _)| *layer).collect(),
         };

@@ -201,7 +201,7 @@ impl<'a> Writer<'a> {
             tensors.push((format!("{holder}.lora_{which}_a"), stacked(&a).at_key(&holder)?));
             tensors.push((format!("{holder}.lora_{which}_b"), stacked(&b).at_key(&holder)?));
         }
-        let wanted = self.wanted(&all);
+        let wanted = self.wanted(&all)?;
         even::fill(&mut all, &wanted, scaling, WHO, &mut self.notes)?;
         for (name, module) in all {
             tensors.push((format!("{name}.lora_a.weight"), module.factors.a));
@@ -240,7 +240,7 @@ impl<'a> Writer<'a> {
     }
 
     /// The modules that torchtune has an adapter on, where it has these.
-    fn wanted(&mut self, modules: &BTreeMap<String, Module>) -> BTreeMap<String, (usize, usize)> {
+    fn wanted(&mut self, modules: &BTreeMap<String, Module>) -> Result<BTreeMap<String, (usize, usize)>> {
         let mut kinds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         let mut layers = 0;
         for (name, module) in modules {
@@ -265,8 +265,8 @@ impl<'a> Writer<'a> {
                 ]);
             }
         }
-        match self.facts.layers {
-            Some(known) => layers = layers.max(known.min(names::MAX_COUNT)),
+        match self.facts.layers_to_fill()? {
+            Some(known) => layers = layers.max(known),
             None if layers > 0 => {
                 let what =
                     format!("the number of layers is not known; taken as {layers}, up to the last that is adapted");
@@ -275,7 +275,7 @@ impl<'a> Writer<'a> {
             None => {}
         }
         let of = |layer: usize| kinds.iter().map(move |(inside, shape)| (format!("layers.{layer}.{inside}"), *shape));
-        (0..layers).flat_map(of).collect()
+        Ok((0..layers).flat_map(of).collect())
     }
 }
 
