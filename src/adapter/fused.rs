@@ -242,7 +242,7 @@ fn fuse_biases(parts: &[Part]) -> Result<Delta> {
                 tensors.push(full.tensor.clone());
             }
             None | Some([]) if mode.is_none_or(|m| matches!(m, Mode::Add(_))) => {
-                tensors.push(Tensor::from_f32(Dtype::F32, [part.rows], &vec![0.0; part.rows])?);
+                tensors.push(rearrange::zeros_of(Dtype::F32, [part.rows])?);
                 mode = mode.or(Some(Mode::Add(1.0)));
             }
             _ => return Err(Error::unsupported("biases of the parts that are not all added, or not all replaced")),

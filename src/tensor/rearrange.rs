@@ -6,7 +6,10 @@
 use std::ops::Range;
 
 use super::{Bytes, Dtype, Shape, Tensor, dtype};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+
+/// Bytes of zeros that are made to fill up what is missing. The largest adapters have some hundred megabytes in a factor.
+const MOST_ZEROS: usize = 512 << 20;
 
 /// Bytes of one element of a plain float.
 fn element(tensor: &Tensor) -> Result<usize> {
@@ -107,7 +110,7 @@ pub fn block_diagonal(parts: &[Tensor]) -> Result<Tensor> {
     }
     let rows: usize = extents.iter().map(|(rows, _)| rows).sum();
     let cols: usize = extents.iter().map(|(_, cols)| cols).sum();
-    let mut out = vec![0; dtype::byte_len(first.dtype, Shape::new([rows, cols]).elements()?)?];
+    let mut out = zero_bytes(first.dtype, &Shape::new([rows, cols]))?;
     let (mut top, mut left) = (0, 0);
     for (part, (height, width)) in parts.iter().zip(extents) {
         for (row, values) in part.bytes.as_slice().chunks_exact((width * size).max(1)).enumerate() {
@@ -177,7 +180,7 @@ pub fn placed(tensor: &Tensor, at: (usize, usize), extents: (usize, usize)) -> R
         return Ok(tensor.clone());
     }
     let shape = Shape::new([extents.0, extents.1]);
-    let mut out = vec![0; dtype::byte_len(tensor.dtype, shape.elements()?)?];
+    let mut out = zero_bytes(tensor.dtype, &shape)?;
     for (row, values) in tensor.bytes.as_slice().chunks_exact((width * size).max(1)).enumerate() {
         let start = ((at.0 + row) * extents.1 + at.1) * size;
         out[start..start + values.len()].copy_from_slice(values);
@@ -188,9 +191,24 @@ pub fn placed(tensor: &Tensor, at: (usize, usize), extents: (usize, usize)) -> R
 /// Zeros.
 pub fn zeros(like: &Tensor, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
     element(like)?;
+    zeros_of(like.dtype, shape)
+}
+
+/// The same of a type.
+pub fn zeros_of(dtype: Dtype, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
     let shape = Shape::new(shape);
-    let bytes = vec![0; dtype::byte_len(like.dtype, shape.elements()?)?];
-    Tensor::new(like.dtype, shape, bytes.into())
+    let bytes = zero_bytes(dtype, &shape)?;
+    Tensor::new(dtype, shape, bytes.into())
+}
+
+/// Zeros fill up what is known by its size only, which a config may say as it likes: there is a limit.
+fn zero_bytes(dtype: Dtype, shape: &Shape) -> Result<Vec<u8>> {
+    let length = dtype::byte_len(dtype, shape.elements()?)?;
+    if length > MOST_ZEROS {
+        let what = format!("{shape} to be filled up with zeros, {length} bytes, at most {MOST_ZEROS}");
+        return Err(Error::new(Kind::Limit, what));
+    }
+    Ok(vec![0; length])
 }
 
 /// The transpose of a matrix, made when it is wanted.

@@ -9,7 +9,7 @@ use crate::adapter::facts::LATENT;
 use crate::adapter::{Adapter, Delta, Note, Scale, ScaleRule, SiteKind, Target};
 use crate::error::{Context, Error, Result};
 use crate::names::{ModulePath, Which, expert_of};
-use crate::tensor::{Dtype, Tensor, rearrange};
+use crate::tensor::rearrange;
 
 const EMBEDDINGS: [&str; 2] = ["embed_tokens", "lm_head"];
 const ATTENTION: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
@@ -342,8 +342,7 @@ fn sized(like: &LowRank, outputs: Option<usize>) -> Result<LowRank> {
             .hint("--base names the base model, whose config says how many heads there are")
     })?;
     let rank = like.rank();
-    let b = Tensor::from_f32(Dtype::F32, [outputs, rank], &vec![0.0; outputs * rank])?;
-    let b = if like.b.dtype == b.dtype { b } else { rearrange::zeros(&like.b, [outputs, rank])? };
+    let b = rearrange::zeros(&like.b, [outputs, rank])?;
     Ok(LowRank { b, ..like.clone() })
 }
 
