@@ -15,6 +15,8 @@ use lora_tool::kernels::OpenBlas;
 use lora_tool::layout;
 use lora_tool::model::BaseModel;
 use lora_tool::ops::inspect;
+use lora_tool::ops::merge::{self, Applied};
+use lora_tool::stream::{Limits, Unwatched, Writing};
 
 use crate::fixtures::{self, Scratch};
 use crate::heap;
@@ -58,13 +60,15 @@ struct Good {
     name: String,
     files: Vec<(PathBuf, Vec<u8>)>,
     is_folder: bool,
+    /// The model that the adapter is for.
+    base: Option<PathBuf>,
 }
 
 fn good(path: &Path) -> Good {
     let name = path.strip_prefix(fixtures::root()).unwrap_or(path).display().to_string();
     if path.is_file() {
         let file = PathBuf::from(path.file_name().expect("a name"));
-        return Good { name, files: vec![(file, fs::read(path).expect("a file"))], is_folder: false };
+        return Good { name, files: vec![(file, fs::read(path).expect("a file"))], is_folder: false, base: None };
     }
     let mut files = Vec::new();
     let mut folders = vec![path.to_path_buf()];
@@ -82,7 +86,9 @@ fn good(path: &Path) -> Good {
             }
         }
     }
-    Good { name, files, is_folder: true }
+    let about: Option<toml::Table> = fs::read_to_string(path.join("about.toml")).ok().and_then(|t| t.parse().ok());
+    let named = about.and_then(|about| Some(fixtures::base(about.get("base")?.as_str()?)));
+    Good { name, files, is_folder: true, base: named.filter(|base| base.exists()) }
 }
 
 // --- changes ------------------------------------------------------------------------------------------------------
@@ -212,9 +218,17 @@ fn changed(bytes: &[u8], random: &mut Random) -> Vec<u8> {
 
 // --- what every reader has to hold ----------------------------------------------------------------------------------
 
-/// Reads an input as whatever it may be.
-fn read(path: &Path) {
+/// Reads an input as whatever it may be, and merges it where it is an adapter for a model.
+fn read(path: &Path, base: Option<&BaseModel>, out: &Path) {
     if let Ok(opened) = layout::open(path, None) {
+        if let Some(base) = base {
+            let applied = [Applied { label: String::new(), strength: 1.0, adapter: &opened.adapter, identity: None }];
+            let limits = Limits { threads: 1, memory: 64 << 20 };
+            let writing = Writing { replace: true, sync: false, limits };
+            if let Ok(merge) = merge::merge(base, &applied, &merge::Options::default()) {
+                let _ = merge.output.write(out, writing, &OpenBlas::new(), &Unwatched);
+            }
+        }
         let _ = inspect::adapter::summarise(&opened.adapter, &OpenBlas::new());
         let _ = opened.source.require_finite();
         for layout in layout::LAYOUTS.iter().filter(|layout| layout.can_write()) {
@@ -228,6 +242,7 @@ fn read(path: &Path) {
 
 fn check(good: &Good, scratch: &Scratch, count: usize) {
     let size: usize = good.files.iter().map(|(_, bytes)| bytes.len()).sum();
+    let base = good.base.as_deref().map(|base| BaseModel::open(base).expect("a model of the fixtures"));
     for number in 0..count {
         let mut random = Random::new(1 + number as u64 * 7919 + good.name.len() as u64);
         let victim = random.below(good.files.len());
@@ -242,7 +257,7 @@ fn check(good: &Good, scratch: &Scratch, count: usize) {
         let path = if good.is_folder { folder.clone() } else { folder.join(&good.files[0].0) };
         let what = format!("{} number {number}, in {}", good.name, good.files[victim].0.display());
         let (began, before) = (Instant::now(), heap::mark());
-        let ended = catch_unwind(AssertUnwindSafe(|| read(&path)));
+        let ended = catch_unwind(AssertUnwindSafe(|| read(&path, base.as_ref(), &scratch.join("merged"))));
         let taken = heap::peak().saturating_sub(before);
         assert!(ended.is_ok(), "{what}: a panic; the files are in {}", kept(&folder));
         assert!(began.elapsed() < MOST_TIME, "{what}: {:?}; the files are in {}", began.elapsed(), kept(&folder));
