@@ -38,6 +38,8 @@ pub struct Facts {
 
 /// Layers for each of which something is written; models have a few hundred.
 const MOST_LAYERS: usize = 10_000;
+/// Rows of a projection of the attention.
+const MOST_ROWS: usize = 1 << 24;
 
 impl Facts {
     /// These, and where something is not known of them, what `others` say.
@@ -74,10 +76,10 @@ impl Facts {
         self.family.as_deref().is_some_and(|family| LATENT_FAMILIES.iter().any(|name| family.starts_with(name)))
     }
 
-    /// Rows of query, key and value.
+    /// Rows of query, key and value. Not known where a config says more than any model has.
     pub fn attention_rows(&self) -> Option<[usize; 3]> {
         let (heads, key_heads) = (self.heads?, self.key_heads.or(self.heads)?);
-        let width = self.head_width?;
-        Some([heads.checked_mul(width)?, key_heads.checked_mul(width)?, key_heads.checked_mul(width)?])
+        let rows = |heads: usize| heads.checked_mul(self.head_width?).filter(|rows| *rows <= MOST_ROWS);
+        Some([rows(heads)?, rows(key_heads)?, rows(key_heads)?])
     }
 }

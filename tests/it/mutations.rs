@@ -149,7 +149,7 @@ fn changed_text(text: &str, random: &mut Random) -> String {
             let at = random.below(parts.len());
             let mut parts: Vec<&str> = parts.clone();
             if random.below(2) == 0 {
-                parts.insert(at, parts[at])
+                parts.insert(at, parts[at]);
             } else {
                 let _ = parts.remove(at);
             }

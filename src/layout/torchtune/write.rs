@@ -117,6 +117,10 @@ impl<'a> Writer<'a> {
                     Error::missing("the sizes of query, key and value are not known").hint(HINT_BASE)
                 })?),
             };
+        let (sum, outputs) = (rows.iter().map(Range::len).sum::<usize>(), whole.b.shape.matrix().0);
+        if sum != outputs {
+            return Err(Error::mismatch(format!("{outputs} outputs, query, key and value of the base have {sum}")));
+        }
         let rows: Vec<Vec<usize>> = rows.into_iter().map(Iterator::collect).collect();
         let mut parts = Vec::new();
         for (name, part) in names.iter().zip(fused::split(target, &rows)?) {
