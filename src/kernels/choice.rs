@@ -73,7 +73,7 @@ pub fn choose(options: &Options) -> Result<(Box<dyn Kernels>, Option<String>)> {
             let said = |e: Error| {
                 Error::new(e.kind(), format!("--device {word}: {}", e.what())).hint("--device cpu needs none of this")
             };
-            Ok((cuda(options, number).map_err(said)?, None))
+            Ok((cuda(options, number, false).map_err(said)?, None))
         }
     }
 }
@@ -84,16 +84,21 @@ fn is_ordinary(e: &Error) -> bool {
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(options: &Options, number: Option<u8>) -> Result<Box<dyn Kernels>> {
+fn opened(options: &Options, number: Option<u8>, always: bool) -> Result<super::cuda::Cuda> {
     let Options { memory, tf32, folders, .. } = options.clone();
-    Ok(Box::new(super::cuda::Cuda::open(&super::cuda::Options { number, memory, tf32, folders, always: false })?))
+    super::cuda::Cuda::open(&super::cuda::Options { number, memory, tf32, folders, always })
+}
+
+/// The devices; with `always` for work of any size.
+#[cfg(feature = "cuda")]
+fn cuda(options: &Options, number: Option<u8>, always: bool) -> Result<Box<dyn Kernels>> {
+    Ok(Box::new(opened(options, number, always)?))
 }
 
 /// The devices, once they have computed rightly here.
 #[cfg(feature = "cuda")]
 fn checked_cuda(options: &Options) -> Result<Box<dyn Kernels>> {
-    let Options { memory, tf32, folders, .. } = options.clone();
-    let opened = super::cuda::Cuda::open(&super::cuda::Options { number: None, memory, tf32, folders, always: true })?;
+    let opened = opened(options, None, true)?;
     let error = self_test(&opened)?;
     // The host does what a device fails to do, and that is told in the notes.
     let wrong: Vec<String> = opened.notes().into_iter().filter(|note| !note.starts_with("computed on")).collect();
@@ -104,13 +109,13 @@ fn checked_cuda(options: &Options) -> Result<Box<dyn Kernels>> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn checked_cuda(options: &Options) -> Result<Box<dyn Kernels>> {
-    cuda(options, None)
+fn cuda(_: &Options, _: Option<u8>, _: bool) -> Result<Box<dyn Kernels>> {
+    Err(Error::unsupported("this build has no CUDA backend: it was made without the feature `cuda`"))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_: &Options, _: Option<u8>) -> Result<Box<dyn Kernels>> {
-    Err(Error::unsupported("this build has no CUDA backend: it was made without the feature `cuda`"))
+fn checked_cuda(options: &Options) -> Result<Box<dyn Kernels>> {
+    cuda(options, None, true)
 }
 
 /// A backend that was looked for: itself, or why it is not there.
@@ -123,19 +128,8 @@ pub fn all(folders: &[PathBuf]) -> Vec<(&'static str, Looked)> {
     vec![
         (Reference.name(), Ok(Box::new(Reference))),
         (blas.name(), Ok(Box::new(blas))),
-        ("cuda", cuda_for_tests(folders)),
+        ("cuda", cuda(&Options { folders: folders.to_vec(), ..Options::default() }, None, true)),
     ]
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_for_tests(folders: &[PathBuf]) -> Looked {
-    let options = super::cuda::Options { folders: folders.to_vec(), always: true, ..super::cuda::Options::default() };
-    Ok(Box::new(super::cuda::Cuda::open(&options)?))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_for_tests(_: &[PathBuf]) -> Looked {
-    cuda(&Options::default(), None)
 }
 
 /// Every backend that can run here, with the reference first.

@@ -6,7 +6,7 @@ use ndarray::ArrayViewMut2;
 use super::{Kernels, Term};
 
 /// Lanes of a sum of squares.
-const LANES: usize = 8;
+pub const LANES: usize = 8;
 
 /// Σ v², in f64, in a fixed order that the compiler can turn into vector code: lanes side by side, added up at the end.
 pub fn sum_of_squares(values: &[f32]) -> f64 {

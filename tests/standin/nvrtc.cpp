@@ -100,7 +100,10 @@ std::string header() {
     if (const char *path = getenv("STANDIN_KERNEL_H")) return path;
     Dl_info info;
     if (!dladdr(reinterpret_cast<void *>(header), &info)) return "kernel.h";
-    const std::string library = info.dli_fname;
+    // The path is as the loader was given it, and the compiler runs in another folder.
+    char *whole = realpath(info.dli_fname, nullptr);
+    const std::string library = whole ? whole : info.dli_fname;
+    free(whole);
     const size_t slash = library.rfind('/');
     return (slash == std::string::npos ? std::string(".") : library.substr(0, slash)) + "/kernel.h";
 }

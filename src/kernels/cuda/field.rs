@@ -13,7 +13,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::blas::{Digits, Mat};
 use super::fault::{Done, Fault};
-use super::lane::{Arg, Buffer, CHUNK, Lane, Routine, THREADS};
+use super::lane::{Arg, Buffer, CHUNK, Lane, Routine};
 use super::{number_of, solve};
 use crate::error::{Error, Kind, Result};
 use crate::kernels::truncated::field::{Field, out_of_range, unit_of};
@@ -573,6 +573,3 @@ impl<'l> Field for OnDevice<'l> {
         self.told(self.finite(stack))
     }
 }
-
-/// So that blocks of the kernels and of the host's reckoning agree.
-const _: () = assert!(THREADS == 256);

@@ -5,6 +5,7 @@
 
 use super::fault::{Done, Fault};
 use super::lane::{Arg, Buffer, CHUNK, Lane, Plain, Routine, THREADS, bytes_of_mut};
+use crate::kernels::tiles::LANES;
 use crate::kernels::{Element, Moved, Term};
 
 /// Rows that a thread of the step works on.
@@ -213,7 +214,7 @@ pub fn add_products_and_stretch(
         }
         let (squares, lengths) = (lane.room::<f64>(here)?, lane.upload(&magnitudes[first..first + here])?);
         let args = [Arg::At(at), Arg::At(squares.at), Arg::Long(here as u64), Arg::Long(cols as u64)];
-        lane.each(Routine::SquaresInLanes, here * 8, &args)?;
+        lane.each(Routine::SquaresInLanes, here * LANES, &args)?;
         let args = [
             Arg::At(at),
             Arg::At(squares.at),
@@ -223,4 +224,23 @@ pub fn add_products_and_stretch(
         ];
         lane.each(Routine::Stretch, here * cols, &args)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is reckoned with here is what the kernels' text says.
+    #[test]
+    fn the_text_has_the_same_numbers() {
+        let (common, step) = (include_str!("common.cu"), include_str!("step.cu"));
+        assert!(common.contains(&format!("#define THREADS {THREADS}\n")));
+        assert!(step.contains(&format!("#define ROWS {ROWS}\n")));
+        assert!(step.contains(&format!("#define LANES {LANES}\n")));
+        // Two pointers, two u64, a u32 and a float; two u64 and two doubles.
+        assert_eq!((TERM_BYTES, MOVED_BYTES), (4 * 8 + 2 * 4, 4 * 8));
+        let sizes = |name: &str| step.split(name).nth(1).and_then(|rest| rest.split("};").next()).unwrap().to_string();
+        assert_eq!(sizes("struct Term {").lines().filter(|l| l.contains(';')).count(), 6);
+        assert_eq!(sizes("struct Moved {").lines().filter(|l| l.contains(';')).count(), 4);
+    }
 }
