@@ -17,6 +17,7 @@ use super::signals::Signals;
 use super::{output, ranks};
 use crate::adapter::{Adapter, Note, Target};
 use crate::container::atomic::{self, Form, Pending};
+use crate::container::folder;
 use crate::error::{Context, Error, Kind, Result, printable};
 use crate::layout::consumer::{self, Consumer};
 use crate::layout::source::config_alone;
@@ -215,8 +216,8 @@ fn all(args: &Args, adapters: &[PathBuf], goal: &Goal, signals: Signals) -> Resu
 /// Bytes that the files of an adapter have, about.
 fn bytes_of(adapter: &Path) -> u64 {
     let bytes = |path: &Path| path.metadata().map_or(0, |about| about.len());
-    match std::fs::read_dir(adapter) {
-        Ok(entries) => entries.flatten().map(|entry| bytes(&entry.path())).sum(),
+    match folder::entries(adapter) {
+        Ok(entries) => entries.iter().map(|path| bytes(path)).sum(),
         Err(_) => bytes(adapter),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::folder;
 use crate::error::{Error, Result};
 
 /// The error for a path that cannot be opened, with what was probably meant.
@@ -29,7 +30,7 @@ fn meant(path: &Path) -> Option<String> {
     if path.is_relative() && path.components().count() == 2 && !parent.exists() {
         return Some("the name of a model on a hub is no path: download it first, and give its folder".to_string());
     }
-    let beside = std::fs::read_dir(parent).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok());
+    let beside = folder::names(parent).ok()?.into_iter().filter_map(|name| name.into_string().ok());
     let nearest = beside.filter(|other| is_slip(name, other)).min()?;
     Some(format!("did you mean `{}`?", parent.join(nearest).display()))
 }

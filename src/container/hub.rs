@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::folder;
 use crate::error::{Error, Result};
 
 /// The folder that holds the files: `path` itself, or the snapshot that a cache folder points to.
@@ -20,11 +21,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         }
     }
     let fail = |e: std::io::Error| Error::io("cannot list", e).in_file(&snapshots);
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(&snapshots).map_err(fail)? {
-        all.push(entry.map_err(fail)?.path());
-    }
-    match all.as_slice() {
+    match folder::entries(&snapshots).map_err(fail)?.as_slice() {
         [one] => Ok(one.clone()),
         several => {
             let what = format!("a cache folder with {} snapshots and no refs/main", several.len());

@@ -1,6 +1,7 @@
 //! Files and the tensors in them. A container has no idea what an adapter is.
 
 pub mod atomic;
+pub mod folder;
 pub mod gguf;
 mod given;
 mod header;

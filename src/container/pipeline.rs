@@ -11,6 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::folder;
 use super::json;
 use super::safetensors::SafetensorsFile;
 use super::sharded::{Index, Shard, Sharded};
@@ -206,11 +207,9 @@ fn variant(name: &str) -> Option<(&str, bool)> {
 fn names(folder: &Path) -> Result<Vec<String>> {
     let fail = |e: std::io::Error| Error::io("cannot list", e).in_file(folder);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let name = entry.map_err(fail)?.file_name();
+    for name in folder::names(folder).map_err(fail)? {
         names.extend(name.to_str().filter(|name| !name.starts_with('.')).map(str::to_string));
     }
-    names.sort();
     Ok(names)
 }
 

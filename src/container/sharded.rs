@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::folder;
 use super::json;
 use super::safetensors::SafetensorsFile;
 use crate::error::{Context, Error, Kind, Result};
@@ -113,7 +114,7 @@ impl Sharded {
         let mut owner: BTreeMap<String, String> = BTreeMap::new();
         for (file, tensors) in by_file {
             let shard_path = folder.join(file);
-            if !shard_path.exists() {
+            if !folder::is_there(&shard_path)? {
                 return Err(Error::missing(format!("named by {index_name}, but not in the folder"))
                     .in_file(&shard_path)
                     .hint("the download may be incomplete"));
@@ -170,8 +171,7 @@ pub fn index_text(
 fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
     let fail = |e: std::io::Error| Error::io("cannot list", e).in_file(folder);
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let name = entry.map_err(fail)?.file_name();
+    for name in folder::names(folder).map_err(fail)? {
         if let Some(name) = name.to_str()
             && (name.ends_with(".safetensors") || name.ends_with(INDEX_ENDING))
             && !name.starts_with('.')
@@ -179,7 +179,6 @@ fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
             names.push(name.to_string());
         }
     }
-    names.sort();
     Ok(names)
 }
 

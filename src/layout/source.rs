@@ -12,7 +12,7 @@ use super::facts;
 use super::nemo::archive;
 use crate::adapter::Facts;
 use crate::container::{
-    self, Entry, GgufFile, Manifest, Pipeline, SafetensorsFile, Sharded, gguf, hub, json, npz, torch, yaml,
+    self, Entry, GgufFile, Manifest, Pipeline, SafetensorsFile, Sharded, folder, gguf, hub, json, npz, torch, yaml,
 };
 use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
@@ -376,7 +376,7 @@ fn side_file(
     read: impl Fn(&Path, u64) -> Result<Map<String, Value>>,
 ) -> Result<Option<SideFile>> {
     let path = folder.join(name);
-    if path.symlink_metadata().is_err() {
+    if !folder::is_there(&path)? {
         return Ok(None);
     }
     let config = read(&path, MAX_CONFIG_BYTES)?;
@@ -385,7 +385,7 @@ fn side_file(
 
 /// The first file that an index of shards names.
 fn first_shard(folder: &Path) -> Result<Option<PathBuf>> {
-    if folder.join(INDEX_NAME).symlink_metadata().is_err() {
+    if !folder::is_there(&folder.join(INDEX_NAME))? {
         return Ok(None);
     }
     let opened = Sharded::open_indexed(folder, INDEX_NAME)?;
@@ -409,27 +409,29 @@ fn is_epoch(folder: &Path) -> bool {
 /// The file of the last epoch, of adapters that torchtune saved without a folder for each.
 fn last_epoch(folder: &Path) -> Option<PathBuf> {
     let number = |name: &str| name.strip_prefix(EPOCH_NAME.0)?.strip_suffix(EPOCH_NAME.1)?.parse::<u64>().ok();
-    let names = std::fs::read_dir(folder).ok()?.flatten().filter_map(|e| e.file_name().into_string().ok());
+    let names = folder::names(folder).ok()?.into_iter().filter_map(|name| name.into_string().ok());
     let last = names.filter_map(|name| Some((number(&name)?, name))).max()?;
     Some(folder.join(last.1))
 }
 
 fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
-    let there = |name: &str| Some(folder.join(name)).filter(|p| p.symlink_metadata().is_ok());
     let [first, others @ ..] = TENSOR_NAMES;
-    let found = there(first).or_else(|| last_epoch(folder)).or_else(|| others.into_iter().find_map(there));
-    if let Some(found) = found {
-        return Ok(found);
+    let first = Some(folder.join(first));
+    let others = others.into_iter().map(|name| Some(folder.join(name)));
+    for path in [first, last_epoch(folder)].into_iter().chain(others).flatten() {
+        if folder::is_there(&path)? {
+            return Ok(path);
+        }
     }
     if let Some(first) = first_shard(folder)? {
         return Ok(first);
     }
     // PEFT puts an adapter that is not called `default` into a folder of its name.
-    let inner: Vec<_> = std::fs::read_dir(folder)
+    let inner: Vec<_> = folder::names(folder)
         .map_err(|e| Error::io("cannot list", e).in_file(folder))?
-        .flatten()
-        .filter(|e| e.path().join(CONFIG_NAME).exists())
-        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .into_iter()
+        .filter(|name| folder.join(name).join(CONFIG_NAME).exists())
+        .map(|name| name.to_string_lossy().into_owned())
         .collect();
     let error =
         Error::missing(format!("no adapter here: none of {} in this folder", TENSOR_NAMES.join(", "))).in_file(folder);

@@ -25,7 +25,7 @@ pub use site::{Site, Sites};
 
 pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
-use crate::container::{self, FileMetadata, Shard, Sharded, hub, json};
+use crate::container::{self, FileMetadata, Shard, Sharded, folder, hub, json};
 use crate::error::{Context, Error, Result};
 use crate::names::diffusion::{Candidate, Naming};
 use crate::names::{Index, ModulePath, checkpoint};
@@ -72,7 +72,7 @@ impl BaseModel {
         }
         let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
         let files = files.map_err(|e| hint_at_what_it_is(path, e))?;
-        let config = match config_beside(path, is_folder) {
+        let config = match config_beside(path, is_folder)? {
             Some(path) => Some(json::read_object(&path, MAX_CONFIG_BYTES)?),
             None => None,
         };
@@ -137,7 +137,7 @@ impl BaseModel {
 
     /// The config's path, where there is one. A pipeline has none.
     pub fn config_path(&self) -> Option<PathBuf> {
-        config_beside(&self.path, self.is_folder).filter(|_| self.pipeline.is_none())
+        config_beside(&self.path, self.is_folder).ok().flatten().filter(|_| self.pipeline.is_none())
     }
 
     /// All configs that lie in the folder, by their paths in it: its own, or those of a pipeline's components.
@@ -253,9 +253,10 @@ impl BaseModel {
     }
 }
 
-fn config_beside(path: &Path, is_folder: bool) -> Option<PathBuf> {
-    let folder = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
-    Some(folder.join(CONFIG_NAME)).filter(|path| path.symlink_metadata().is_ok())
+fn config_beside(path: &Path, is_folder: bool) -> Result<Option<PathBuf>> {
+    let beside = if is_folder { path } else { path.parent().unwrap_or(Path::new("")) };
+    let path = beside.join(CONFIG_NAME);
+    Ok(folder::is_there(&path)?.then_some(path))
 }
 
 /// The text of a config.

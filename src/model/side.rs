@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Component;
-use crate::container::Sharded;
 use crate::container::pipeline::component_of;
 use crate::container::sharded::Index;
+use crate::container::{Sharded, folder};
 use crate::error::{Error, Result};
 
 /// Endings of files that hold weights.
@@ -51,18 +51,20 @@ pub(super) fn list(folder: &Path, files: &Sharded, components: &[Component]) -> 
 
 fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth: usize) -> Result<()> {
     let here = root.join(inside);
-    let entries = std::fs::read_dir(&here).map_err(|e| Error::io("cannot list", e).in_file(&here))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io("cannot list", e).in_file(&here))?;
-        let name = entry.file_name();
+    for name in folder::names(&here).map_err(|e| Error::io("cannot list", e).in_file(&here))? {
         let text = name.to_string_lossy().into_owned();
         let relative = inside.join(&name);
         if text.starts_with('.') {
             continue; // version control and caches
         }
-        let Ok(about) = std::fs::metadata(entry.path()) else {
-            out.broken.push(relative);
-            continue;
+        let path = here.join(&name);
+        let about = match std::fs::metadata(&path) {
+            Ok(about) => about,
+            Err(e) if leads_nowhere(&e) => {
+                out.broken.push(relative);
+                continue;
+            }
+            Err(e) => return Err(Error::io("cannot tell what it is", e).in_file(path)),
         };
         if about.is_dir() {
             if depth < MAX_DEPTH {
@@ -75,6 +77,12 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
         }
     }
     Ok(())
+}
+
+/// Whether what was asked for is a link to nothing, or round in a circle.
+fn leads_nowhere(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(e.kind(), NotFound | NotADirectory) || e.raw_os_error() == Some(libc::ELOOP)
 }
 
 /// Of shards, also those of a variant: `model.safetensors.index.fp16.json`.

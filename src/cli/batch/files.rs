@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::jobs::Job;
+use crate::container::folder;
 
 /// How deep folders are looked into: a model in a hub's cache lies three below its name.
 const DEPTH: usize = 4;
@@ -56,12 +57,11 @@ pub fn outputs(job: &Job) -> Option<Vec<PathBuf>> {
 
 /// Files of a folder and its folders. Names that begin with a dot are no one's inputs (`.git`, `.cache`).
 fn below(folder: &Path, depth: usize, all: &mut BTreeSet<PathBuf>) -> Option<()> {
-    for entry in std::fs::read_dir(folder).ok()? {
-        let entry = entry.ok()?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
+    for name in folder::names(folder).ok()? {
+        if name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        let path = entry.path();
+        let path = folder.join(name);
         if path.is_file() {
             all.insert(path);
         } else if depth > 1 && path.is_dir() {
@@ -79,7 +79,6 @@ fn siblings(path: &Path) -> Vec<PathBuf> {
     };
     let (Some(rest), Some(folder)) = (split(path), path.parent()) else { return Vec::new() };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let all = entries.flatten().map(|entry| path.with_file_name(entry.file_name()));
+    let all = folder::names(folder).unwrap_or_default().into_iter().map(|name| path.with_file_name(name));
     all.filter(|path| split(path).as_ref() == Some(&rest) && path.is_file()).collect()
 }
