@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ColorChoice, ValueEnum};
@@ -14,7 +15,8 @@ use crate::kernels::choice::{self, Device};
 use crate::layout::{self, Given, Opened, SideFile};
 use crate::model::BaseModel;
 use crate::ops::retarget;
-use crate::stream::Limits;
+use crate::stream::{Limits, Resuming};
+use crate::tensor::hash::Hasher;
 use crate::tensor::{Dtype, dtype};
 
 /// How much is said.
@@ -75,6 +77,34 @@ pub fn spelt_for(mut opened: Opened, base: Option<&BaseModel>) -> Result<Opened>
     }
     opened.notes.extend(retarget::one_of_two(&opened.adapter, base));
     Ok(opened)
+}
+
+/// What becomes of a run that is cut short.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Resume {
+    /// Go on where the same command was cut short
+    ///
+    /// What is there is compared with a journal, and what is as it should be is not made again. If this run is asked to end,
+    /// or the machine fails it, what it has done is kept for the next.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+impl Resume {
+    /// The same for a run of `words`, which say everything that counts, on these inputs.
+    pub fn of(self, words: &dyn std::fmt::Debug, inputs: &[&Path]) -> Resuming {
+        let mut all = Hasher::default();
+        all.text(env!("CARGO_PKG_VERSION")).text(&format!("{words:?}"));
+        for path in inputs {
+            all.text(&path.to_string_lossy());
+            if let Ok(about) = path.metadata() {
+                let changed = (about.mtime(), about.mtime_nsec());
+                all.text(&format!("{} {} {changed:?}", about.ino(), about.len()));
+            }
+        }
+        let inputs = all.finish();
+        if self.resume { Resuming::Now(inputs) } else { Resuming::Later(inputs) }
+    }
 }
 
 /// How adapters are read.
@@ -173,7 +203,8 @@ impl Machine {
     /// The backend of `--device` for a run that makes decompositions of so many multiplications.
     pub fn kernels_for(&self, factorising: u64) -> Result<Backend> {
         let Machine { device, device_memory: memory, tf32, .. } = *self;
-        let options = choice::Options { device, memory, tf32, folders: folders_of_libraries(), factorising };
+        let folders = if device.is_looked_for(factorising) { folders_of_libraries() } else { Vec::new() };
+        let options = choice::Options { device, memory, tf32, folders, factorising };
         let (kernels, note) = choice::choose(&options)?;
         Ok(Backend { kernels, note })
     }

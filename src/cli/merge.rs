@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::args::{Common, OutputDtype, ReadAs};
+use super::args::{Common, OutputDtype, ReadAs, Resume};
 use super::loaded::Loaded;
 use super::progress::Bar;
 use super::signals::Signals;
@@ -14,6 +14,7 @@ use super::weights::Weights;
 use super::{output, size};
 use crate::adapter::{Note, Severity};
 use crate::error::{Result, printable};
+use crate::kernels::Kernels;
 use crate::model::BaseModel;
 use crate::ops::merge::{self, Merge, Options, Report};
 use crate::stream::Writing;
@@ -74,6 +75,8 @@ pub struct Args {
     #[arg(long)]
     no_provenance: bool,
     #[command(flatten)]
+    resume: Resume,
+    #[command(flatten)]
     pub(super) common: Common,
 }
 
@@ -104,37 +107,52 @@ pub fn run(args: &Args) -> Result<()> {
     inputs.extend(config.as_deref());
     inputs.extend(loaded.iter().filter_map(|l| Some(l.opened.source.config.as_ref()?.0.as_path())));
     merge.output.check(&args.out, &inputs, args.common.force)?;
+    let files = merge.output.files();
     let recording = match &args.undo {
         Some(path) => {
             let how = (args.undo_embed, undo::options(&options(args)));
             let place = (args.out.as_path(), args.common.force);
             let recording = Recording::of_merge(path, place, &base, &merge, &loaded, how)?;
-            let files = merge.output.files();
-            inputs.extend(files.iter().map(PathBuf::as_path));
-            recording.check(Some(&args.out), &inputs)?;
+            let all: Vec<&Path> = inputs.iter().copied().chain(files.iter().map(PathBuf::as_path)).collect();
+            recording.check(Some(&args.out), &all)?;
             Some(recording)
         }
         None => None,
     };
 
     output::notes(&notes);
+    let read: Vec<&Path> = inputs.iter().copied().chain(files.iter().map(PathBuf::as_path)).collect();
     let inputs = Inputs { base: base.fingerprint(), adapters: &loaded };
     if args.common.dry_run {
         return show_plan(args, &merge, &inputs, &notes);
     }
     let bar = Bar::new(merge.totals.bytes, signals);
-    let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
+    let resuming = args.resume.of(&words(args, &options(args), kernels.as_ref()), &read);
+    let writing =
+        Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits(), resuming };
     let began = Instant::now();
     let outcomes = match recording {
-        None => merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|outcomes| (outcomes, None)),
+        None => merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|done| (done, None)),
         Some(recording) => recording.write((&base, &merge), &args.out, writing, kernels.as_ref(), &bar),
     };
     bar.finish();
-    let (outcomes, undo) = outcomes?;
-    output::notes(&kernels.notes());
-    notes.extend(kernels.notes());
+    let ((outcomes, found), undo) = outcomes?;
+    let after: Vec<Note> = kernels.notes().into_iter().chain(taken_up(found)).collect();
+    output::notes(&after);
+    notes.extend(after);
     let report = Report::new(merge.changes, merge.totals, &outcomes);
     show(args, &report, (&inputs, undo.as_ref()), &notes, began.elapsed())
+}
+
+/// Everything that the bytes of the result follow from, beside the files.
+fn words<'a>(args: &'a Args, options: &'a Options, kernels: &'a dyn Kernels) -> impl std::fmt::Debug + 'a {
+    (kernels.name(), &args.adapters, &args.weights, &args.read, options, args.undo.is_some())
+}
+
+/// Says how much an earlier run had done.
+pub(super) fn taken_up(found: u64) -> Option<Note> {
+    let text = || format!("{} were there from a run that was cut short", size::show(found));
+    (found > 0).then(|| Note::info("--resume", text()))
 }
 
 fn options(args: &Args) -> Options {

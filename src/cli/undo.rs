@@ -17,7 +17,7 @@ use crate::model::BaseModel;
 use crate::ops::merge::Merge;
 use crate::ops::shares::Shares;
 use crate::ops::undo::{About, AdapterNote, MergeOptions, Pair, Recorder, Restore};
-use crate::stream::{Outcomes, Output, Progress, Watch, Writing};
+use crate::stream::{Building, Outcomes, Progress, Watch, Writing};
 use crate::tensor::{Hash, MappedFile, dtype};
 
 /// An adapter up to this size goes into the record.
@@ -202,11 +202,11 @@ impl Recording {
         writing: Writing,
         kernels: &dyn Kernels,
         progress: &dyn Progress,
-    ) -> Result<(Outcomes, Option<Written>)> {
-        let model = merge.output.begin(out, writing)?;
+    ) -> Result<((Outcomes, u64), Option<Written>)> {
+        let model = merge.output.begin(out, writing, true)?;
         let named = self.named();
         let (file, path) = match &self.inside {
-            Some(name) => (None, model.path().join(name)),
+            Some(name) => (None, model.pending.path().join(name)),
             None => {
                 let pending = Pending::new(&self.path, Form::File, writing.replace, writing.sync)?;
                 let path = pending.path().to_path_buf();
@@ -219,8 +219,9 @@ impl Recording {
         let outcomes = merge.output.fill(&model, writing, kernels, watch)?;
         let bytes = recorder.finish(writing.sync)?;
         base.unchanged()?; // what has to be stored whole was read only now
-        commit_all(file.into_iter().chain([model]).collect())?;
-        Ok((outcomes, Some(Written { path: self.path, bytes, touched: self.touched, named })))
+        let found = model.found();
+        commit_all(file.into_iter().chain([model.pending]).collect())?;
+        Ok(((outcomes, found), Some(Written { path: self.path, bytes, touched: self.touched, named })))
     }
 
     /// What it says beside its corrections, for a record of a pair.
@@ -365,14 +366,13 @@ pub fn adapters(found: &[Option<Loaded>]) -> Vec<Adapter> {
 /// Writes what a record gives back.
 pub fn write_back(
     undone: &crate::ops::undo::Undone,
-    output: &Output,
-    pending: &Pending,
+    building: &Building,
     writing: Writing,
     kernels: &dyn Kernels,
     progress: &dyn Progress,
 ) -> Result<()> {
     undone.check.rest(writing.limits.threads, progress)?;
-    output.fill(pending, writing, kernels, Watch { progress, witness: Some(&undone.check) })?;
+    undone.output.fill(building, writing, kernels, Watch { progress, witness: Some(&undone.check) })?;
     Ok(())
 }
 

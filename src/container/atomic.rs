@@ -2,20 +2,20 @@
 //!
 //! A result is built in a temporary folder beside its final place and takes its name by a single rename, after
 //! everything in it is on disk. The folder is locked while its run is alive, so that the next run can tell a dead one
-//! apart and remove it.
+//! apart and remove it, or go on with what is in it. Beside the result there is room in it for a journal of what is done.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::Pipeline;
 use super::system::{self, WRITE_BYTES};
+use super::{Pipeline, folder};
 use crate::error::{Context, Error, Kind, Result};
 
 const MARK: &str = ".lora-tool.";
@@ -23,6 +23,9 @@ const MARK: &str = ".lora-tool.";
 const MAX_NAME: usize = 250;
 /// Bytes of [`MARK`] with a process number and a count behind it, at most.
 const MAX_TAIL: usize = MARK.len() + 24;
+
+/// Names a journal can have beside the result: the first that is not the result's own.
+const JOURNALS: [&str; 2] = [".journal", ".log"];
 
 /// Ending of what the old output is called while a file system without an exchange takes two steps to replace it.
 const OLD: &str = "old";
@@ -43,36 +46,78 @@ pub enum Form {
 #[derive(Debug)]
 pub struct Pending {
     form: Form,
-    temporary: PathBuf, // a folder: the output itself, or what the output file lies in
+    temporary: PathBuf, // the folder that the output is built in, under its own name
     building: PathBuf,
     destination: PathBuf,
     replace: bool,
     parent: Option<File>, // to be synced at the end; opened early, so that nothing else can fail then
     committed: bool,
+    kept: AtomicBool,   // what is done stays for the next run
     lock: Option<File>, // held until the end
 }
+
+/// Says of a journal whether it is of the run that is about to begin.
+pub type Fits<'a> = dyn Fn(&Path) -> bool + 'a;
 
 impl Pending {
     /// Prepares an output at `destination`. Without `replace` an existing one is refused, except for an empty
     /// folder. Left-overs of runs that were killed are removed.
     pub fn new(destination: &Path, form: Form, replace: bool, sync: bool) -> Result<Pending> {
+        Pending::going_on(destination, form, (replace, sync), None)
+    }
+
+    /// The same with what a killed run has left, if there is one whose journal fits. What is in it has to be checked:
+    /// it may not have come to disk.
+    pub fn going_on(
+        destination: &Path,
+        form: Form,
+        (replace, sync): (bool, bool),
+        fits: Option<&Fits>,
+    ) -> Result<Pending> {
         let (parent, name) = split(destination)?;
         if !parent.is_dir() {
             return Err(Error::missing("the folder it should go into does not exist").in_file(destination));
         }
         restore_old(&parent, &name);
         refuse_existing(destination, form, replace)?;
-        remove_dead(&parent, &name);
         let opened = sync.then(|| File::open(&parent)).transpose();
-        let folder = opened.map_err(|e| {
+        let opened = opened.map_err(|e| {
             Error::io("cannot open the folder it goes into", e).in_file(destination).hint("--no-sync does without")
         })?;
-        let (temporary, lock) = locked_folder(&parent, &name)
-            .map_err(|e| Error::io("cannot create the output beside it", e).in_file(destination))?;
-        unfinished().push(temporary.clone());
-        let building = if form == Form::Folder { temporary.clone() } else { temporary.join(&name) };
-        let destination = parent.join(&name);
-        Ok(Pending { form, temporary, building, destination, replace, parent: folder, committed: false, lock })
+        let fail = |e: std::io::Error| Error::io("cannot create the output beside it", e).in_file(destination);
+        let found = remove_dead(&parent, &name, fits);
+        let (temporary, lock) = match found {
+            Some((temporary, lock)) => (temporary, Some(lock)),
+            None => locked_folder(&parent, &name).map_err(fail)?,
+        };
+        if fits.is_none() {
+            unfinished().push(temporary.clone());
+        }
+        let pending = Pending {
+            form,
+            building: temporary.join(&name),
+            temporary,
+            destination: parent.join(&name),
+            replace,
+            parent: opened,
+            committed: false,
+            kept: AtomicBool::new(false),
+            lock,
+        };
+        if form == Form::Folder && !pending.building.is_dir() {
+            fs::create_dir(&pending.building).map_err(fail)?;
+        }
+        Ok(pending)
+    }
+
+    /// Where a journal of the run can be: it goes when the output has its name.
+    pub fn journal(&self) -> PathBuf {
+        journal_in(&self.temporary, &self.building)
+    }
+
+    /// Has what is done stay where it is if it never gets its name, for a run that goes on with it.
+    pub fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
     }
 
     /// Where to build: the path of the file, or an empty folder to put files into.
@@ -98,7 +143,7 @@ impl Pending {
     /// Brings to disk what the rename needs.
     fn settle(&self) -> Result<()> {
         if self.form == Form::Folder && self.parent.is_some() {
-            sync_folders(&self.temporary).map_err(|e| self.fail("cannot bring to disk", e))?;
+            sync_folders(&self.building).map_err(|e| self.fail("cannot bring to disk", e))?;
         }
         Ok(())
     }
@@ -123,12 +168,10 @@ impl Pending {
 
     /// Removes what is left over. Failing to do so does not undo the result.
     fn clear(&self, step: Step) {
-        let _ = match (step, self.form) {
-            (Step::Exchanged, _) => fs::remove_dir_all(&self.temporary),
-            (Step::Aside(old), _) => fs::remove_dir_all(old),
-            (Step::Over | Step::OntoNothing, Form::File) => fs::remove_dir(&self.temporary), // empty now
-            (Step::Over | Step::OntoNothing, Form::Folder) => Ok(()),
-        };
+        if let Step::Aside(old) = step {
+            let _ = folder::remove(&old);
+        }
+        let _ = folder::remove(&self.temporary); // with the old output, where the two were exchanged
     }
 
     fn fail(&self, what: &str, e: std::io::Error) -> Error {
@@ -141,7 +184,7 @@ impl Pending {
             Step::OntoNothing => fs::rename(&self.destination, &self.building),
             Step::Exchanged => exchange(&self.building, &self.destination).map_err(Into::into),
             Step::Aside(old) => {
-                fs::rename(&self.destination, &self.temporary)?;
+                fs::rename(&self.destination, &self.building)?;
                 fs::rename(old, &self.destination)
             }
         }
@@ -164,9 +207,9 @@ impl Pending {
     /// Puts the new folder in the place of the old one, in one step where that can be.
     fn exchange(&self) -> Result<Step> {
         let fail = |e: std::io::Error| Error::io("cannot replace", e).in_file(&self.destination);
-        let empty = fs::read_dir(&self.destination).map_err(fail)?.next().is_none();
+        let empty = folder::names(&self.destination).map_err(fail)?.is_empty();
         if empty {
-            return fs::rename(&self.temporary, &self.destination).map(|()| Step::OntoNothing).map_err(fail);
+            return fs::rename(&self.building, &self.destination).map(|()| Step::OntoNothing).map_err(fail);
         }
         if !self.replace {
             return Err(exists(&self.destination));
@@ -184,7 +227,7 @@ impl Pending {
         let (parent, name) = (parent_of(&self.destination), self.destination.file_name().unwrap_or_default());
         let old = old_name(&parent, name);
         fs::rename(&self.destination, &old)?;
-        if let Err(e) = fs::rename(&self.temporary, &self.destination) {
+        if let Err(e) = fs::rename(&self.building, &self.destination) {
             let _ = fs::rename(&old, &self.destination);
             return Err(e);
         }
@@ -248,7 +291,7 @@ fn exchange(a: &Path, b: &Path) -> std::result::Result<(), Errno> {
 impl Drop for Pending {
     fn drop(&mut self) {
         self.lock = None; // where no more files can be opened, the removal needs its place
-        if !self.committed {
+        if !self.committed && !self.kept.load(Ordering::Relaxed) {
             remove_entry(&self.temporary);
         }
         unfinished().retain(|path| *path != self.temporary);
@@ -361,10 +404,10 @@ pub fn refuse_input(destination: &Path, inputs: &[&Path]) -> Result<()> {
 
 /// Refuses to begin where `needed` bytes do not fit beside `destination`.
 pub fn require_room(destination: &Path, needed: u64) -> Result<()> {
-    let (parent, _) = split(destination)?;
+    let (parent, name) = split(destination)?;
     let Ok(about) = rustix::fs::statvfs(&parent) else { return Ok(()) };
     let free = about.f_bavail.saturating_mul(about.f_frsize);
-    if needed > free {
+    if needed > free && needed > free.saturating_add(bytes_of_the_dead(&parent, &name)) {
         let what = format!("no space: the output takes {needed} bytes, {free} are free");
         return Err(Error::new(Kind::Io, what).in_file(destination).hint("free some space or choose another disk"));
     }
@@ -414,7 +457,7 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
         }
         Form::Folder if replace => refuse_what_is_no_result(destination),
         Form::File if replace => Ok(()),
-        Form::Folder if fs::read_dir(destination).is_ok_and(|mut d| d.next().is_none()) => Ok(()),
+        Form::Folder if folder::names(destination).is_ok_and(|names| names.is_empty()) => Ok(()),
         _ => Err(exists(destination)),
     }
 }
@@ -422,15 +465,12 @@ pub fn refuse_existing(destination: &Path, form: Form, replace: bool) -> Result<
 /// A slip of the hand must not replace a home folder: only an empty folder, one with tensors in it, a pipeline with
 /// tensors in a component, or one that holds results and nothing else.
 fn refuse_what_is_no_result(destination: &Path) -> Result<()> {
-    let list = |folder: &Path| -> std::io::Result<Vec<PathBuf>> {
-        fs::read_dir(folder).map(|entries| entries.flatten().map(|e| e.path()).collect())
-    };
     let is_tensors = |path: &PathBuf| path.extension().is_some_and(|e| e == "safetensors");
     let is_result = |path: &PathBuf| {
         let is_file = path.extension().is_some_and(|e| e == "safetensors" || e == "gguf");
-        is_file || list(path).is_ok_and(|inner| inner.iter().any(is_tensors))
+        is_file || folder::entries(path).is_ok_and(|inner| inner.iter().any(is_tensors))
     };
-    let names = list(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
+    let names = folder::entries(destination).map_err(|e| Error::io("cannot list", e)).in_file(destination)?;
     let is_pipeline = || Pipeline::is_in(destination) && names.iter().any(is_result);
     if names.iter().any(is_tensors) || names.iter().all(is_result) || is_pipeline() {
         return Ok(());
@@ -504,35 +544,89 @@ fn cut(name: &[u8]) -> &[u8] {
     &name[..name.len().min(MAX_NAME - MAX_TAIL)]
 }
 
-/// Removes temporary entries for this output whose run is no longer alive.
-fn remove_dead(parent: &Path, name: &std::ffi::OsStr) {
+/// Temporary folders for this output whose run is no longer alive, each with its lock.
+fn dead(parent: &Path, name: &std::ffi::OsStr) -> Vec<(PathBuf, File)> {
     use std::os::unix::ffi::OsStrExt;
-    let Ok(entries) = fs::read_dir(parent) else { return };
-    let mut prefix = b".".to_vec();
-    prefix.extend_from_slice(cut(name.as_bytes()));
-    prefix.extend_from_slice(MARK.as_bytes());
-    for entry in entries.flatten() {
-        let file_name = entry.file_name();
-        let number = file_name.as_bytes().strip_prefix(prefix.as_slice());
-        let ours = number.is_some_and(|n| !n.is_empty() && n.iter().all(|b| b.is_ascii_digit() || *b == b'.'));
-        if ours && File::open(entry.path()).is_ok_and(|f| f.try_lock().is_ok()) {
-            remove_entry(&entry.path());
+    let prefix = [b".", cut(name.as_bytes()), MARK.as_bytes()].concat();
+    let is_ours = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let number = name.strip_prefix(prefix.as_slice());
+        number.is_some_and(|n| !n.is_empty() && n.iter().all(|b| b.is_ascii_digit() || *b == b'.'))
+    };
+    let of_a_dead_run = |path: PathBuf| {
+        let lock = File::open(&path).ok().filter(|f| f.try_lock().is_ok())?;
+        Some((path, lock))
+    };
+    folder::entries(parent).unwrap_or_default().into_iter().filter(is_ours).filter_map(of_a_dead_run).collect()
+}
+
+/// Removes what dead runs have left for this output. With `fits`, one whose journal fits is left and given, with its lock.
+fn remove_dead(parent: &Path, name: &std::ffi::OsStr, fits: Option<&Fits>) -> Option<(PathBuf, File)> {
+    let mut found = None;
+    for (path, lock) in dead(parent, name) {
+        let journal = journal_in(&path, &path.join(name));
+        if found.is_none() && fits.is_some_and(|fits| is_only_ours(&path) && fits(&journal)) {
+            found = Some((path, lock));
+        } else {
+            remove_entry(&path);
         }
     }
+    found
+}
+
+fn journal_in(temporary: &Path, building: &Path) -> PathBuf {
+    let free = JOURNALS.iter().map(|name| temporary.join(name)).find(|path| path != building);
+    free.unwrap_or_default()
+}
+
+/// Whether everything in a folder is a folder or a plain file of this user's under one name: nobody has put anything in
+/// it that leads elsewhere.
+fn is_only_ours(path: &Path) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    let Ok(about) = path.symlink_metadata() else { return false };
+    about.uid() == user
+        && match about.is_dir() {
+            true => folder::entries(path).is_ok_and(|all| all.iter().all(|path| is_only_ours(path))),
+            false => about.is_file() && about.nlink() == 1,
+        }
+}
+
+/// Bytes that are free again when what dead runs have left for this output is gone.
+fn bytes_of_the_dead(parent: &Path, name: &std::ffi::OsStr) -> u64 {
+    fn held(path: &Path) -> u64 {
+        let Ok(about) = path.symlink_metadata() else { return 0 };
+        match about.is_dir() {
+            true => folder::entries(path).unwrap_or_default().iter().map(|path| held(path)).sum(),
+            false => about.blocks().saturating_mul(512),
+        }
+    }
+    dead(parent, name).iter().map(|(path, _)| held(path)).sum()
+}
+
+/// Removes all files in and below an output that is being built, but for those to be kept.
+pub fn remove_others(inside: &Path, keep: &dyn Fn(&Path) -> bool) -> Result<()> {
+    let fail = |e: std::io::Error| Error::io("cannot remove what an earlier run has left", e).in_file(inside);
+    for path in folder::entries(inside).map_err(fail)? {
+        if path.is_dir() {
+            remove_others(&path, keep)?;
+        } else if !keep(&path) {
+            fs::remove_file(&path).map_err(fail)?;
+        }
+    }
+    Ok(())
 }
 
 fn remove_entry(path: &Path) {
-    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    let _ = folder::remove(path);
 }
 
-fn sync_folders(folder: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_folders(&entry.path())?;
+fn sync_folders(path: &Path) -> std::io::Result<()> {
+    for inner in folder::entries(path)? {
+        if inner.symlink_metadata()?.is_dir() {
+            sync_folders(&inner)?;
         }
     }
-    File::open(folder)?.sync_all()
+    File::open(path)?.sync_all()
 }
 
 #[cfg(test)]

@@ -221,13 +221,14 @@ impl SafetensorsWriter {
     /// Creates the file and writes its head. `head` may be the bytes of another file's head, where the manifest is
     /// the same, so that nothing of its form is lost. `whole` is an input that the file will be a copy of: where the
     /// file system can share the blocks of the two, that is all there is to do. With `sync` the disk begins while the
-    /// file is written, and [`finish`](Self::finish) waits for it.
+    /// file is written, and [`finish`](Self::finish) waits for it. Where `begun`, a file that an earlier run has left is
+    /// gone on with.
     pub fn create(
         path: &Path,
         manifest: &Manifest,
         head: &[u8],
         whole: Option<&MappedFile>,
-        sync: bool,
+        (sync, begun): (bool, bool),
     ) -> Result<SafetensorsWriter> {
         let fail = |what: &str, e: std::io::Error| Error::io(what, e).in_file(path);
         let mut at = head.len() as u64;
@@ -237,7 +238,12 @@ impl SafetensorsWriter {
             ranges.push(at..end);
             at = end;
         }
-        let file = File::options().write(true).create_new(true).open(path).map_err(|e| fail("cannot create", e))?;
+        let mut options = File::options();
+        match begun {
+            true => options.read(true).write(true).create(true).truncate(false),
+            false => options.write(true).create_new(true),
+        };
+        let file = options.open(path).map_err(|e| fail("cannot create", e))?;
         let shared = whole.and_then(MappedFile::reopen).is_some_and(|input| system::share_blocks(&input, &file));
         if shared {
             return Ok(SafetensorsWriter { path: path.to_path_buf(), file, ranges, shared, sync });
@@ -285,6 +291,24 @@ impl SafetensorsWriter {
         }
         self.written(at, source.len());
         Ok(())
+    }
+
+    /// Reads what was written of tensor number `index`; false where that cannot be.
+    pub fn read_back(&self, index: usize, offset: u64, out: &mut [u8]) -> bool {
+        self.file.read_exact_at(out, self.place(index, offset, out.len())).is_ok()
+    }
+
+    /// Whether what was written `offset` bytes after the start of the data is `source`.
+    pub fn holds(&self, offset: u64, source: &Bytes) -> bool {
+        let at = self.ranges.first().map_or(0, |r| r.start) + offset;
+        let mut block = vec![0; WRITE_BYTES];
+        let is_same = self.shared
+            || source.read().chunks(WRITE_BYTES).zip((at..).step_by(WRITE_BYTES)).all(|(part, at)| {
+                let block = &mut block[..part.len()];
+                self.file.read_exact_at(block, at).is_ok() && block == part
+            });
+        source.release(0..source.len());
+        is_same
     }
 
     fn place(&self, index: usize, offset: u64, len: usize) -> u64 {

@@ -20,6 +20,17 @@ pub enum Device {
     Cuda(Option<u8>),
 }
 
+impl Device {
+    /// Whether it takes a look at the machine's devices, for a run whose decompositions are of so many multiplications.
+    pub fn is_looked_for(self, factorising: u64) -> bool {
+        match self {
+            Device::Cpu => false,
+            Device::Auto => factorising >= WORTH_A_DEVICE,
+            Device::Cuda(_) => true,
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 
@@ -61,7 +72,7 @@ pub fn choose(options: &Options) -> Result<(Box<dyn Kernels>, Option<String>)> {
     let cpu = || Box::new(OpenBlas::new()) as Box<dyn Kernels>;
     match options.device {
         Device::Cpu => Ok((cpu(), None)),
-        Device::Auto if options.factorising < WORTH_A_DEVICE => Ok((cpu(), None)),
+        _ if !options.device.is_looked_for(options.factorising) => Ok((cpu(), None)),
         Device::Auto => match checked_cuda(options) {
             Ok(backend) => Ok((backend, None)),
             // Most machines have no device, and that is nothing to speak of.

@@ -87,7 +87,7 @@ const PART: usize = 16 << 20;
 /// Tensors that lie behind one another in a file and here are copied as one, inside the kernel where that works. What is
 /// made from others is made and written on all threads, and no more of it is in memory than is being written.
 fn write_safetensors(draft: &Draft, path: &Path, head: &[u8], sync: bool) -> Result<()> {
-    let writer = SafetensorsWriter::create(path, &manifest(draft), head, None, sync)?;
+    let writer = SafetensorsWriter::create(path, &manifest(draft), head, None, (sync, false))?;
     let mut runs: Vec<(u64, Bytes)> = Vec::new();
     let mut at = 0;
     for tensor in draft.tensors.values() {

@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod each;
+pub mod journal;
 pub mod output;
 mod pieces;
 pub mod plan;
@@ -17,7 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use budget::{Budget, Limits};
 pub use each::each;
-pub use output::{IndexFile, Output, Writing};
+pub use journal::Journal;
+pub use output::{Building, IndexFile, Output, Resuming, Writing};
 pub use plan::{Job, Make, Plan, PlannedFile, Produce};
 
 pub use pieces::{COPY_BYTES, rows_at_once};
@@ -29,7 +31,9 @@ use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Kernels, Moved};
 use crate::tensor::Bytes;
+use crate::tensor::hash::Checksum;
 
+use journal::Row;
 use pieces::{Piece, Work};
 
 /// Bytes of a cache line.
@@ -78,6 +82,16 @@ pub trait Witness: Sync {
     fn copied(&self, piece: PieceOf, offset: usize, bytes: &Bytes) -> Result<()>;
 }
 
+/// Where a run writes to, and what it may leave out because it is there already.
+pub struct Target<'a> {
+    /// Where the files go.
+    pub place: Place<'a>,
+    /// They are brought to disk.
+    pub sync: bool,
+    /// Pieces are noted in it when they are written; those that an earlier run has noted are looked at first.
+    pub journal: Option<&'a Journal>,
+}
+
 /// Progress that nobody watches.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Unwatched;
@@ -114,16 +128,9 @@ pub enum Place<'a> {
 pub type Outcomes = Vec<Vec<Option<Moved>>>;
 
 /// Writes every file of `plan` and, with `sync`, brings them to disk.
-pub fn run(
-    plan: &Plan,
-    place: Place,
-    kernels: &dyn Kernels,
-    limits: Limits,
-    sync: bool,
-    watch: Watch,
-) -> Result<Outcomes> {
+pub fn run(plan: &Plan, target: &Target, kernels: &dyn Kernels, limits: Limits, watch: Watch) -> Result<Outcomes> {
     let pieces = pieces::cut(plan, watch.witness.is_none())?;
-    let files = Files::new(plan, place, &pieces, sync)?;
+    let files = Files::new(plan, target, &pieces)?;
     let budget = Budget::new(limits.memory);
     let results = each(pieces.len(), limits.threads, watch.progress, |number| {
         run_piece(plan, (number, &pieces[number]), &files, kernels, &budget, watch)
@@ -171,14 +178,13 @@ fn pool(mut threads: usize) -> Option<rayon::ThreadPool> {
 /// many shards needs few of them open at a time.
 struct Files<'a> {
     plan: &'a Plan,
-    place: Place<'a>,
-    sync: bool,
+    target: &'a Target<'a>,
     open: Vec<Mutex<Option<Arc<SafetensorsWriter>>>>,
     left: Vec<AtomicUsize>,
 }
 
 impl<'a> Files<'a> {
-    fn new(plan: &'a Plan, place: Place<'a>, pieces: &[Piece], sync: bool) -> Result<Files<'a>> {
+    fn new(plan: &'a Plan, target: &'a Target<'a>, pieces: &[Piece]) -> Result<Files<'a>> {
         let left: Vec<AtomicUsize> = plan.files.iter().map(|_| AtomicUsize::new(0)).collect();
         for piece in pieces {
             left[piece.file].fetch_add(1, Ordering::Relaxed);
@@ -186,10 +192,10 @@ impl<'a> Files<'a> {
         let open = plan.files.iter().map(|_| Mutex::new(None)).collect();
         for (file, left) in plan.files.iter().zip(&left) {
             if left.load(Ordering::Relaxed) == 0 {
-                create(file, place, sync)?.finish()?; // only tensors without bytes
+                create(file, target)?.finish()?; // only tensors without bytes
             }
         }
-        Ok(Files { plan, place, sync, open, left })
+        Ok(Files { plan, target, open, left })
     }
 
     fn writer(&self, file: usize) -> Result<Arc<SafetensorsWriter>> {
@@ -197,7 +203,7 @@ impl<'a> Files<'a> {
         if let Some(writer) = &*open {
             return Ok(Arc::clone(writer));
         }
-        let writer = Arc::new(create(&self.plan.files[file], self.place, self.sync)?);
+        let writer = Arc::new(create(&self.plan.files[file], self.target)?);
         *open = Some(Arc::clone(&writer));
         Ok(writer)
     }
@@ -216,7 +222,7 @@ fn stopped(signal: i32) -> Error {
     Error::new(Kind::Stopped(signal), format!("stopped by signal {signal}; nothing was written"))
 }
 
-fn create(file: &PlannedFile, place: Place, sync: bool) -> Result<SafetensorsWriter> {
+fn create(file: &PlannedFile, target: &Target) -> Result<SafetensorsWriter> {
     let manifest = file.manifest();
     let own_head;
     let head = match &file.head {
@@ -226,11 +232,12 @@ fn create(file: &PlannedFile, place: Place, sync: bool) -> Result<SafetensorsWri
             &own_head
         }
     };
-    let path = match place {
+    let path = match target.place {
         Place::File(path) => path.to_path_buf(),
         Place::Folder(folder) => folder.join(&file.name),
     };
-    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref(), sync).map_err(|e| {
+    let begun = target.journal.is_some_and(Journal::goes_on);
+    SafetensorsWriter::create(&path, &manifest, head, file.whole_copy().as_deref(), (target.sync, begun)).map_err(|e| {
         // A head that cannot be written because its file was cut short under the map.
         let input = file.head.as_ref().and_then(Bytes::origin);
         input.and_then(|(input, _)| input.unchanged().err()).unwrap_or(e)
@@ -247,17 +254,24 @@ fn run_piece(
 ) -> Result<Option<Moved>> {
     let of = |job| PieceOf { number, file: piece.file, job };
     let writer = files.writer(piece.file)?;
+    let journal = files.target.journal;
+    let before = journal.and_then(|journal| journal.before(number));
     let (bytes, moved) = match &piece.work {
         Work::Copy { job, offset, at, source } => {
             if let Some(witness) = watch.witness {
                 let name = &plan.files[piece.file].jobs[*job].entry.name;
                 witness.copied(of(*job), *offset, source).at_key(name)?;
             }
-            writer.copy(*at, source)?;
+            if before != Some(Row::Copied) || !writer.holds(*at, source) {
+                writer.copy(*at, source)?;
+                journal.inspect(|journal| journal.note(number, None));
+            } else {
+                journal.inspect(|journal| journal.count(source.len()));
+            }
             (source.len(), None)
         }
-        Work::Compute { job: number, rows } => {
-            let job = &plan.files[piece.file].jobs[*number];
+        Work::Compute { job: index, rows } => {
+            let job = &plan.files[piece.file].jobs[*index];
             let Make::Compute(produce) = &job.make else { return Ok(None) };
             let (all, _) = produce.matrix();
             let row_bytes = job.entry.byte_len()? / all;
@@ -267,13 +281,28 @@ fn run_piece(
             let mut buffer = vec![0u8; bytes + LINE_BYTES];
             let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES);
             let out = &mut buffer[start..start + bytes];
-            let moved = match watch.witness {
-                Some(witness) => witness.compute(kernels, of(*number), &**produce, rows.clone(), out),
-                None => produce.produce(kernels, rows.clone(), out),
+            let offset = (rows.start * row_bytes) as u64;
+            let done = match before {
+                Some(Row::Computed(sum, moved)) if produce.can_be_taken_up() => {
+                    (writer.read_back(*index, offset, out) && Checksum::of(out) == sum).then_some(moved)
+                }
+                _ => None,
+            };
+            let moved = match (done, watch.witness) {
+                (Some(moved), witness) => {
+                    witness.map_or(Ok(()), |w| w.computed(kernels, of(*index), rows.clone(), out)).map(|()| moved)
+                }
+                (None, Some(witness)) => witness.compute(kernels, of(*index), &**produce, rows.clone(), out),
+                (None, None) => produce.produce(kernels, rows.clone(), out),
             }
             .at_key(&job.entry.name)?;
             produce.release(rows.clone());
-            writer.put(*number, (rows.start * row_bytes) as u64, out)?;
+            if done.is_none() {
+                writer.put(*index, offset, out)?;
+                journal.inspect(|journal| journal.note(number, Some((out, &moved))));
+            } else {
+                journal.inspect(|journal| journal.count(bytes));
+            }
             (bytes, Some(moved))
         }
     };

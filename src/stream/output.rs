@@ -1,18 +1,18 @@
 //! A whole result on disk: tensor files, their index, side files, and the one rename that makes it appear.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{Limits, Outcomes, Place, Plan, Progress, Watch, run};
-use crate::container::atomic::{self, Form, Pending};
+use super::{Journal, Limits, Outcomes, Place, Plan, Progress, Target, Watch, journal, pieces, run};
+use crate::container::atomic::{self, Fits, Form, Pending};
 use crate::container::pipeline::{component_of, in_file};
 use crate::container::sharded::index_text;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::kernels::Kernels;
-use crate::tensor::MappedFile;
+use crate::tensor::{Hash, MappedFile};
 
 /// The index beside the tensor files of a folder.
 #[derive(Clone, Debug)]
@@ -50,6 +50,43 @@ pub struct Writing {
     pub sync: bool,
     /// Threads and memory.
     pub limits: Limits,
+    /// Whether a run that is cut short can be taken up.
+    pub resuming: Resuming,
+}
+
+/// What becomes of a run that is cut short.
+#[derive(Clone, Copy, Debug)]
+pub enum Resuming {
+    /// The next one begins anew.
+    Never,
+    /// The next one can go on, where it is told to; this hash is over all that goes in and how. A run that fails or is
+    /// asked to end removes what it has done.
+    Later(Hash),
+    /// This one goes on with what is there, and leaves what it has done for the next if it is asked to end, or the
+    /// machine fails it.
+    Now(Hash),
+}
+
+/// Outputs smaller than this are made anew sooner than a journal is worth while.
+const JOURNAL_FROM: u64 = 64 << 20;
+
+/// A result on its way.
+pub struct Building {
+    /// Where it is built.
+    pub pending: Pending,
+    journal: Option<Journal>,
+}
+
+impl Building {
+    /// Bytes that an earlier run had done.
+    pub fn found(&self) -> u64 {
+        self.journal.as_ref().map_or(0, Journal::found)
+    }
+
+    /// Gives the result its name.
+    pub fn commit(self) -> Result<()> {
+        self.pending.commit()
+    }
 }
 
 impl Output {
@@ -68,32 +105,71 @@ impl Output {
         files.chain(self.copies.iter().map(|path| self.copied_from.join(path))).collect()
     }
 
-    /// Writes everything beside `destination` and gives it its name at the end.
+    /// Writes everything beside `destination` and gives it its name at the end. Says also how many bytes an earlier run
+    /// had done.
     pub fn write(
         &self,
         destination: &Path,
         writing: Writing,
         kernels: &dyn Kernels,
         progress: &dyn Progress,
-    ) -> Result<Outcomes> {
-        let pending = self.begin(destination, writing)?;
-        let outcomes = self.fill(&pending, writing, kernels, Watch::from(progress))?;
-        pending.commit()?;
-        Ok(outcomes)
+    ) -> Result<(Outcomes, u64)> {
+        let building = self.begin(destination, writing, false)?;
+        let outcomes = self.fill(&building, writing, kernels, Watch::from(progress))?;
+        let found = building.found();
+        building.commit()?;
+        Ok((outcomes, found))
     }
 
-    /// The place beside `destination` where the result is built.
-    pub fn begin(&self, destination: &Path, writing: Writing) -> Result<Pending> {
-        Pending::new(destination, self.form(), writing.replace, writing.sync)
+    /// The place beside `destination` where the result is built, `watched` by a witness or not.
+    pub fn begin(&self, destination: &Path, writing: Writing, watched: bool) -> Result<Building> {
+        let (form, how) = (self.form(), (writing.replace, writing.sync));
+        let inputs = match writing.resuming {
+            Resuming::Later(inputs) if self.plan.data_bytes()? >= JOURNAL_FROM => inputs,
+            Resuming::Now(inputs) => inputs,
+            _ => {
+                return Ok(Building {
+                    pending: Pending::new(destination, form, writing.replace, writing.sync)?,
+                    journal: None,
+                });
+            }
+        };
+        let identity = journal::identity(&inputs, &self.plan, &pieces::cut(&self.plan, !watched)?)?;
+        let fits = |journal: &Path| Journal::is_of(journal, &identity);
+        let fits: Option<&Fits> = if matches!(writing.resuming, Resuming::Now(_)) { Some(&fits) } else { None };
+        let pending = Pending::going_on(destination, form, how, fits)?;
+        let journal = Some(Journal::open(&pending.journal(), &identity));
+        if self.is_folder {
+            self.remove_side_files(pending.path())?;
+        }
+        Ok(Building { pending, journal })
     }
 
     /// Writes everything there; committing it gives the result its name.
-    pub fn fill(&self, pending: &Pending, writing: Writing, kernels: &dyn Kernels, watch: Watch) -> Result<Outcomes> {
-        let place = if self.is_folder { Place::Folder(pending.path()) } else { Place::File(pending.path()) };
-        if self.is_folder {
-            self.write_side_files(pending.path(), writing.sync)?;
+    pub fn fill(&self, building: &Building, writing: Writing, kernels: &dyn Kernels, watch: Watch) -> Result<Outcomes> {
+        let done = self.fill_in(building, writing, kernels, watch);
+        match (done, writing.resuming) {
+            (Err(e), Resuming::Now(_)) if matches!(e.kind(), Kind::Io | Kind::Stopped(_)) => {
+                building.pending.keep();
+                Err(match e.kind() {
+                    Kind::Stopped(signal) => {
+                        Error::new(e.kind(), format!("stopped by signal {signal}; --resume goes on from here"))
+                    }
+                    _ => e.hint("what was done is kept: the same command goes on with it"),
+                })
+            }
+            (done, _) => done,
         }
-        let outcomes = run(&self.plan, place, kernels, writing.limits, writing.sync, watch)?;
+    }
+
+    fn fill_in(&self, building: &Building, writing: Writing, kernels: &dyn Kernels, watch: Watch) -> Result<Outcomes> {
+        let path = building.pending.path();
+        let place = if self.is_folder { Place::Folder(path) } else { Place::File(path) };
+        if self.is_folder {
+            self.write_side_files(path, writing.sync)?;
+        }
+        let target = Target { place, sync: writing.sync, journal: building.journal.as_ref() };
+        let outcomes = run(&self.plan, &target, kernels, writing.limits, watch)?;
         for input in &self.inputs {
             input.unchanged()?;
         }
@@ -101,6 +177,12 @@ impl Output {
             return Err(super::stopped(watch.progress.stop()));
         }
         Ok(outcomes)
+    }
+
+    /// Removes everything but the tensor files from what an earlier run has left: the rest is made anew.
+    fn remove_side_files(&self, folder: &Path) -> Result<()> {
+        let planned: BTreeSet<PathBuf> = self.plan.files.iter().map(|file| folder.join(&file.name)).collect();
+        atomic::remove_others(folder, &|path| planned.contains(path))
     }
 
     fn form(&self) -> Form {

@@ -71,7 +71,13 @@ pub trait Produce: Send + Sync {
         Ok((self.produce(kernels, rows, out)?, false))
     }
 
-    /// Called once after [`produce`](Produce::produce) and whatever else was done with its input: lets go of what these
+    /// Whether rows that an earlier run has made can stay as they are. Not where making them also tells something that
+    /// the report needs, beside what moved.
+    fn can_be_taken_up(&self) -> bool {
+        true
+    }
+
+    /// Called once after [`produce`](Produce::produce), or where the rows were there, and whatever else was done with its input: lets go of what these
     /// rows were made of.
     fn release(&self, _rows: Range<usize>) {}
 }

@@ -31,6 +31,7 @@ mod heap;
 mod holding;
 mod hostile;
 mod image_models;
+mod injected;
 mod kernels;
 mod kohya;
 mod laws;

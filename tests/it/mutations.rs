@@ -16,7 +16,7 @@ use lora_tool::layout;
 use lora_tool::model::BaseModel;
 use lora_tool::ops::inspect;
 use lora_tool::ops::merge::{self, Applied};
-use lora_tool::stream::{Limits, Unwatched, Writing};
+use lora_tool::stream::{Limits, Resuming, Unwatched, Writing};
 
 use crate::fixtures::{self, Scratch};
 use crate::heap;
@@ -224,7 +224,7 @@ fn read(path: &Path, base: Option<&BaseModel>, out: &Path) {
         if let Some(base) = base {
             let applied = [Applied { label: String::new(), strength: 1.0, adapter: &opened.adapter, identity: None }];
             let limits = Limits { threads: 1, memory: 64 << 20 };
-            let writing = Writing { replace: true, sync: false, limits };
+            let writing = Writing { replace: true, sync: false, limits, resuming: Resuming::Never };
             if let Ok(merge) = merge::merge(base, &applied, &merge::Options::default()) {
                 let _ = merge.output.write(out, writing, &OpenBlas::new(), &Unwatched);
             }

@@ -10,7 +10,7 @@ use lora_tool::container::{SafetensorsFile, Sharded};
 use lora_tool::kernels::OpenBlas;
 use lora_tool::model::BaseModel;
 use lora_tool::ops::merge::{self, Applied, Options};
-use lora_tool::stream::{Limits, Unwatched, Writing};
+use lora_tool::stream::{Limits, Resuming, Unwatched, Writing};
 use lora_tool::tensor::Tensor;
 use lora_tool::{Result, layout};
 
@@ -36,7 +36,7 @@ fn merge_adapter(case: &Case, adapter: &Path, out: &Path) -> Result<()> {
     let applied = [Applied { label: case.name.clone(), strength: 1.0, adapter: &opened.adapter, identity: None }];
     let merge = merge::merge(&base, &applied, &Options::default())?;
     let limits = Limits { threads: 2, memory: 64 << 20 };
-    let writing = Writing { replace: false, sync: false, limits };
+    let writing = Writing { replace: false, sync: false, limits, resuming: Resuming::Never };
     merge.output.write(out, writing, &OpenBlas::new(), &Unwatched)?;
     Ok(())
 }

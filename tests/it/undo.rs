@@ -21,7 +21,7 @@ use lora_tool::kernels::OpenBlas;
 use lora_tool::layout::{self, Source};
 use lora_tool::model::BaseModel;
 use lora_tool::ops::undo::Restore;
-use lora_tool::stream::{Limits, Unwatched, Watch, Writing};
+use lora_tool::stream::{Limits, Resuming, Unwatched, Watch, Writing};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::fixtures;
@@ -178,8 +178,8 @@ fn undo(merged: &Path, record: &Path, out: &Path) -> Result<()> {
     let undone = restore.plan(&merged, adapters)?;
     undone.output.check(out, &[&merged.path, record], false)?;
     let limits = Limits { threads: 1, memory: 64 << 20 };
-    let writing = Writing { replace: false, sync: false, limits };
-    let pending = undone.output.begin(out, writing)?;
+    let writing = Writing { replace: false, sync: false, limits, resuming: Resuming::Never };
+    let pending = undone.output.begin(out, writing, true)?;
     undone.check.rest(1, &Unwatched)?;
     let watch = Watch { progress: &Unwatched, witness: Some(&undone.check) };
     undone.output.fill(&pending, writing, &OpenBlas::new(), watch)?;

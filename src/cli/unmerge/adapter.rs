@@ -16,7 +16,7 @@ use crate::cli::{output, size};
 use crate::error::Result;
 use crate::model::BaseModel;
 use crate::ops::unmerge::{self, Against, Found, Options, Removal, Unmerge};
-use crate::stream::Writing;
+use crate::stream::{Resuming, Writing};
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
@@ -55,7 +55,12 @@ pub fn run(args: &Args) -> Result<()> {
         return say(args, &loaded, &plan, bytes, None);
     }
     let bar = Bar::new(bytes, signals);
-    let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
+    let writing = Writing {
+        replace: args.common.force,
+        sync: !args.common.no_sync,
+        limits: args.common.limits(),
+        resuming: Resuming::Never,
+    };
     let done = plan.output.write(&args.out, writing, kernels.as_ref(), &bar);
     bar.finish();
     done?;

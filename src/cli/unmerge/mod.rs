@@ -50,6 +50,12 @@ pub struct Args {
     weights: Weights,
     #[command(flatten)]
     read: ReadAs,
+    /// Go on where the same command was cut short
+    ///
+    /// What is there is compared with a journal, and what is as it should be is not made again. If this run is asked to end,
+    /// or the machine fails it, what it has done is kept for the next.
+    #[arg(long, requires = "undo", conflicts_with = "adapter")]
+    resume: bool,
     /// Leave out modules of the adapter that match nothing in the model
     #[arg(long, conflicts_with = "undo")]
     allow_unmatched: bool,

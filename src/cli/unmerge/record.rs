@@ -1,24 +1,25 @@
 //! `lora-tool unmerge --undo`: a merged model back to its base, to the last bit.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::json;
 
 use super::{Args, tensors};
+use crate::cli::args::Resume;
 use crate::cli::loaded::Loaded;
-use crate::cli::merge::notes_json;
+use crate::cli::merge::{notes_json, taken_up};
 use crate::cli::progress::Bar;
 use crate::cli::signals::Signals;
 use crate::cli::undo::{self, find_adapters, merge_options, write_back};
 use crate::cli::{output, size};
-use crate::container::atomic::{self, Form, Pending};
+use crate::container::atomic;
 use crate::error::{Error, Result};
 use crate::model::BaseModel;
 use crate::ops::merge;
 use crate::ops::undo::{Restore, Undone};
-use crate::stream::Writing;
 use crate::stream::undo::Record;
+use crate::stream::{Resuming, Writing};
 
 /// Runs the command.
 pub fn run(args: &Args, path: &Path) -> Result<()> {
@@ -41,6 +42,8 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
     inputs.extend(found.iter().flatten().map(|l| l.path.as_path()));
     undone.output.inputs.extend(found.iter().flatten().flat_map(|l| l.opened.source.files().cloned()));
     undone.output.check(&args.out, &inputs, args.common.force)?;
+    let files = undone.output.files();
+    let read: Vec<&Path> = inputs.iter().copied().chain(files.iter().map(PathBuf::as_path)).collect();
     output::notes(&undone.notes);
     if args.common.strict {
         output::require_lossless(&undone.notes)?;
@@ -50,33 +53,38 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
         return say(args, &undone, bytes, None);
     }
     let bar = Bar::new(bytes, signals);
-    let writing = Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits() };
+    let resuming = Resume { resume: args.resume }.of(&(kernels.as_ref().name(), &args.adapter), &read);
+    let writing =
+        Writing { replace: args.common.force, sync: !args.common.no_sync, limits: args.common.limits(), resuming };
     let began = Instant::now();
     let done = if kept.is_empty() {
-        undone.output.begin(&args.out, writing).and_then(|pending| {
-            write_back(&undone, &undone.output, &pending, writing, kernels.as_ref(), &bar)?;
-            pending.commit()
+        undone.output.begin(&args.out, writing, true).and_then(|building| {
+            write_back(&undone, &building, writing, kernels.as_ref(), &bar)?;
+            let found = building.found();
+            building.commit().map(|()| found)
         })
     } else {
         // The base stands beside the result while the others are merged into it, and goes when that is done.
-        let form = if undone.output.is_folder { Form::Folder } else { Form::File };
+        let writing = Writing { resuming: Resuming::Never, ..writing };
         let beside = Writing { sync: false, ..writing };
-        Pending::new(&args.out, form, args.common.force, false).and_then(|base| {
-            write_back(&undone, &undone.output, &base, beside, kernels.as_ref(), &bar)?;
+        undone.output.begin(&args.out, beside, true).and_then(|base| {
+            write_back(&undone, &base, beside, kernels.as_ref(), &bar)?;
+            let path = base.pending.path();
             // A base of one file has no other files, but its config lay beside it and says how it is to be read.
-            for (name, text) in undone.output.texts.iter().filter(|_| form == Form::File) {
-                atomic::write_whole(&base.path().with_file_name(name), text, false)?;
+            for (name, text) in undone.output.texts.iter().filter(|_| !undone.output.is_folder) {
+                atomic::write_whole(&path.with_file_name(name), text, false)?;
             }
-            let base = (BaseModel::open(base.path())?, base);
+            let model = BaseModel::open(path)?;
             let others: Vec<_> = kept.iter().filter_map(|&n| found[n].as_ref()).map(Loaded::applied).collect();
-            let merge = merge::merge(&base.0, &others, &merge_options(&restore.manifest().options))?;
-            merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(drop)
+            let merge = merge::merge(&model, &others, &merge_options(&restore.manifest().options))?;
+            merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|(_, found)| found)
         })
     };
     bar.finish();
-    done?;
-    output::notes(&kernels.notes());
-    undone.notes.extend(kernels.notes());
+    let found = done?;
+    let after: Vec<_> = kernels.notes().into_iter().chain(taken_up(found)).collect();
+    output::notes(&after);
+    undone.notes.extend(after);
     say(args, &undone, bytes, Some(began.elapsed().as_secs_f64()))
 }
 

@@ -580,6 +580,11 @@ impl Produce for Merged {
         self.segments(kernels, rows, out, Some(guess))
     }
 
+    /// Scales are found from all rows, and what became of them is told.
+    fn can_be_taken_up(&self) -> bool {
+        !matches!(self.scaling, Scaling::Fitted(_))
+    }
+
     fn release(&self, rows: Range<usize>) {
         self.let_go(&rows);
         self.finished(rows.len());

@@ -36,6 +36,11 @@ impl Produce for ScaleTensor {
         self.of.get().map_or(0, |merged| merged.footprint(merged.rows_of_piece()))
     }
 
+    /// What became of the scales is told.
+    fn can_be_taken_up(&self) -> bool {
+        false
+    }
+
     fn produce(&self, kernels: &dyn Kernels, _: Range<usize>, out: &mut [u8]) -> Result<Moved> {
         let bytes = match self.merged()?.scales(kernels)? {
             Some(scales) => scales.bytes()?,

@@ -573,6 +573,11 @@ impl Produce for Mixed {
         self.work.footprint(rows) + self.back.guess_footprint(rows) + 16 * (rows * self.matrix().1) as u64
     }
 
+    /// What differs is counted on the way.
+    fn can_be_taken_up(&self) -> bool {
+        false
+    }
+
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
         let cols = self.matrix().1;
         let bytes_of = |dtype: Dtype| -> Result<Range<usize>> {

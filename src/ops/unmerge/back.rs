@@ -289,6 +289,11 @@ impl Produce for Back {
         self.guess_footprint(rows)
     }
 
+    /// What is in doubt is counted on the way.
+    fn can_be_taken_up(&self) -> bool {
+        false
+    }
+
     fn produce(&self, kernels: &dyn Kernels, rows: Range<usize>, out: &mut [u8]) -> Result<Moved> {
         let row_bytes = dtype::byte_len(self.merged.dtype, self.matrix().1)?;
         let range = rows.start * row_bytes..rows.end * row_bytes;
