@@ -8,7 +8,7 @@ use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
 use super::exit;
 use crate::container::atomic;
 use crate::error::{Error, Kind, Result};
-use crate::tensor::lost;
+use crate::tensor::fatal::{self, Fatal};
 
 /// What asks a run to end.
 const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -68,22 +68,35 @@ fn end_with_the_second() -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
 }
 
-/// Prepares for what would otherwise end the process without a word: an input that another program cuts short, and a
-/// limit on the size of files, which then is an error of the write.
+/// Prepares for what would otherwise end the process without a word: an input that another program cuts short, memory
+/// that cannot be had, and a limit on the size of files, which then is an error of the write.
 pub fn prepare(as_json: bool) {
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
-    let watched = lost::watch(move |file| {
-        let Some(file) = file else {
+    let watched = fatal::watch(move |what| {
+        let Some(e) = error_of(what) else {
             let _ = signal_hook::low_level::emulate_default_handler(SIGBUS); // none of our files: a fault of the program
             return;
         };
-        let e = Error::new(Kind::Io, "lost bytes while it was being read: it was cut short, or its disk has failed");
-        let code = exit::failed(&e.in_file(file), as_json);
         atomic::remove_unfinished();
-        exit::at_once(code);
+        exit::at_once(exit::failed(&e, as_json));
     });
     if watched.is_err() {
         // No thread to tell: at least an end of our own.
         let _ = signal_hook::flag::register_conditional_shutdown(SIGBUS, 1, Arc::new(AtomicBool::new(true)));
     }
+}
+
+fn error_of(what: Fatal) -> Option<Error> {
+    const LESS: &str = "--memory and --threads bound what is used";
+    Some(match what {
+        Fatal::Lost(file) => {
+            let what = "lost bytes while it was being read: it was cut short, or its disk has failed";
+            Error::new(Kind::Io, what).in_file(file?)
+        }
+        Fatal::Aborted => Error::new(Kind::Io, "out of memory: the system gives no more").hint(LESS),
+        Fatal::Exited => {
+            let what = "a library has ended the run, as OpenBLAS does where the system gives no more memory";
+            Error::new(Kind::Io, what).hint(LESS)
+        }
+    })
 }

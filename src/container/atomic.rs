@@ -15,7 +15,7 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use super::system::{self, WRITE_BYTES};
-use super::{Pipeline, folder};
+use super::{Pipeline, folder, kept};
 use crate::error::{Context, Error, Kind, Result};
 
 const MARK: &str = ".lora-tool.";
@@ -142,6 +142,9 @@ impl Pending {
 
     /// Brings to disk what the rename needs.
     fn settle(&self) -> Result<()> {
+        if self.form == Form::Folder && self.replace && self.destination.is_dir() {
+            kept::keep_others(&self.destination, &self.building)?;
+        }
         if self.form == Form::Folder && self.parent.is_some() {
             sync_folders(&self.building).map_err(|e| self.fail("cannot bring to disk", e))?;
         }
@@ -168,8 +171,11 @@ impl Pending {
 
     /// Removes what is left over. Failing to do so does not undo the result.
     fn clear(&self, step: Step) {
-        if let Step::Aside(old) = step {
-            let _ = folder::remove(&old);
+        if let Step::Aside(old) = &step {
+            let _ = folder::remove(old);
+        }
+        if matches!(step, Step::Exchanged) && self.form == Form::Folder {
+            let _ = kept::keep_others(&self.building, &self.destination); // what somebody has put there meanwhile
         }
         let _ = folder::remove(&self.temporary); // with the old output, where the two were exchanged
     }
@@ -672,7 +678,8 @@ mod tests {
         let pending = Pending::new(&out, Form::Folder, true, true).unwrap();
         write_whole(&pending.path().join("new"), b"y", true).unwrap();
         pending.commit().unwrap();
-        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], vec!["new".to_string()]));
+        let both = vec!["new".to_string(), "old".to_string()];
+        assert_eq!((names(&folder), names(&out)), (vec!["out".to_string()], both), "what is no part of a result stays");
     }
 
     #[test]

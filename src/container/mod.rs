@@ -7,6 +7,7 @@ mod given;
 mod header;
 pub mod hub;
 pub mod json;
+mod kept;
 pub mod npz;
 pub mod pipeline;
 pub mod safetensors;

@@ -182,6 +182,12 @@ fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The files that an index names; none where it is no index.
+pub fn named_by(index: &Path) -> Vec<String> {
+    let map = json::read_object(index, MAX_INDEX_BYTES).and_then(|root| weight_map(&root));
+    map.map_or_else(|_| Vec::new(), |map| map.into_iter().map(|(_, file)| file).collect())
+}
+
 fn weight_map(root: &serde_json::Map<String, Value>) -> Result<Vec<(String, String)>> {
     let Some(Value::Object(map)) = root.get("weight_map") else {
         return Err(Error::malformed("no object `weight_map` in the index").at_key("weight_map"));

@@ -4,9 +4,9 @@
 pub mod bytes;
 pub mod cast;
 pub mod dtype;
+pub mod fatal;
 pub mod hash;
 pub mod heap;
-pub mod lost;
 pub mod numpy_random;
 pub mod ordinal;
 pub mod random;

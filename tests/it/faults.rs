@@ -7,8 +7,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::fixtures::{self, Scratch};
-use crate::program::{PROGRAM, Ran, merge, names};
+use crate::fixtures::{self, Scratch, text};
+use crate::program::{PROGRAM, Ran, command, merge, names};
 
 fn base(name: &str) -> PathBuf {
     fixtures::root().join("models").join(name)
@@ -102,6 +102,36 @@ fn force_replaces_results_and_nothing_else() {
     let refused = merge(&base("llama"), adapter("lora"), &home, &["--force"]).expect(1);
     assert!(refused.err.contains("no result"), "{}", refused.err);
     assert_eq!(names(&home), ["thesis.txt"]);
+}
+
+#[test]
+fn what_somebody_put_beside_a_result_stays_when_it_is_replaced() {
+    let scratch = Scratch::new();
+    let (out, clean) = (scratch.join("out"), scratch.join("clean"));
+    // The old result has other shards, and a record of its own.
+    let shards = ["--max-shard-size", "1KB", "--undo", "out.undo"].map(str::to_string);
+    let mut old = command();
+    old.args(["merge", &text(&base("llama")), &text(&adapter("lora")), "-o", &text(&out), "--no-sync"]);
+    old.args(&shards[..3]).arg(out.join(&shards[3]));
+    assert!(old.output().unwrap().status.success());
+    let theirs = ["thesis.txt", "runs/1/log", ".git/HEAD", "my-own.safetensors"];
+    for name in theirs {
+        fs::create_dir_all(out.join(name).parent().unwrap()).unwrap();
+        fs::write(out.join(name), name).unwrap();
+    }
+    merge(&base("llama"), adapter("lora"), &clean, &[]).expect(0);
+    merge(&base("llama"), adapter("lora"), &out, &["--force"]).expect(0);
+    let mut expected = names(&clean);
+    expected.extend([".git", "my-own.safetensors", "runs", "thesis.txt"].map(str::to_string));
+    expected.sort();
+    assert_eq!(names(&out), expected, "no shard of the old result is left, and no record");
+    for name in names(&clean) {
+        assert_eq!(fs::read(out.join(&name)).unwrap(), fs::read(clean.join(&name)).unwrap(), "{name}");
+    }
+    for name in theirs {
+        assert_eq!(fs::read_to_string(out.join(name)).unwrap(), name);
+    }
+    assert_eq!(names(&scratch.join(".")), ["clean", "out"]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 
 /// Where `unsafe` may stand: mapping, a signal handler, foreign functions, vector instructions, devices.
 const UNSAFE: &[&str] =
-    &["tensor/bytes.rs", "tensor/heap.rs", "tensor/lost.rs", "kernels/openblas.rs", "kernels/fused/", "kernels/cuda/"];
+    &["tensor/bytes.rs", "tensor/heap.rs", "tensor/fatal.rs", "kernels/openblas.rs", "kernels/fused/", "kernels/cuda/"];
 
 /// What only the command line does: print, read the environment, end the process.
 const CLI_ONLY: &[&str] =

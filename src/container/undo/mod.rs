@@ -25,6 +25,15 @@ const CORRECTIONS: &str = "corrections";
 const SEAL: &str = "seal";
 const SEAL_BYTES: usize = 32;
 
+/// So many bytes of a file tell whether it is a record, as far as its beginning goes.
+pub const BEGIN_BYTES: u64 = 128;
+
+/// Whether a file that begins like this is a record.
+pub fn begins(bytes: &[u8]) -> bool {
+    let text = bytes.get(8..).unwrap_or_default();
+    text.starts_with(b"{") && text.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
+}
+
 fn seal(head: &[u8], data: &Hash) -> Hash {
     Hasher::default().raw(head).raw(&data.0).finish()
 }
@@ -53,6 +62,7 @@ mod tests {
     fn what_is_written_is_read() {
         let path = scratch("round");
         write(&path);
+        assert!(begins(&std::fs::read(&path).unwrap()[..usize::try_from(BEGIN_BYTES).unwrap()]));
         let record = Record::open(&path).unwrap();
         assert_eq!(record.corrections().as_slice(), b"firstsecondlast");
         assert_eq!(record.section("one").unwrap().as_slice(), b"section one");
