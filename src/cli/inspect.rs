@@ -9,7 +9,7 @@ use super::unmerge::tensors;
 use super::{output, size};
 use crate::adapter::Note;
 use crate::container::{Pipeline, SafetensorsFile, Sharded};
-use crate::error::{Error, Kind, Result, printable};
+use crate::error::{Context, Error, Kind, Result, printable};
 use crate::kernels::OpenBlas;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
@@ -99,7 +99,7 @@ fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
                 return Err(e);
             }
         };
-        let summary = adapter::summarise(&opened.adapter, &OpenBlas::new())?;
+        let summary = adapter::summarise(&opened.adapter, &OpenBlas::new()).in_file(path)?;
         return Ok((adapter_text(&opened, &summary, args), adapter_json(&opened, &summary, args)));
     }
     let model = BaseModel::open(path).map_err(|e| fault.unwrap_or(e))?;

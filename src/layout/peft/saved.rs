@@ -16,6 +16,9 @@ pub const TOKENS_OF_TUNER: &str = "token_indices";
 /// See [`TOKENS_OF_TUNER`].
 pub const TOKENS_BESIDE_TUNER: &str = "trainable_token_indices";
 
+/// How components of names begin that are a tuner's or a program's own, and never a model's.
+const OTHERS: [&str; 7] = ["lora_", "hada_", "lokr_", "oft_", "boft_", "ia3_", "vera_"];
+
 /// Takes all whole tensors. They come first in their targets: an embedding that was saved because it grew is
 /// replaced before its own low-rank update is added.
 pub fn read(reader: &mut Reader) -> Result<()> {
@@ -60,6 +63,17 @@ fn note_unlisted(reader: &mut Reader) -> Result<()> {
             || reader.modules.tuned.keys().any(|(module, _)| path.starts_with(module.as_str()))
             || name.split('.').any(|c| c == "original_module")
     };
+    let of_others = |name: &str| name.split('.').any(|c| OTHERS.iter().any(|start| c.starts_with(start)));
+    let alien = reader.modules.saved.iter().find(|(name, part)| {
+        // A name of one word is of no module, and where nothing is adapted nothing says that it is a LoRA at all.
+        let stray = !part.key.contains('.') || reader.modules.tuned.is_empty();
+        of_others(name) || stray && !spoken_of(name)
+    });
+    if let Some((_, part)) = alien {
+        let what = "no tensor of a LoRA, and nothing in the config speaks of it as one of the model's";
+        let hint = "modules that were trained whole are listed in modules_to_save";
+        return Err(Error::unrecognised(what).at_key(&part.key).hint(hint));
+    }
     let unknown: Vec<_> = reader.modules.saved.iter().filter(|(name, _)| !spoken_of(name)).collect();
     if let Some((_, first)) = unknown.first() {
         let what = "saved whole, and nothing in the config speaks of it; taken for one of the model's tensors";
