@@ -125,6 +125,18 @@ impl Error {
         self
     }
 
+    /// Names the base as well, where the fault lies between it and the file that is named; alone where none is.
+    #[must_use]
+    pub fn with_base(mut self, base: impl AsRef<Path>) -> Self {
+        let base = base.as_ref();
+        let Some(file) = &self.0.file else { return self.in_file(base) };
+        let shown = base.display().to_string();
+        if self.0.kind == Kind::Mismatch && !file.starts_with(base) && !self.0.what.contains(&shown) {
+            self.0.what += &format!("; the base is {shown}");
+        }
+        self
+    }
+
     /// Says what the user can do, unless an inner caller already did.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

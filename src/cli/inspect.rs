@@ -155,7 +155,7 @@ fn keys(path: &Path, most: usize) -> Result<(String, Value)> {
     if tensors.len() > most {
         text += &format!("\n… {} more; --keys lists them", tensors.len() - most);
     }
-    Ok((text, json!({ "path": path, "keys": list })))
+    Ok((text, json!({ "path": output::path(path), "keys": list })))
 }
 
 // Adapters
@@ -296,7 +296,7 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
         .collect();
     let problems: Vec<_> = summary.problems.iter().map(|(p, w)| json!({ "module": p, "what": w })).collect();
     json!({
-        "path": opened.source.path, "type": "adapter", "layout": opened.layout, "because": opened.because,
+        "path": output::path(&opened.source.path), "type": "adapter", "layout": opened.layout, "because": opened.because,
         "image_model": image_model(opened).map(|(f, naming)| json!({ "family": f.name, "about": f.about, "names": naming })),
         "declared": summary.declared, "kinds": summary.kinds, "about": summary.about, "modules": summary.modules,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
@@ -397,7 +397,7 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         })
         .collect();
     json!({
-        "path": path, "type": "base", "pipeline": summary.pipeline, "components": components, "model_types": summary.model_types, "files": summary.files,
+        "path": output::path(path), "type": "base", "pipeline": summary.pipeline, "components": components, "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
         "eight_bit": { "weights": summary.eight_bit.0, "scaled": summary.eight_bit.1 },

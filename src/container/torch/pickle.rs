@@ -207,7 +207,8 @@ impl<'a> Machine<'a> {
                 self.push_object(Object::Storage(storage))?;
             }
             b'i' => {
-                let what = format!("opcode 0x69 (INST), a call of `{}.{}`; nothing was run", self.line()?, self.line()?);
+                let what =
+                    format!("opcode 0x69 (INST), a call of `{}.{}`; nothing was run", self.line()?, self.line()?);
                 return Err(Error::unsupported(what).hint(super::ADVICE));
             }
             other => return Err(refused(other)),

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::keys::Part;
 use super::writer::Writer;
 use super::{Reader, keys};
 use crate::adapter::delta::{Delta, Full, TokenRows, full::Mode};
@@ -22,6 +23,7 @@ const OTHERS: [&str; 7] = ["lora_", "hada_", "lokr_", "oft_", "boft_", "ia3_", "
 /// Takes all whole tensors. They come first in their targets: an embedding that was saved because it grew is
 /// replaced before its own low-rank update is added.
 pub fn read(reader: &mut Reader) -> Result<()> {
+    refuse_others(reader)?;
     note_unlisted(reader)?;
     for (name, part) in std::mem::take(&mut reader.modules.saved) {
         if name.split('.').any(|c| c == "original_module") {
@@ -45,6 +47,18 @@ pub fn read(reader: &mut Reader) -> Result<()> {
     Ok(())
 }
 
+/// An error for a tensor that is of a tuner, but not of this one.
+fn refuse_others(reader: &Reader) -> Result<()> {
+    let of_others = |name: &str| name.split('.').any(|c| OTHERS.iter().any(|start| c.starts_with(start)));
+    match reader.modules.saved.iter().find(|(name, _)| of_others(name)) {
+        None => Ok(()),
+        Some((_, part)) => {
+            let what = format!("not a tensor of peft_type {}", reader.config.peft_type);
+            Err(Error::unrecognised(what).at_key(&part.key))
+        }
+    }
+}
+
 /// Names tensors that nothing in the config of a LoRA speaks of: they may be the model's, or of another program.
 fn note_unlisted(reader: &mut Reader) -> Result<()> {
     if reader.config.peft_type != "LORA" {
@@ -63,13 +77,9 @@ fn note_unlisted(reader: &mut Reader) -> Result<()> {
             || reader.modules.tuned.keys().any(|(module, _)| path.starts_with(module.as_str()))
             || name.split('.').any(|c| c == "original_module")
     };
-    let of_others = |name: &str| name.split('.').any(|c| OTHERS.iter().any(|start| c.starts_with(start)));
-    let alien = reader.modules.saved.iter().find(|(name, part)| {
-        // A name of one word is of no module, and where nothing is adapted nothing says that it is a LoRA at all.
-        let stray = !part.key.contains('.') || reader.modules.tuned.is_empty();
-        of_others(name) || stray && !spoken_of(name)
-    });
-    if let Some((_, part)) = alien {
+    // A name of one word is of no module, and where nothing is adapted nothing says that it is a LoRA at all.
+    let stray = |part: &Part| !part.key.contains('.') || reader.modules.tuned.is_empty();
+    if let Some((_, part)) = reader.modules.saved.iter().find(|(name, part)| stray(part) && !spoken_of(name)) {
         let what = "no tensor of a LoRA, and nothing in the config speaks of it as one of the model's";
         let hint = "modules that were trained whole are listed in modules_to_save";
         return Err(Error::unrecognised(what).at_key(&part.key).hint(hint));

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -431,12 +432,10 @@ impl Merged {
             true => "the base has NaN or infinity there",
             false => "the result is beyond the range of the type",
         };
-        let changes = self.edits.iter().flat_map(|edit| edit.source.tensors());
-        let stored = match &self.start {
-            Start::Stored(tensor) if of_base => Some(tensor.clone()),
-            _ => None,
+        let place = match &self.start {
+            Start::Stored(tensor) if of_base => tensor.bytes.file().map(|file| file.path().to_path_buf()),
+            _ => self.edits.first().map(|edit| PathBuf::from(&edit.source.adapter)),
         };
-        let place = stored.into_iter().chain(changes).find_map(|tensor| Some(tensor.bytes.file()?.path().to_path_buf()));
         let what =
             format!("{count} values came out as NaN or infinity as {}, first at [{row}, {col}]: {cause}", self.out);
         let error = Error::new(Kind::Nonfinite, what)

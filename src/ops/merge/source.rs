@@ -86,11 +86,6 @@ impl Source {
         }
     }
 
-    /// The tensors of the adapter that it is made of.
-    pub fn tensors(&self) -> impl Iterator<Item = Tensor> + '_ {
-        self.target.tensors().into_iter().map(|(_, tensor)| tensor.clone())
-    }
-
     /// One of them is finished; after the last the action is let go.
     pub fn release(&self) {
         if self.ready.users.fetch_sub(1, Ordering::AcqRel) <= 1 {

@@ -20,7 +20,6 @@ mod special;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -216,7 +215,9 @@ impl Ran {
         for (stream, bytes) in [("stdout", &self.out), ("stderr", &self.err)] {
             match std::str::from_utf8(bytes) {
                 Err(_) => out.push(format!("{stream} is not UTF-8")),
-                Ok(text) => out.extend(text.chars().find(|c| drives_a_terminal(*c)).map(|c| format!("{stream} has {c:?}"))),
+                Ok(text) => {
+                    out.extend(text.chars().find(|c| drives_a_terminal(*c)).map(|c| format!("{stream} has {c:?}")))
+                }
             }
         }
         let err = String::from_utf8_lossy(&self.err);
@@ -240,7 +241,8 @@ impl Ran {
         let named = given.map(|path| shown(path.as_os_str()));
         out.extend(named.filter(|name| !error.contains(name)).map(|name| format!("does not name {name}")));
         out.extend(words.iter().filter(|word| !error.contains(**word)).map(|word| format!("does not say `{word}`")));
-        if error.len() > 2000 {
+        let of_path = given.map_or(0, |path| path.as_os_str().len());
+        if error.len() > 2000 + 2 * of_path {
             out.push(format!("a line of {} bytes", error.len()));
         }
         out
@@ -249,15 +251,14 @@ impl Ran {
 
 /// A path as a message has it.
 fn shown(path: &OsStr) -> String {
-    lora_shown(&path.to_string_lossy())
-}
-
-fn lora_shown(text: &str) -> String {
-    text.chars().map(|c| if drives_a_terminal(c) { c.escape_unicode().to_string() } else { c.to_string() }).collect()
+    let escaped =
+        |c: char| if c == '\n' || drives_a_terminal(c) { c.escape_unicode().to_string() } else { c.to_string() };
+    path.to_string_lossy().chars().map(escaped).collect()
 }
 
 fn drives_a_terminal(c: char) -> bool {
-    c.is_control() && c != '\n' || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    c.is_control() && c != '\n'
+        || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
 }
 
 /// Everything below a folder: what it is, its size and time, and its bytes where they are few.
@@ -341,12 +342,11 @@ fn report(case: &str, command: &str, ran: &Ran, folder: &Path) {
     let err = String::from_utf8_lossy(&ran.err).replace(&folder.display().to_string(), "");
     let code = ran.code.map_or_else(|| "signal".into(), |code| code.to_string());
     let millis = ran.took.as_millis();
-    let text = format!("{case}\t{command}\t{code}\t{millis}ms {}M\t{}\n", ran.peak_kib >> 10, err.trim_end().replace('\n', " | "));
+    let text = format!(
+        "{case}\t{command}\t{code}\t{millis}ms {}M\t{}\n",
+        ran.peak_kib >> 10,
+        err.trim_end().replace('\n', " | ")
+    );
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap();
     file.write_all(text.as_bytes()).unwrap();
-}
-
-#[expect(dead_code, reason = "bytes of paths in the cases")]
-fn path_of(bytes: &[u8]) -> PathBuf {
-    PathBuf::from(OsStr::from_bytes(bytes))
 }

@@ -68,7 +68,12 @@ fn every_form_comes_to_the_same_model() {
         ("as it is", "adapter_model.safetensors", config_text.as_str(), bytes.clone()),
         ("in another order", "adapter_model.safetensors", config_text.as_str(), tensors(&turned)),
         ("pickled", "adapter_model.bin", config_text.as_str(), zip),
-        ("with the adapter's name", "adapter_model.safetensors", config_text.as_str(), named(".weight", ".default.weight")),
+        (
+            "with the adapter's name",
+            "adapter_model.safetensors",
+            config_text.as_str(),
+            named(".weight", ".default.weight"),
+        ),
         ("without PEFT's prefix", "adapter_model.safetensors", config_text.as_str(), named("base_model.model.", "")),
         ("with more fields", "adapter_model.safetensors", more.as_str(), bytes),
     ] {
@@ -82,7 +87,10 @@ fn every_form_comes_to_the_same_model() {
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{case}");
         for (name, values) in &found {
             for (found, expected) in values.iter().zip(&expected[name]) {
-                assert!((f64::from(*found) - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{case}: {name}: {found} {expected}");
+                assert!(
+                    (f64::from(*found) - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+                    "{case}: {name}: {found} {expected}"
+                );
             }
         }
         std::fs::remove_dir_all(&out).unwrap();

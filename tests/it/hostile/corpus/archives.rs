@@ -142,38 +142,75 @@ fn archives_that_lie() {
     bomb.extend([0; 65_535]);
     run(
         &[
-            ("two members of one name", with(|z| z.members.push(Member::new(PICKLE, evil.clone()))), &[PICKLE, "two members"]),
-            ("another name in the local header", pickle(|m| m.local_name = Some(b"archive/xxxx.pkl".to_vec())), &[PICKLE, "name"]),
-            ("a longer name in the local header", pickle(|m| m.local_name = Some(b"archive/data.pkl2".to_vec())), &[PICKLE, "name"]),
+            (
+                "two members of one name",
+                with(|z| z.members.push(Member::new(PICKLE, evil.clone()))),
+                &[PICKLE, "two members"],
+            ),
+            (
+                "another name in the local header",
+                pickle(|m| m.local_name = Some(b"archive/xxxx.pkl".to_vec())),
+                &[PICKLE, "name"],
+            ),
+            (
+                "a longer name in the local header",
+                pickle(|m| m.local_name = Some(b"archive/data.pkl2".to_vec())),
+                &[PICKLE, "name"],
+            ),
             ("another checksum", pickle(|m| m.crc = Some(1)), &[PICKLE, "checksum"]),
             ("another checksum in the local header", pickle(|m| m.local_crc = Some(1)), &[PICKLE, "checksum"]),
             ("encrypted", pickle(|m| m.flags = 1), &[PICKLE, "encrypted"]),
-            ("encrypted in the directory alone", pickle(|m| (m.flags, m.local_flags) = (1, Some(0))), &[PICKLE, "encrypted"]),
+            (
+                "encrypted in the directory alone",
+                pickle(|m| (m.flags, m.local_flags) = (1, Some(0))),
+                &[PICKLE, "encrypted"],
+            ),
             ("encrypted in the local header alone", pickle(|m| m.local_flags = Some(1)), &[PICKLE, "flag"]),
             ("strongly encrypted", pickle(|m| m.flags = 1 << 6), &[PICKLE, "flags"]),
             ("masked directory", pickle(|m| m.flags = 1 << 13), &[PICKLE, "flags"]),
             ("compressed", pickle(|m| m.method = 8), &[PICKLE, "compressed by zip method 8"]),
             ("compressed in the local header alone", pickle(|m| m.local_method = Some(8)), &[PICKLE, "method"]),
             ("method 93", pickle(|m| m.method = 93), &[PICKLE, "method 93"]),
-            ("a bomb", pickle(|m| (m.method, m.bytes, m.sizes) = (8, bomb.clone(), Some([65_540, u32::MAX - 1]))), &[PICKLE]),
+            (
+                "a bomb",
+                pickle(|m| (m.method, m.bytes, m.sizes) = (8, bomb.clone(), Some([65_540, u32::MAX - 1]))),
+                &[PICKLE],
+            ),
             ("sizes that differ", pickle(|m| m.sizes = Some([10, 20])), &[PICKLE]),
-            ("sizes beyond the file", pickle(|m| m.sizes = Some([1 << 30; 2])), &[PICKLE, "1073741824 bytes do not fit"]),
+            (
+                "sizes beyond the file",
+                pickle(|m| m.sizes = Some([1 << 30; 2])),
+                &[PICKLE, "1073741824 bytes do not fit"],
+            ),
             ("other sizes in the local header", pickle(|m| m.local_sizes = Some([3; 2])), &[PICKLE, "size"]),
             ("wide sizes that are not there", pickle(|m| m.sizes = Some([u32::MAX; 2])), &[]),
             (
                 "wide sizes of 2^63",
                 pickle(|m| {
-                    let wide = [&1u16.to_le_bytes()[..], &16u16.to_le_bytes(), &[0xff; 7], &[0x7f], &[0xff; 7], &[0x7f]].concat();
+                    let wide =
+                        [&1u16.to_le_bytes()[..], &16u16.to_le_bytes(), &[0xff; 7], &[0x7f], &[0xff; 7], &[0x7f]]
+                            .concat();
                     (m.sizes, m.extra) = (Some([u32::MAX; 2]), wide);
                 }),
                 &[PICKLE],
             ),
             ("a header that is elsewhere", pickle(|m| m.header = Some(7)), &[PICKLE, "no local zip header at 7"]),
             ("a header beyond the file", pickle(|m| m.header = Some(u32::MAX - 1)), &[PICKLE]),
-            ("a header in the directory", with(|z| { let at = z.bytes().len() as u32 - 80; z.members[0].header = Some(at); }), &[PICKLE]),
+            (
+                "a header in the directory",
+                with(|z| {
+                    let at = z.bytes().len() as u32 - 80;
+                    z.members[0].header = Some(at);
+                }),
+                &[PICKLE],
+            ),
             ("members that overlap", with(|z| z.members[1].header = Some(0)), &["archive/"]),
             ("a name that is not UTF-8", with(|z| z.members[1].name = b"archive/\xff".to_vec()), &["UTF-8"]),
-            ("a name with escape codes", with(|z| (z.members[1].name, z.members[1].flags) = (b"archive/\x1b[2J".to_vec(), 1)), &["\\u{1b}[2J"]),
+            (
+                "a name with escape codes",
+                with(|z| (z.members[1].name, z.members[1].flags) = (b"archive/\x1b[2J".to_vec(), 1)),
+                &["\\u{1b}[2J"],
+            ),
             ("another checksum of a storage", with(|z| z.members[2].crc = Some(1)), &["archive/data/1", "checksum"]),
             ("text in front", with(|z| z.front = b"#!/bin/sh\necho\n".to_vec()), &[]),
             ("an archive in front", with(|z| z.front = z.bytes()), &["before"]),
@@ -186,15 +223,27 @@ fn archives_that_lie() {
             ("a directory beyond the file", with(|z| z.directory_at = Some(u32::MAX - 1)), &["zip directory"]),
             ("a directory of no bytes", with(|z| z.directory_size = Some(0)), &["zip directory"]),
             ("several disks", with(|z| z.disk = 3), &["several parts"]),
-            ("a wide end that is not there", with(|z| z.before_end = [b"PK\x06\x07".as_slice(), &[0; 16]].concat()), &["64-bit end"]),
-            ("a wide end at 2^64-1", with(|z| z.before_end = [b"PK\x06\x07".as_slice(), &[0; 4], &[0xff; 8], &[1, 0, 0, 0]].concat()), &["64-bit end"]),
+            (
+                "a wide end that is not there",
+                with(|z| z.before_end = [b"PK\x06\x07".as_slice(), &[0; 16]].concat()),
+                &["64-bit end"],
+            ),
+            (
+                "a wide end at 2^64-1",
+                with(|z| z.before_end = [b"PK\x06\x07".as_slice(), &[0; 4], &[0xff; 8], &[1, 0, 0, 0]].concat()),
+                &["64-bit end"],
+            ),
             ("cut", with(|_| ()).split_last_chunk::<30>().unwrap().0.to_vec(), &["end of a zip archive"]),
             ("no data.pkl", with(|z| z.members[0].name = b"archive/data.txt".to_vec()), &["data.pkl"]),
             ("two of them", with(|z| z.members.push(Member::new("other/data.pkl", evil))), &["data.pkl"]),
             ("a path that leads out", with(|z| z.members[1].name = b"../../x".to_vec()), &["storage `0`"]),
             ("TorchScript", with(|z| z.members.push(Member::new("archive/constants.pkl", "x"))), &["TorchScript"]),
             ("big-endian", with(|z| z.members.push(Member::new("archive/byteorder", "big"))), &["byteorder", "`big`"]),
-            ("byte order with escape codes", with(|z| z.members.push(Member::new("archive/byteorder", "\u{1b}[2J"))), &["byteorder"]),
+            (
+                "byte order with escape codes",
+                with(|z| z.members.push(Member::new("archive/byteorder", "\u{1b}[2J"))),
+                &["byteorder"],
+            ),
             ("an empty archive", Zip::default().bytes(), &[]),
         ],
         "adapter_model.bin",
@@ -231,7 +280,8 @@ fn mlx_entries() -> Vec<Entry> {
         .to_vec()
 }
 
-const MLX_CONFIG: &str = r#"{"fine_tune_type":"lora","num_layers":2,"lora_parameters":{"rank":2,"scale":2.0,"dropout":0.0}}"#;
+const MLX_CONFIG: &str =
+    r#"{"fine_tune_type":"lora","num_layers":2,"lora_parameters":{"rank":2,"scale":2.0,"dropout":0.0}}"#;
 
 #[test]
 fn arrays_of_numpy() {
@@ -250,7 +300,11 @@ fn arrays_of_numpy() {
     (bomb.method, bomb.sizes) = (8, Some([500, 3 << 30]));
     let cases: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
         ("objects", array("'|O'", "False", "(8, 2)"), vec![a, "|O"]),
-        ("objects that are a pickle", first(npy("'|O'", "False", "(1,)", b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.")), vec![a]),
+        (
+            "objects that are a pickle",
+            first(npy("'|O'", "False", "(1,)", b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.")),
+            vec![a],
+        ),
         ("records", array("[('a', '<f4'), ('b', '|O')]", "False", "(8, 2)"), vec![a]),
         ("text", array("'<U8'", "False", "(8, 2)"), vec![a, "<U8"]),
         ("complex numbers", array("'<c8'", "False", "(8, 1)"), vec![a, "<c8"]),
@@ -273,14 +327,34 @@ fn arrays_of_numpy() {
         ("no descr", header("{'fortran_order': False, 'shape': (8, 2), }\n"), vec![a, "descr"]),
         ("no shape", header("{'descr': '<f4', 'fortran_order': False, }\n"), vec![a, "shape"]),
         ("no order", header("{'descr': '<f4', 'shape': (8, 2), }\n"), vec![a, "fortran_order"]),
-        ("shape twice", header("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 2), 'shape': (2, 8), }\n"), vec![a]),
-        ("a key that is unknown", header("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 2), 'x': 1, }\n"), vec![a]),
-        ("a shape in text", header("{'descr': '<f4', 'fortran_order': False, 'note': \"'shape': (4, 4)\", 'shape': (8, 2), }\n"), vec![a]),
+        (
+            "shape twice",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 2), 'shape': (2, 8), }\n"),
+            vec![a],
+        ),
+        (
+            "a key that is unknown",
+            header("{'descr': '<f4', 'fortran_order': False, 'shape': (8, 2), 'x': 1, }\n"),
+            vec![a],
+        ),
+        (
+            "a shape in text",
+            header("{'descr': '<f4', 'fortran_order': False, 'note': \"'shape': (4, 4)\", 'shape': (8, 2), }\n"),
+            vec![a],
+        ),
         ("a header that is no dict", header("import os\n"), vec![a]),
         ("an empty header", header(""), vec![a]),
         ("brackets", header(&"(".repeat(9000)), vec![a]),
-        ("a header of escape codes", header("{'descr': '\u{1b}[2J', 'fortran_order': False, 'shape': (8, 2), }\n"), vec![a]),
-        ("a header that is not text", first([b"\x93NUMPY\x01\0\x04\0".as_slice(), &[0xff; 4], &[0; 64]].concat()), vec![a]),
+        (
+            "a header of escape codes",
+            header("{'descr': '\u{1b}[2J', 'fortran_order': False, 'shape': (8, 2), }\n"),
+            vec![a],
+        ),
+        (
+            "a header that is not text",
+            first([b"\x93NUMPY\x01\0\x04\0".as_slice(), &[0xff; 4], &[0; 64]].concat()),
+            vec![a],
+        ),
         ("a header of 2 GiB", first(long), vec![a, "2147483648"]),
         ("cut in the header", first(b"\x93NUMPY\x01\0\xff\0{".to_vec()), vec![a]),
         ("cut in the length", first(b"\x93NUMPY\x01\0\x10".to_vec()), vec![a]),
@@ -289,8 +363,20 @@ fn arrays_of_numpy() {
         ("an empty member", first(vec![]), vec![a]),
         ("a member that is a pickle", first(b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R.".to_vec()), vec![a]),
         ("two members of one name", with(&|z| z.members.push(z.members[0].clone())), vec![a, "two"]),
-        ("two arrays of one name", with(&|z| { let mut m = z.members[0].clone(); m.name.truncate(a.len()); z.members.push(m); }), vec![a, "two"]),
-        ("another name in the local header", with(&|z| z.members[0].local_name = Some(b"x.npy".to_vec())), vec![a, "name"]),
+        (
+            "two arrays of one name",
+            with(&|z| {
+                let mut m = z.members[0].clone();
+                m.name.truncate(a.len());
+                z.members.push(m);
+            }),
+            vec![a, "two"],
+        ),
+        (
+            "another name in the local header",
+            with(&|z| z.members[0].local_name = Some(b"x.npy".to_vec())),
+            vec![a, "name"],
+        ),
         ("compressed", with(&|z| z.members[0].method = 8), vec![a, "compressed"]),
         ("a bomb", with(&|z| z.members[0] = bomb.clone()), vec![a]),
         ("encrypted", with(&|z| z.members[0].flags = 1), vec![a, "encrypted"]),

@@ -8,7 +8,7 @@ const INDEX: &str = "model.safetensors.index.json";
 const FIRST: &str = "model-00001-of-00002.safetensors";
 const SECOND: &str = "model-00002-of-00002.safetensors";
 /// A base that is sound by itself; `convert` has no use for it.
-const NO_MERGE: Verdicts = [Verdict::Open, Verdict::Refused, Verdict::Refused];
+const NO_MERGE: Verdicts = [Verdict::Open, Verdict::Open, Verdict::Refused];
 const GOOD: Verdicts = [Verdict::Accepted, Verdict::Refused, Verdict::Accepted];
 
 /// The base in two shards, and the map of its tensors.
@@ -37,15 +37,40 @@ fn names_that_lead_elsewhere() {
     let outside = outside.to_str().unwrap().to_string();
     let long = format!("{}.safetensors", "x".repeat(300));
     for name in [
-        "../outside.safetensors", "../../outside.safetensors", "..", ".", "", "/", "/dev/zero", "/etc/passwd", &outside,
-        "sub/../x.safetensors", "./x.safetensors", "sub/x.safetensors", r"..\x.safetensors", r"C:\x.safetensors",
-        "C:x.safetensors", "file:///x.safetensors", "https://localhost/x.safetensors", "x\0.safetensors", INDEX,
-        "pytorch_model.bin", "\u{1b}[2J", "~/x.safetensors/", "x.safetensors\n/y", &long,
+        "../outside.safetensors",
+        "../../outside.safetensors",
+        "..",
+        ".",
+        "",
+        "/",
+        "/dev/zero",
+        "/etc/passwd",
+        &outside,
+        "sub/../x.safetensors",
+        "./x.safetensors",
+        "sub/x.safetensors",
+        r"..\x.safetensors",
+        r"C:\x.safetensors",
+        "C:x.safetensors",
+        "file:///x.safetensors",
+        "https://localhost/x.safetensors",
+        "x\0.safetensors",
+        INDEX,
+        "pytorch_model.bin",
+        "\u{1b}[2J",
+        "~/x.safetensors/",
+        "x.safetensors\n/y",
+        &long,
     ] {
         let mut map = map.clone();
         map[15].1 = name;
         let text = index(&map);
-        let path = corpus.files(&[(FIRST, &one), (SECOND, &two), (INDEX, text.as_bytes()), ("config.json", BASE_CONFIG.as_bytes())]);
+        let path = corpus.files(&[
+            (FIRST, &one),
+            (SECOND, &two),
+            (INDEX, text.as_bytes()),
+            ("config.json", BASE_CONFIG.as_bytes()),
+        ]);
         let words: &[&str] = if name == long { &["x.safetensors"] } else { &[INDEX, &map[15].0, "shard name"] };
         corpus.base(&format!("{:.40}", name.escape_debug().to_string()), &path, BAD_BASE, words);
     }
@@ -76,12 +101,34 @@ fn indexes_that_are_none() {
         ("a byte-order mark", format!("\u{feff}{good}"), vec!["byte-order mark"]),
         ("text behind", format!("{good} x"), vec![]),
         ("metadata that is a number", good.replacen(r#"{"total_size":1}"#, "7", 1), vec!["metadata"]),
-        ("a tensor that is nowhere", good.replacen("\"weight_map\":{", &format!("\"weight_map\":{{\"nowhere\":\"{SECOND}\","), 1), vec!["nowhere", SECOND]),
-        ("a tensor in another shard", index(&map.iter().enumerate().map(|(i, (name, file))| (name.clone(), if i == 0 { SECOND } else { *file })).collect::<Vec<_>>()), vec![a, SECOND]),
-        ("escape codes", good.replacen("\"weight_map\":{", &format!("\"weight_map\":{{\"\\u001b[2J\":\"{SECOND}\","), 1), vec!["\\u{1b}[2J"]),
+        (
+            "a tensor that is nowhere",
+            good.replacen("\"weight_map\":{", &format!("\"weight_map\":{{\"nowhere\":\"{SECOND}\","), 1),
+            vec!["nowhere", SECOND],
+        ),
+        (
+            "a tensor in another shard",
+            index(
+                &map.iter()
+                    .enumerate()
+                    .map(|(i, (name, file))| (name.clone(), if i == 0 { SECOND } else { *file }))
+                    .collect::<Vec<_>>(),
+            ),
+            vec![a, SECOND],
+        ),
+        (
+            "escape codes",
+            good.replacen("\"weight_map\":{", &format!("\"weight_map\":{{\"\\u001b[2J\":\"{SECOND}\","), 1),
+            vec!["\\u{1b}[2J"],
+        ),
     ];
     for (case, text, words) in &cases {
-        let path = corpus.files(&[(FIRST, &one), (SECOND, &two), (INDEX, text.as_bytes()), ("config.json", BASE_CONFIG.as_bytes())]);
+        let path = corpus.files(&[
+            (FIRST, &one),
+            (SECOND, &two),
+            (INDEX, text.as_bytes()),
+            ("config.json", BASE_CONFIG.as_bytes()),
+        ]);
         corpus.base(case, &path, BAD_BASE, &[words.as_slice(), &[INDEX]].concat());
     }
     let many: Vec<_> = (0..100_001).map(|i| format!("\"t{i}\":\"s{i}.safetensors\"")).collect();
@@ -95,7 +142,12 @@ fn indexes_that_are_none() {
         ("more fields", good.replacen('{', r#"{"more":[1,{}],"#, 1)),
         ("ends of lines", good.replace(',', ",\r\n")),
     ] {
-        let path = corpus.files(&[(FIRST, &one), (SECOND, &two), (INDEX, text.as_bytes()), ("config.json", BASE_CONFIG.as_bytes())]);
+        let path = corpus.files(&[
+            (FIRST, &one),
+            (SECOND, &two),
+            (INDEX, text.as_bytes()),
+            ("config.json", BASE_CONFIG.as_bytes()),
+        ]);
         corpus.base(case, &path, GOOD, &[]);
     }
     corpus.done();
@@ -118,7 +170,9 @@ fn shards_that_are_none() {
         let path = corpus.files(&[(FIRST, &one), (SECOND, bytes), (INDEX, text.as_bytes())]);
         corpus.base(case, &path, BAD_BASE, words);
     }
-    for case in ["missing", "a folder", "a FIFO", "a device", "a loop of links", "a dangling link", "a link to the folder"] {
+    for case in
+        ["missing", "a folder", "a FIFO", "a device", "a loop of links", "a dangling link", "a link to the folder"]
+    {
         let path = corpus.files(&[(FIRST, &one), (INDEX, text.as_bytes())]);
         let second = path.join(SECOND);
         let link = |to: &str| std::os::unix::fs::symlink(to, &second).unwrap();
@@ -134,7 +188,7 @@ fn shards_that_are_none() {
         corpus.base(case, &path, BAD_BASE, &[SECOND]);
     }
     let path = corpus.files(&[(FIRST, &one), (SECOND, &two)]);
-    corpus.base("no index", &path, BAD_BASE, &["index"]);
+    corpus.base("no index", &path, BAD_BASE, &[]);
     corpus.done();
 }
 
@@ -149,8 +203,18 @@ fn contents() {
     let q = "layers.0.self_attn.q_proj";
     let cases: Vec<(&str, Vec<u8>, Verdicts, Vec<&str>)> = vec![
         ("no tensors", tensors(&[]), NO_MERGE, vec![]),
-        ("NaN where it is changed", with(&|e| e.3[..4].copy_from_slice(&f32::NAN.to_le_bytes())), NO_MERGE, vec![q, "NaN", "[0, 0]"]),
-        ("infinity where it is changed", with(&|e| e.3[40..44].copy_from_slice(&f32::INFINITY.to_le_bytes())), NO_MERGE, vec![q, "[1, 2]"]),
+        (
+            "NaN where it is changed",
+            with(&|e| e.3[..4].copy_from_slice(&f32::NAN.to_le_bytes())),
+            NO_MERGE,
+            vec![q, "NaN", "[0, 0]"],
+        ),
+        (
+            "infinity where it is changed",
+            with(&|e| e.3[40..44].copy_from_slice(&f32::INFINITY.to_le_bytes())),
+            NO_MERGE,
+            vec![q, "[1, 2]"],
+        ),
         ("integers", with(&|e| e.1 = "I32"), NO_MERGE, vec![q, "I32"]),
         ("complex numbers", with(&|e| (e.1, e.2) = ("C64", vec![8, 4])), NO_MERGE, vec![q]),
         ("a vector", with(&|e| e.2 = vec![64]), NO_MERGE, vec![q, "[64]"]),
@@ -170,9 +234,13 @@ fn contents() {
     });
     let path = corpus.file("model.safetensors", &tensors(&other.collect::<Vec<_>>()));
     corpus.base("another model", &path, NO_MERGE, &["q_proj"]);
-    let path = corpus.files(&[("model.safetensors", &base()), ("config.json", b"{\"model_type\": 7, \"quantization_config\": [[")]);
+    let path = corpus
+        .files(&[("model.safetensors", &base()), ("config.json", b"{\"model_type\": 7, \"quantization_config\": [[")]);
     corpus.base("a config that is cut", &path, NO_MERGE, &["config.json"]);
-    let path = corpus.files(&[("model.safetensors", &base()), ("config.json", br#"{"model_type":"\u001b[2J","architectures":["\u202e"],"torch_dtype":"\u0007"}"#)]);
+    let path = corpus.files(&[
+        ("model.safetensors", &base()),
+        ("config.json", br#"{"model_type":"\u001b[2J","architectures":["\u202e"],"torch_dtype":"\u0007"}"#),
+    ]);
     corpus.base("a config of escape codes", &path, GOOD, &[]);
     let mut entries = base_entries();
     entries.push(("\u{1b}[2J\u{202e}".into(), "F32", vec![1], f32s(&[1.0])));

@@ -84,7 +84,9 @@ fn outputs_and_inputs() {
     std::fs::hard_link(corpus.path("base/model.safetensors"), corpus.path("hard.safetensors")).unwrap();
     std::fs::create_dir(corpus.path("full")).unwrap();
     std::fs::write(corpus.path("full/x"), "x").unwrap();
-    let merge = |base: &'static str, adapter: &'static str, out: &'static str| vec!["merge", base, adapter, "-o", out, "--no-sync"];
+    let merge = |base: &'static str, adapter: &'static str, out: &'static str| {
+        vec!["merge", base, adapter, "-o", out, "--no-sync"]
+    };
     let force = |mut words: Vec<&'static str>| {
         words.push("--force");
         words
@@ -119,19 +121,32 @@ fn outputs_and_inputs() {
         (convert("good", ""), ""),
         (vec!["inspect", ""], ""),
         (merge("good", "base", "work/out"), "adapter"),
-        (merge("good", "good", "work/out"), "adapter"),
+        (merge("good", "good", "work/out"), "good"),
         (merge("base", "base", "work/out"), "model"),
     ];
     for (words, expected) in cases {
         let os: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
-        corpus.line(&words.join(" "), &os, None, Verdict::Refused, &[expected]);
+        let before = super::Picture::of(corpus.folder.path());
+        let ran = super::run(&os, corpus.folder.path());
+        let mut wrong = ran.manners();
+        wrong.extend(before.changes(&super::Picture::of(corpus.folder.path()), None));
+        let err = String::from_utf8_lossy(&ran.err);
+        // What cannot be the name of an output, or any path, is a mistake of the command line.
+        if !matches!(ran.code, Some(1 | 2)) || !err.contains(expected) {
+            wrong.push(format!("status {:?}, expected 1 or 2 and `{expected}`", ran.code));
+        }
+        super::report(&words.join(" "), "outputs", &ran, corpus.folder.path());
+        if !wrong.is_empty() {
+            corpus.faults.push(format!("{}: outputs: {}\n    {err}", words.join(" "), wrong.join("; ")));
+        }
     }
     let long = format!("work/{}", "x".repeat(300));
     let words = ["merge", "base", "good", "-o", long.as_str()];
     let os: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
     corpus.line("an output of 300 bytes", &os, None, Verdict::Refused, &["xxx"]);
     // Once more is not wrong by itself, and has to be the sum or an error.
-    let os: Vec<&OsStr> = ["merge", "base", "good", "good", "-o", "work/out", "--no-sync"].iter().map(OsStr::new).collect();
+    let os: Vec<&OsStr> =
+        ["merge", "base", "good", "good", "-o", "work/out", "--no-sync"].iter().map(OsStr::new).collect();
     corpus.line("an adapter twice", &os, None, Verdict::Open, &[]);
     corpus.done();
 }

@@ -66,10 +66,7 @@ impl Gguf {
                 (b"general.architecture".to_vec(), TEXT, text(b"llama")),
                 (b"adapter.lora.alpha".to_vec(), F32, 4f32.to_le_bytes().to_vec()),
             ],
-            infos: vec![
-                info("blk.0.ffn_up.weight.lora_a", [8, 2], 0),
-                info("blk.0.ffn_up.weight.lora_b", [2, 12], 64),
-            ],
+            infos: vec![info("blk.0.ffn_up.weight.lora_a", [8, 2], 0), info("blk.0.ffn_up.weight.lora_b", [2, 12], 64)],
             alignment: 32,
             data: f32s(&values("gguf", 40)),
         }
@@ -172,7 +169,8 @@ fn heads_and_counts() {
 fn keys_and_values() {
     let good = Gguf::good();
     let key = |key: &[u8], kind: u32, value: &[u8]| good.clone().key(key, kind, value).bytes();
-    let deep = |levels: usize| (1..levels).flat_map(|_| array(ARRAY, 1, b"")).chain(array(U8, 0, b"")).collect::<Vec<_>>();
+    let deep =
+        |levels: usize| (1..levels).flat_map(|_| array(ARRAY, 1, b"")).chain(array(U8, 0, b"")).collect::<Vec<_>>();
     // A key whose length alone lies.
     let length = |length: u64| {
         let mut file = good.clone();
@@ -297,10 +295,22 @@ fn tensors() {
         ("one dimension", dims(&[16]), &["blk.0.ffn_up.weight", "lora_a [16]"]),
         ("three dimensions", dims(&[8, 2, 1]), &["blk.0.ffn_up.weight", "lora_a [1, 2, 8]"]),
         ("ranks that differ", dims(&[4, 4]), &["rank"]),
-        ("a name that says no half", good.clone().info(|i| i.name = b"blk.0.ffn_up.weight".to_vec()).bytes(), &["blk.0.ffn_up.weight"]),
-        ("block 2^64", good.clone().info(|i| i.name = b"blk.18446744073709551616.ffn_up.weight.lora_a".to_vec()).bytes(), &["ffn_up"]),
+        (
+            "a name that says no half",
+            good.clone().info(|i| i.name = b"blk.0.ffn_up.weight".to_vec()).bytes(),
+            &["blk.0.ffn_up.weight"],
+        ),
+        (
+            "block 2^64",
+            good.clone().info(|i| i.name = b"blk.18446744073709551616.ffn_up.weight.lora_a".to_vec()).bytes(),
+            &["ffn_up"],
+        ),
         ("escape codes", good.clone().info(|i| i.name = b"\x1b]0;x\x07\x9b".to_vec()).bytes(), &["tensor 0"]),
-        ("escape codes in UTF-8", good.clone().info(|i| i.name = "\u{1b}]0;x\u{7}\u{9b}\u{202e}".into()).bytes(), &["\\u{1b}]0;x"]),
+        (
+            "escape codes in UTF-8",
+            good.clone().info(|i| i.name = "\u{1b}]0;x\u{7}\u{9b}\u{202e}".into()).bytes(),
+            &["\\u{1b}]0;x"],
+        ),
     ]);
 }
 
@@ -330,8 +340,20 @@ fn what_an_adapter_says() {
         ("no kind", without(b"adapter.type"), &["adapter.type"]),
         ("no architecture", without(b"general.architecture"), &["general.architecture"]),
         ("an architecture that is a number", with(b"general.architecture", U32, &[0; 4]), &["general.architecture"]),
-        ("an unknown architecture", with(b"general.architecture", TEXT, &text(b"\x1b[31mno")), &["general.architecture"]),
-        ("no tensors", { let mut file = good.clone(); file.infos.clear(); file.bytes() }, &[]),
+        (
+            "an unknown architecture",
+            with(b"general.architecture", TEXT, &text(b"\x1b[31mno")),
+            &["general.architecture"],
+        ),
+        (
+            "no tensors",
+            {
+                let mut file = good.clone();
+                file.infos.clear();
+                file.bytes()
+            },
+            &[],
+        ),
     ]);
 }
 
@@ -341,13 +363,25 @@ fn odd_but_legal_files() {
     let good = Gguf::good();
     for (case, bytes) in [
         ("as it is", good.bytes()),
-        ("version 2", { let mut file = good.clone(); file.version = 2u32.to_le_bytes(); file.bytes() }),
-        ("no alpha", { let mut file = good.clone(); file.keys.pop(); file.bytes() }),
+        ("version 2", {
+            let mut file = good.clone();
+            file.version = 2u32.to_le_bytes();
+            file.bytes()
+        }),
+        ("no alpha", {
+            let mut file = good.clone();
+            file.keys.pop();
+            file.bytes()
+        }),
         ("unknown keys", good.clone().key(b"x.y", ARRAY, &array(TEXT, 2, &[text(b"a"), text(b"")].concat())).bytes()),
         ("arrays in arrays", good.clone().key(b"x", ARRAY, &array(ARRAY, 1, &array(U8, 1, b"1"))).bytes()),
         ("an empty array", good.clone().key(b"x", ARRAY, &array(F64, 0, b"")).bytes()),
         ("bytes behind the data", [good.bytes(), vec![0; 24]].concat()),
-        ("alignment 1", { let mut file = good.clone().key(b"general.alignment", U32, &1u32.to_le_bytes()); file.alignment = 1; file.bytes() }),
+        ("alignment 1", {
+            let mut file = good.clone().key(b"general.alignment", U32, &1u32.to_le_bytes());
+            file.alignment = 1;
+            file.bytes()
+        }),
     ] {
         let path = corpus.file("adapter.gguf", &bytes);
         corpus.adapter(case, &path, ACCEPTED, &[]);

@@ -1,9 +1,9 @@
 //! safetensors headers that lie, in the place of an adapter and of a base. What `hostile::headers` shows of the reader
 //! is not repeated case by case: here is one of every kind, and what only the program can do wrong.
 
+use super::super::safetensors;
 use super::made::{self, good_entries, tensors};
 use super::{ACCEPTED, Corpus, REFUSED};
-use super::super::safetensors;
 
 /// `{"w": {…}}` over eight bytes.
 fn entry(fields: &str) -> Vec<u8> {
@@ -90,15 +90,25 @@ fn json() {
         ("100,000 arrays", raw(format!(r#"{{"w":{closed}}}"#).as_bytes()), &["w", "deeper than 64"]),
         ("100,000 arrays, open", raw(deep.as_bytes()), &["header"]),
         ("100,000 objects", raw(objects.as_bytes()), &["deep"]),
-        ("deep in the metadata", raw(format!(r#"{{"__metadata__":{{"a":{closed}}}}}"#).as_bytes()), &["deeper than 64"]),
-        ("deep in a field", entry(&format!(r#""x":{closed},"dtype":"F32","shape":[2],"data_offsets":[0,8]"#)), &["w", "deeper than 64"]),
+        (
+            "deep in the metadata",
+            raw(format!(r#"{{"__metadata__":{{"a":{closed}}}}}"#).as_bytes()),
+            &["deeper than 64"],
+        ),
+        (
+            "deep in a field",
+            entry(&format!(r#""x":{closed},"dtype":"F32","shape":[2],"data_offsets":[0,8]"#)),
+            &["w", "deeper than 64"],
+        ),
         ("deep in the shape", entry(&format!(r#""dtype":"F32","shape":{closed},"data_offsets":[0,8]"#)), &["w"]),
     ]);
 }
 
 #[test]
 fn entries() {
-    let w = |dtype: &str, shape: &str, range: &str| entry(&format!(r#""dtype":{dtype},"shape":{shape},"data_offsets":{range}"#));
+    let w = |dtype: &str, shape: &str, range: &str| {
+        entry(&format!(r#""dtype":{dtype},"shape":{shape},"data_offsets":{range}"#))
+    };
     let shape = |shape: &str| w("\"F32\"", shape, "[0,8]");
     let range = |range: &str| w("\"F32\"", "[2]", range);
     let f = r#"{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
@@ -106,13 +116,41 @@ fn entries() {
     refused(&[
         ("twice", safetensors(format!(r#"{{"w":{f},"w":{f}}}"#), [0; 8]), &["w", "twice"]),
         ("twice by escapes", safetensors(format!(r#"{{"w":{f},"\u0077":{f}}}"#), [0; 8]), &["w", "twice"]),
-        ("field twice", entry(r#""dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]"#), &["w", "dtype", "twice"]),
-        ("metadata twice", safetensors(format!(r#"{{"__metadata__":{{}},"__metadata__":{{}},"w":{f}}}"#), [0; 8]), &["__metadata__", "twice"]),
-        ("metadata key twice", safetensors(format!(r#"{{"__metadata__":{{"a":"1","a":"2"}},"w":{f}}}"#), [0; 8]), &["__metadata__", "`a`", "twice"]),
-        ("metadata of numbers", safetensors(format!(r#"{{"__metadata__":{{"a":1}},"w":{f}}}"#), [0; 8]), &["__metadata__", "a", "number"]),
-        ("metadata of objects", safetensors(format!(r#"{{"__metadata__":{{"a":{{}}}},"w":{f}}}"#), [0; 8]), &["__metadata__", "a"]),
-        ("metadata of null", safetensors(format!(r#"{{"__metadata__":{{"a":null}},"w":{f}}}"#), [0; 8]), &["__metadata__", "a"]),
-        ("metadata is an array", safetensors(format!(r#"{{"__metadata__":[],"w":{f}}}"#), [0; 8]), &["__metadata__", "array"]),
+        (
+            "field twice",
+            entry(r#""dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]"#),
+            &["w", "dtype", "twice"],
+        ),
+        (
+            "metadata twice",
+            safetensors(format!(r#"{{"__metadata__":{{}},"__metadata__":{{}},"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "twice"],
+        ),
+        (
+            "metadata key twice",
+            safetensors(format!(r#"{{"__metadata__":{{"a":"1","a":"2"}},"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "`a`", "twice"],
+        ),
+        (
+            "metadata of numbers",
+            safetensors(format!(r#"{{"__metadata__":{{"a":1}},"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "a", "number"],
+        ),
+        (
+            "metadata of objects",
+            safetensors(format!(r#"{{"__metadata__":{{"a":{{}}}},"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "a"],
+        ),
+        (
+            "metadata of null",
+            safetensors(format!(r#"{{"__metadata__":{{"a":null}},"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "a"],
+        ),
+        (
+            "metadata is an array",
+            safetensors(format!(r#"{{"__metadata__":[],"w":{f}}}"#), [0; 8]),
+            &["__metadata__", "array"],
+        ),
         ("no dtype", entry(r#""shape":[2],"data_offsets":[0,8]"#), &["w", "dtype"]),
         ("no shape", entry(r#""dtype":"F32","data_offsets":[0,8]"#), &["w", "shape"]),
         ("no offsets", entry(r#""dtype":"F32","shape":[2]"#), &["w", "data_offsets"]),
@@ -153,10 +191,28 @@ fn entries() {
         ("not from 0", w("\"F32\"", "[1]", "[4,8]"), &["w", "[4, 8]", "hole"]),
         ("bytes behind the last", w("\"F32\"", "[1]", "[0,4]"), &["w", "byte 4 of 8"]),
         ("no tensors, but bytes", safetensors("{}", [0; 8]), &["8 bytes"]),
-        ("overlap", safetensors(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, [0; 8]), &["b", "overlap"]),
-        ("hole", safetensors(r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[6],"data_offsets":[2,8]}}"#, [0; 8]), &["b", "hole"]),
+        (
+            "overlap",
+            safetensors(
+                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#,
+                [0; 8],
+            ),
+            &["b", "overlap"],
+        ),
+        (
+            "hole",
+            safetensors(
+                r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"U8","shape":[6],"data_offsets":[2,8]}}"#,
+                [0; 8],
+            ),
+            &["b", "hole"],
+        ),
         ("name of 70,000 bytes", safetensors(format!(r#"{{"{long}":{f}}}"#), [0; 8]), &["xxx", "70000"]),
-        ("name with escape codes", safetensors(r#"{"\u001b[2J\u202e":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, [0; 8]), &["\\u{1b}[2J\\u{202e}"]),
+        (
+            "name with escape codes",
+            safetensors(r#"{"\u001b[2J\u202e":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, [0; 8]),
+            &["\\u{1b}[2J\\u{202e}"],
+        ),
     ]);
 }
 
@@ -164,7 +220,11 @@ fn entries() {
 fn other_files_under_the_name() {
     let hello = b"hello ".repeat(40);
     refused(&[
-        ("LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n".to_vec(), &["Git LFS pointer"]),
+        (
+            "LFS pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n".to_vec(),
+            &["Git LFS pointer"],
+        ),
         ("HTML", b"<!DOCTYPE html><html><body>404</body></html>".to_vec(), &["HTML"]),
         ("JSON error", b"{\"error\":\"Repository not found\"}".to_vec(), &["JSON"]),
         ("text", hello, &["text"]),
@@ -186,9 +246,8 @@ fn other_files_under_the_name() {
 fn very_many_tensors() {
     let mut corpus = Corpus::new();
     let many = |count: usize, name: &str| {
-        let entries: Vec<String> = (0..count)
-            .map(|i| format!(r#""{name}{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#))
-            .collect();
+        let entries: Vec<String> =
+            (0..count).map(|i| format!(r#""{name}{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}"#)).collect();
         safetensors(format!("{{{}}}", entries.join(",")), [])
     };
     let path = corpus.peft(&many(50_000, "t"));

@@ -57,14 +57,60 @@ fn values() {
     };
     let mut cases: Vec<(String, Vec<u8>, Verdicts, Vec<&str>)> = Vec::new();
     for (name, values) in [
-        ("r", &["0", "-2", "2.5", "\"2\"", "true", "[2]", "{}", "2147483648", "1000000000000000000000000000000", "NaN"][..]),
+        (
+            "r",
+            &["0", "-2", "2.5", "\"2\"", "true", "[2]", "{}", "2147483648", "1000000000000000000000000000000", "NaN"][..],
+        ),
         ("lora_alpha", &["\"4\"", "true", "[4]", "{}", "NaN", "Infinity", "-Infinity", "1e400"]),
-        ("peft_type", &["\"NO_SUCH\"", "\"\"", "\"\\u001b[31mLORA\"", "7", "null", "[\"LORA\"]", "\"lora\"", "\"LOHA\"", "\"PROMPT_TUNING\"", "\"PREFIX_TUNING\"", "\"P_TUNING\"", "\"IA3\"", "\"VERA\""]),
+        (
+            "peft_type",
+            &[
+                "\"NO_SUCH\"",
+                "\"\"",
+                "\"\\u001b[31mLORA\"",
+                "7",
+                "null",
+                "[\"LORA\"]",
+                "\"lora\"",
+                "\"LOHA\"",
+                "\"PROMPT_TUNING\"",
+                "\"PREFIX_TUNING\"",
+                "\"P_TUNING\"",
+                "\"IA3\"",
+                "\"VERA\"",
+            ],
+        ),
         ("use_rslora", &["\"true\"", "\"false\"", "1", "[]"]),
         ("use_dora", &["\"true\"", "0"]),
         ("fan_in_fan_out", &["\"no\"", "1"]),
-        ("rank_pattern", &["[]", "7", "\"q\"", r#"{"q_proj":"2"}"#, r#"{"q_proj":0}"#, r#"{"q_proj":3}"#, r#"{"q_proj":null}"#, r#"{"(":2}"#, r#"{"*q":2}"#, r#"{"[z-a]":2}"#, r#"{"(?<!x)q":2}"#, r#"{"(((a{1,100}){1,100}){1,100})":2}"#]),
-        ("alpha_pattern", &["[]", r#"{"q_proj":"2"}"#, r#"{"(?=q)q":2}"#, r#"{"(q)\\1":2}"#, r#"{"q_proj":NaN}"#, r#"{"q_proj":1e999}"#]),
+        (
+            "rank_pattern",
+            &[
+                "[]",
+                "7",
+                "\"q\"",
+                r#"{"q_proj":"2"}"#,
+                r#"{"q_proj":0}"#,
+                r#"{"q_proj":3}"#,
+                r#"{"q_proj":null}"#,
+                r#"{"(":2}"#,
+                r#"{"*q":2}"#,
+                r#"{"[z-a]":2}"#,
+                r#"{"(?<!x)q":2}"#,
+                r#"{"(((a{1,100}){1,100}){1,100})":2}"#,
+            ],
+        ),
+        (
+            "alpha_pattern",
+            &[
+                "[]",
+                r#"{"q_proj":"2"}"#,
+                r#"{"(?=q)q":2}"#,
+                r#"{"(q)\\1":2}"#,
+                r#"{"q_proj":NaN}"#,
+                r#"{"q_proj":1e999}"#,
+            ],
+        ),
         ("modules_to_save", &["7", "{}", "[7]"]),
         ("bias", &["7", "[]", "\"sometimes\""]),
         ("base_model_name_or_path", &["7"]),
@@ -73,12 +119,24 @@ fn values() {
             // Of text that nothing depends on, the kind does not matter.
             let is_loose = matches!(name, "base_model_name_or_path" | "bias") || *value == "\"lora\"";
             let verdicts = if is_loose { OPEN } else { NOT_WRITTEN };
-            let contradicts = matches!(*value, "\"LOHA\"" | "\"IA3\"" | "\"VERA\"" | "\"PROMPT_TUNING\"" | "\"PREFIX_TUNING\"" | "\"P_TUNING\"" | r#"{"q_proj":3}"#);
+            let contradicts = matches!(
+                *value,
+                "\"LOHA\""
+                    | "\"IA3\""
+                    | "\"VERA\""
+                    | "\"PROMPT_TUNING\""
+                    | "\"PREFIX_TUNING\""
+                    | "\"P_TUNING\""
+                    | r#"{"q_proj":3}"#
+            );
             let words = if contradicts { vec![] } else { vec![NAME, name] };
             cases.push((format!("{name}: {value}"), field(name, value), verdicts, words));
         }
     }
-    let cases: Vec<_> = cases.iter().map(|(case, config, verdicts, words)| (case.as_str(), config.clone(), *verdicts, words.as_slice())).collect();
+    let cases: Vec<_> = cases
+        .iter()
+        .map(|(case, config, verdicts, words)| (case.as_str(), config.clone(), *verdicts, words.as_slice()))
+        .collect();
     run(&cases);
 }
 
@@ -90,16 +148,55 @@ fn patterns() {
     let many: Vec<String> = (0..100_000).map(|i| format!(r#""q_\\d{i}":2"#)).collect();
     let plain: Vec<String> = (0..50_000).map(|i| format!(r#""model.layers.{i}.x":2"#)).collect();
     run(&[
-        ("a bomb in target_modules", with(r#""exclude_modules":"(a+)+$","layers_pattern":"((((((((((a*)*)*)*)*)*)*)*)*)*""#), ACCEPTED, &[]),
-        ("a syntax error in target_modules", br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"((("}"#.to_vec(), ACCEPTED, &[]),
-        ("look-around in target_modules", br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"(?!x).*"}"#.to_vec(), ACCEPTED, &[]),
+        (
+            "a bomb in target_modules",
+            with(r#""exclude_modules":"(a+)+$","layers_pattern":"((((((((((a*)*)*)*)*)*)*)*)*)*""#),
+            ACCEPTED,
+            &[],
+        ),
+        (
+            "a syntax error in target_modules",
+            br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"((("}"#.to_vec(),
+            ACCEPTED,
+            &[],
+        ),
+        (
+            "look-around in target_modules",
+            br#"{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"(?!x).*"}"#.to_vec(),
+            ACCEPTED,
+            &[],
+        ),
         ("a bomb in rank_pattern", with(r#""rank_pattern":{"(a+)+b":2,"(.*.*.*.*.*.*)*x":2}"#), ACCEPTED, &[]),
-        ("a pattern of 5,000 bytes", with(&format!(r#""rank_pattern":{{"{long}":2}}"#)), NOT_WRITTEN, &["rank_pattern", "5000 bytes"]),
+        (
+            "a pattern of 5,000 bytes",
+            with(&format!(r#""rank_pattern":{{"{long}":2}}"#)),
+            NOT_WRITTEN,
+            &["rank_pattern", "5000 bytes"],
+        ),
         ("50,000 brackets", with(&format!(r#""rank_pattern":{{"{nested}":2}}"#)), NOT_WRITTEN, &["rank_pattern"]),
-        ("a class of thousands", with(r#""rank_pattern":{"\\pL{5000}":2}"#), NOT_WRITTEN, &["rank_pattern", "too large"]),
-        ("100,000 patterns", with(&format!(r#""rank_pattern":{{{}}}"#, many.join(","))), NOT_WRITTEN, &["rank_pattern", "256"]),
+        (
+            "a class of thousands",
+            with(r#""rank_pattern":{"\\pL{5000}":2}"#),
+            NOT_WRITTEN,
+            &["rank_pattern", "too large"],
+        ),
+        (
+            "100,000 patterns",
+            with(&format!(r#""rank_pattern":{{{}}}"#, many.join(","))),
+            NOT_WRITTEN,
+            &["rank_pattern", "256"],
+        ),
         ("50,000 plain paths", with(&format!(r#""rank_pattern":{{{}}}"#, plain.join(","))), ACCEPTED, &[]),
-        ("50,000 targets", format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":[{}]}}"#, plain.iter().map(|p| p.trim_end_matches(":2")).collect::<Vec<_>>().join(",")).into_bytes(), ACCEPTED, &[]),
+        (
+            "50,000 targets",
+            format!(
+                r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":[{}]}}"#,
+                plain.iter().map(|p| p.trim_end_matches(":2")).collect::<Vec<_>>().join(",")
+            )
+            .into_bytes(),
+            ACCEPTED,
+            &[],
+        ),
     ]);
 }
 
@@ -111,8 +208,20 @@ fn text_that_would_lead_somewhere() {
         ("a device", with(r#""base_model_name_or_path":"/dev/zero""#), ACCEPTED, &[]),
         ("an address", with(r#""base_model_name_or_path":"https://localhost:1/x","revision":"main""#), ACCEPTED, &[]),
         ("a class", with(r#""auto_mapping":{"base_model_class":"system","parent_library":"os"}"#), ACCEPTED, &[]),
-        ("escape codes", with(r#""base_model_name_or_path":"\u001b]0;x\u0007\u001b[31m\u009b2J\u202e\r\n\t\u0000","task_type":"\u001b[2J""#), ACCEPTED, &[]),
-        ("escape codes in unknown fields", with(r#""\u001b[2J\u202e":"\u001b[31m","\n\r\u0007":[true]"#), ACCEPTED, &[]),
+        (
+            "escape codes",
+            with(
+                r#""base_model_name_or_path":"\u001b]0;x\u0007\u001b[31m\u009b2J\u202e\r\n\t\u0000","task_type":"\u001b[2J""#,
+            ),
+            ACCEPTED,
+            &[],
+        ),
+        (
+            "escape codes in unknown fields",
+            with(r#""\u001b[2J\u202e":"\u001b[31m","\n\r\u0007":[true]"#),
+            ACCEPTED,
+            &[],
+        ),
         ("an unknown switch", with(r#""use_\u001b[2J":true"#), NOT_WRITTEN, &["use_"]),
         ("megabytes of text", with(&format!(r#""base_model_name_or_path":"{}""#, "x".repeat(4 << 20))), ACCEPTED, &[]),
         ("unknown fields", with(r#""from_the_future":{"a":[1,2,{"b":null}]},"x":1e300"#), ACCEPTED, &[]),
@@ -130,9 +239,11 @@ fn what_stands_beside_the_config() {
     corpus.adapter("no tensors", &path, super::REFUSED, &[]);
     let path = corpus.files(&[(NAME, config.as_bytes())]);
     corpus.adapter("the config itself", &path.join(NAME), super::REFUSED, &["a config"]);
-    let path = corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), ("config.json", b"[[[")]);
+    let path =
+        corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), ("config.json", b"[[[")]);
     corpus.adapter("a broken config of a base", &path, ACCEPTED, &[]);
-    let path = corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), ("README.md", b"\x1b[2J")]);
+    let path =
+        corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), ("README.md", b"\x1b[2J")]);
     corpus.adapter("a README", &path, ACCEPTED, &[]);
     let metadata = String::from_utf8_lossy(&bytes[8..]).into_owned();
     let end = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;

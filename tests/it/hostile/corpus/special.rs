@@ -48,17 +48,27 @@ fn no_regular_files_in_folders() {
     let mut corpus = Corpus::new();
     let (config, bytes) = good_adapter();
     for case in ["FIFO", "folder", "device", "loop", "dangling"] {
-        for name in ["adapter_config.json", "adapter_model.safetensors", "config.json", "hyperparameters.yaml", "adapter_model.bin"] {
-            let path = corpus.files(&[("adapter_config.json", config.as_bytes()), ("adapter_model.safetensors", &bytes)]);
+        for name in [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "config.json",
+            "hyperparameters.yaml",
+            "adapter_model.bin",
+        ] {
+            let path =
+                corpus.files(&[("adapter_config.json", config.as_bytes()), ("adapter_model.safetensors", &bytes)]);
             put(case, &path.join(name));
             // What an adapter does not need may be in its way or not; what it needs has to be named.
             let needed = matches!(name, "adapter_config.json" | "adapter_model.safetensors");
             let verdicts = if needed { REFUSED } else { [Verdict::Open; 3] };
-            let verdicts = if name == "adapter_config.json" { [Verdict::Open, verdicts[1], verdicts[2]] } else { verdicts };
+            let verdicts =
+                if name == "adapter_config.json" { [Verdict::Open, verdicts[1], verdicts[2]] } else { verdicts };
             let words: &[&str] = if needed { &[name] } else { &[] };
             corpus.adapter(&format!("{case} {name}"), &path, verdicts, words);
         }
-        for name in ["model.safetensors", "config.json", "model.safetensors.index.json", "model_index.json", "tokenizer.json"] {
+        for name in
+            ["model.safetensors", "config.json", "model.safetensors.index.json", "model_index.json", "tokenizer.json"]
+        {
             let path = corpus.files(&[("model.safetensors", &base())]);
             put(case, &path.join(name));
             let needed = name == "model.safetensors" || name == "config.json" || name == "model.safetensors.index.json";
@@ -87,17 +97,45 @@ fn paths() {
     let mut corpus = Corpus::new();
     let (config, bytes) = good_adapter();
     // Odd names that are legal.
-    for name in [b"with space".as_slice(), b"-leading", b"new\nline", b"\xff\xfe not UTF-8", "\u{1b}[31m\u{202e}".as_bytes(), "é ü 中".as_bytes(), &[b'x'; 200]] {
+    for name in [
+        b"with space".as_slice(),
+        b"-leading",
+        b"new\nline",
+        b"\xff\xfe not UTF-8",
+        "\u{1b}[31m\u{202e}".as_bytes(),
+        "é ü 中".as_bytes(),
+        &[b'x'; 200],
+    ] {
         let place = corpus.place().join(OsStr::from_bytes(name));
         std::fs::create_dir(&place).unwrap();
         std::fs::write(place.join("adapter_config.json"), &config).unwrap();
         std::fs::write(place.join("adapter_model.safetensors"), &bytes).unwrap();
-        corpus.adapter(&format!("{:.20}", String::from_utf8_lossy(name).escape_debug().to_string()), &place, ACCEPTED, &[]);
+        corpus.adapter(
+            &format!("{:.20}", String::from_utf8_lossy(name).escape_debug().to_string()),
+            &place,
+            ACCEPTED,
+            &[],
+        );
         let broken = corpus.place().join(OsStr::from_bytes(name));
         std::fs::write(&broken, b"nothing").unwrap();
-        corpus.adapter(&format!("broken {:.20}", String::from_utf8_lossy(name).escape_debug().to_string()), &broken, REFUSED, &["7 bytes"]);
+        corpus.adapter(
+            &format!("broken {:.20}", String::from_utf8_lossy(name).escape_debug().to_string()),
+            &broken,
+            REFUSED,
+            &["7 bytes"],
+        );
     }
-    for path in ["nowhere", "nowhere/at/all", "./nowhere.safetensors", "nobody/Model-7B", "https://localhost/x.safetensors", "hf://x/y", "~/x", "*", "good/adapter_model.safetensors/x"] {
+    for path in [
+        "nowhere",
+        "nowhere/at/all",
+        "./nowhere.safetensors",
+        "nobody/Model-7B",
+        "https://localhost/x.safetensors",
+        "hf://x/y",
+        "~/x",
+        "*",
+        "good/adapter_model.safetensors/x",
+    ] {
         corpus.adapter(path, Path::new(path), REFUSED, &["cannot"]);
         corpus.base(path, Path::new(path), REFUSED, &["cannot"]);
     }
@@ -105,10 +143,11 @@ fn paths() {
     let names = "y/".repeat(3000);
     for (case, path) in [("a name of 5,000 bytes", &long), ("a path of 6,000 bytes", &names)] {
         let line = ["inspect".as_ref(), OsStr::new(path)];
-        corpus.line(case, &line, None, Verdict::Refused, &["cannot"]);
+        corpus.line(case, &line, Some(Path::new(path)), Verdict::Refused, &["cannot"]);
         let out = corpus.path("work/out");
-        let line = ["convert".as_ref(), OsStr::new(path), "--to".as_ref(), "peft".as_ref(), "-o".as_ref(), out.as_os_str()];
-        corpus.line(case, &line, None, Verdict::Refused, &["cannot"]);
+        let line =
+            ["convert".as_ref(), OsStr::new(path), "--to".as_ref(), "peft".as_ref(), "-o".as_ref(), out.as_os_str()];
+        corpus.line(case, &line, Some(Path::new(path)), Verdict::Refused, &["cannot"]);
     }
     corpus.done();
 }
@@ -123,7 +162,8 @@ fn the_cache_of_the_hub() {
         ("a ref that leads out", "../../../../etc", ACCEPTED),
         ("a ref of escape codes", "\u{1b}[2J", ACCEPTED),
     ] {
-        let cache = corpus.files(&[("blobs/1f", config.as_bytes()), ("blobs/2e", &bytes), ("refs/main", commit.as_bytes())]);
+        let cache =
+            corpus.files(&[("blobs/1f", config.as_bytes()), ("blobs/2e", &bytes), ("refs/main", commit.as_bytes())]);
         let snapshot = cache.join("snapshots/0123abcd");
         std::fs::create_dir_all(&snapshot).unwrap();
         symlink("../../blobs/1f", snapshot.join("adapter_config.json")).unwrap();
