@@ -283,7 +283,7 @@ fn document(args: &Args, all: &[Linted]) -> Value {
             let left: Option<Vec<Value>> =
                 linted.fixed.as_ref().map(|fixed| fixed.left.iter().map(|f| finding_json(f, false)).collect());
             json!({
-                "path": output::path(&linted.path), "layout": linted.looked.layout, "findings": each,
+                "path": output::path(linted.path), "layout": linted.looked.layout, "findings": each,
                 "errors": count(findings, Level::Error), "warnings": count(findings, Level::Warning),
                 "infos": count(findings, Level::Info),
                 "out": args.out.as_deref().filter(|_| linted.fixed.is_some()).map(output::path), "left": left,

@@ -302,7 +302,7 @@ impl Patterns {
         if rank == stored {
             return Ok(rank);
         }
-        Err(Error::mismatch(format!("the config gives rank {rank}, the tensor {shape} has {stored}"))
+        Err(Error::mismatch(format!("adapter_config.json gives rank {rank} (r), the tensor {shape} has {stored}"))
             .hint("the config may belong to another adapter"))
     }
 

@@ -216,7 +216,7 @@ impl Ran {
             match std::str::from_utf8(bytes) {
                 Err(_) => out.push(format!("{stream} is not UTF-8")),
                 Ok(text) => {
-                    out.extend(text.chars().find(|c| drives_a_terminal(*c)).map(|c| format!("{stream} has {c:?}")))
+                    out.extend(text.chars().find(|c| drives_a_terminal(*c)).map(|c| format!("{stream} has {c:?}")));
                 }
             }
         }
