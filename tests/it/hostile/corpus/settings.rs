@@ -2,7 +2,7 @@
 //! `inspect`, `convert` and `merge` say, and what becomes of text that would lead somewhere or drive a terminal.
 
 use super::made::{Q, f32_tensor, good_adapter, good_entries, tensors};
-use super::{ACCEPTED, Corpus, NOT_WRITTEN, OPEN, Verdicts};
+use super::{ACCEPTED, Corpus, NOT_WRITTEN, OPEN, REFUSED, Verdicts};
 
 const NAME: &str = "adapter_config.json";
 
@@ -236,9 +236,9 @@ fn what_stands_beside_the_config() {
     let path = corpus.files(&[("adapter_model.safetensors", &bytes)]);
     corpus.adapter("no config", &path, NOT_WRITTEN, &["adapter_model.safetensors"]);
     let path = corpus.files(&[(NAME, config.as_bytes())]);
-    corpus.adapter("no tensors", &path, super::REFUSED, &[]);
+    corpus.adapter("no tensors", &path, REFUSED, &[]);
     let path = corpus.files(&[(NAME, config.as_bytes())]);
-    corpus.adapter("the config itself", &path.join(NAME), super::REFUSED, &["a config"]);
+    corpus.adapter("the config itself", &path.join(NAME), REFUSED, &["a config"]);
     let path =
         corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), ("config.json", b"[[[")]);
     corpus.adapter("a broken config of a base", &path, ACCEPTED, &[]);
@@ -255,6 +255,56 @@ fn what_stands_beside_the_config() {
     entries.push(f32_tensor(format!("{Q}.lora_magnitude_vector"), &[8]));
     let path = corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &tensors(&entries))]);
     corpus.adapter("DoRA that the config denies", &path, NOT_WRITTEN, &["lora_magnitude_vector"]);
+    corpus.done();
+}
+
+/// Settings of a training beside the adapter are YAML, which has aliases and tags.
+#[test]
+fn settings_in_yaml() {
+    let mut corpus = Corpus::new();
+    let (config, bytes) = good_adapter();
+    let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n".to_string();
+    for level in 1..12 {
+        let all = vec![format!("*a{}", level - 1); 9].join(",");
+        bomb += &format!("a{level}: &a{level} [{all}]\n");
+    }
+    let name = "hyperparameters.yaml";
+    for (case, text, verdicts) in [
+        ("aliases of aliases", bomb, REFUSED),
+        ("200,000 levels", "[".repeat(200_000), REFUSED),
+        ("200,000 levels of maps", (0..20_000).map(|n| format!("{}a:\n", " ".repeat(n.min(300)))).collect(), REFUSED),
+        ("escape codes", "a: \u{1b}[2J\n".into(), REFUSED),
+        ("a call", "a: !!python/object/apply:os.system [\"true\"]\n".into(), OPEN),
+        ("an alias of itself", "a: &a [*a]\n".into(), OPEN),
+    ] {
+        let path =
+            corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes), (name, text.as_bytes())]);
+        corpus.adapter(case, &path, verdicts, &[name]);
+    }
+    corpus.done();
+}
+
+/// An index beside shards of an adapter leads nowhere else, either.
+#[test]
+fn an_adapter_in_shards() {
+    let mut corpus = Corpus::new();
+    let (config, bytes) = good_adapter();
+    let index = "adapter_model.safetensors.index.json";
+    let shard = "adapter_model-00001-of-00001.safetensors";
+    let key = good_entries()[0].0.clone();
+    for (case, text) in [
+        ("a way out", format!(r#"{{"weight_map":{{"{key}":"../../good/adapter_model.safetensors"}}}}"#)),
+        ("a device", format!(r#"{{"weight_map":{{"{key}":"/dev/zero"}}}}"#)),
+        ("itself", format!(r#"{{"weight_map":{{"{key}":"{index}"}}}}"#)),
+        ("a shard that is not there", format!(r#"{{"weight_map":{{"{key}":"x.safetensors"}}}}"#)),
+        ("a tensor that is not there", format!(r#"{{"weight_map":{{"x":"{shard}"}}}}"#)),
+        ("no map", "{}".to_string()),
+        ("cut", "{\"weight_map\"".to_string()),
+    ] {
+        let path = corpus.files(&[(NAME, config.as_bytes()), (shard, &bytes), (index, text.as_bytes())]);
+        let words: &[&str] = if case == "a shard that is not there" { &["x.safetensors"] } else { &[index] };
+        corpus.adapter(case, &path, REFUSED, words);
+    }
     corpus.done();
 }
 

@@ -152,6 +152,75 @@ fn paths() {
     corpus.done();
 }
 
+/// Links to folders in a base lead anywhere or in a circle; nothing is taken along from there.
+#[test]
+fn links_to_folders() {
+    let mut corpus = Corpus::new();
+    let path = corpus.files(&[("model.safetensors", &base()), ("tokenizer.json", b"{}"), ("sub/notes.txt", b"x")]);
+    for (name, to) in [("loop", "."), ("up", ".."), ("system", "/proc"), ("sub/loop", "..")] {
+        symlink(to, path.join(name)).unwrap();
+    }
+    let (good, out) = (corpus.path("good"), corpus.path("work/out"));
+    let line = [OsStr::new("merge"), path.as_os_str(), good.as_os_str(), OsStr::new("-o"), out.as_os_str()];
+    let ran = super::run(&line, corpus.folder.path());
+    assert_eq!(ran.code, Some(0), "{}", String::from_utf8_lossy(&ran.err));
+    assert_eq!(crate::program::names(&out), ["model.safetensors", "sub", "tokenizer.json"]);
+    assert_eq!(crate::program::names(&out.join("sub")), ["notes.txt"]);
+    assert!(String::from_utf8_lossy(&ran.err).contains("system: a link to a folder"));
+    corpus.base("links to folders", &path, [Verdict::Accepted, Verdict::Open, Verdict::Accepted], &[]);
+    corpus.done();
+}
+
+/// JSON is Unicode, and a path need not be.
+#[test]
+fn documents_of_paths_that_are_not_unicode() {
+    let mut corpus = Corpus::new();
+    let (config, bytes) = good_adapter();
+    let place = corpus.place().join(OsStr::from_bytes(b"\xff\xfe"));
+    std::fs::create_dir(&place).unwrap();
+    std::fs::write(place.join("adapter_config.json"), &config).unwrap();
+    std::fs::write(place.join("adapter_model.safetensors"), &bytes).unwrap();
+    let out = corpus.path("work/out").into_os_string();
+    let other = OsStr::from_bytes(b"work/out\xff");
+    for words in [
+        vec!["inspect".as_ref(), place.as_os_str(), "--json".as_ref()],
+        vec!["inspect".as_ref(), place.as_os_str(), "--keys".as_ref(), "--json".as_ref()],
+        vec!["lint".as_ref(), place.as_os_str(), "--json".as_ref()],
+        vec!["compare".as_ref(), place.as_os_str(), place.as_os_str(), "--json".as_ref()],
+        vec![
+            "convert".as_ref(),
+            place.as_os_str(),
+            "--to".as_ref(),
+            "peft".as_ref(),
+            "-o".as_ref(),
+            &out,
+            "--json".as_ref(),
+        ],
+        vec![
+            "convert".as_ref(),
+            place.as_os_str(),
+            "--to".as_ref(),
+            "peft".as_ref(),
+            "-o".as_ref(),
+            other,
+            "--json".as_ref(),
+        ],
+        vec![
+            "resize".as_ref(),
+            place.as_os_str(),
+            "--rank".as_ref(),
+            "1".as_ref(),
+            "-o".as_ref(),
+            &out,
+            "--json".as_ref(),
+        ],
+    ] {
+        let case = words.join(OsStr::new(" ")).to_string_lossy().into_owned();
+        corpus.line(&case, &words, Some(&place), Verdict::Open, &[]);
+    }
+    corpus.done();
+}
+
 /// The hub's cache is made of links that lead out of the folder.
 #[test]
 fn the_cache_of_the_hub() {
