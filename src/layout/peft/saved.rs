@@ -1,6 +1,8 @@
 //! Tensors that PEFT saves whole, beside any tuner's own: `modules_to_save`, trained biases, resized embeddings, and
 //! the rows of trainable tokens.
 
+use std::collections::{BTreeSet, HashSet};
+
 use serde_json::Value;
 
 use super::keys::Part;
@@ -64,17 +66,26 @@ fn note_unlisted(reader: &mut Reader) -> Result<()> {
     if reader.config.peft_type != "LORA" {
         return Ok(());
     }
-    let listed = reader.config.names("modules_to_save")?;
+    let listed: HashSet<_> = reader.config.names("modules_to_save")?.into_iter().collect();
+    let lengths: BTreeSet<usize> = listed.iter().map(String::len).collect();
+    let is_listed = |module: &str| {
+        let ends = lengths.iter().filter_map(|length| module.get(module.len().checked_sub(*length)?..));
+        ends.into_iter().any(|end| listed.contains(end))
+    };
+    let tuned: HashSet<&str> = reader.modules.tuned.keys().map(|(module, _)| module.as_str()).collect();
+    let sizes: BTreeSet<usize> = tuned.iter().map(|module| module.len()).collect();
+    let is_in_tuned =
+        |path: &str| sizes.iter().any(|size| path.get(..*size).is_some_and(|start| tuned.contains(start)));
     let biases = reader.config.text("bias")?.is_some_and(|which| which != "none");
     let of_task = reader.config.text("task_type")?.is_some_and(|task| task.ends_with("_CLS") || task == "QUESTION_ANS");
     let spoken_of = |name: &str| {
         let path = name.trim_end_matches(".weight").trim_end_matches(".bias");
         let outer = path.match_indices('.').filter_map(|(at, _)| path.get(..at)).chain([path]);
-        outer.into_iter().any(|module| listed.iter().any(|entry| module.ends_with(entry.as_str())))
+        outer.into_iter().any(|module| is_listed(module))
             || path.rsplit('.').next().is_some_and(|leaf| keys::EMBEDDINGS.contains(&leaf))
             || biases && name.ends_with(".bias")
             || of_task
-            || reader.modules.tuned.keys().any(|(module, _)| path.starts_with(module.as_str()))
+            || is_in_tuned(path)
             || name.split('.').any(|c| c == "original_module")
     };
     // A name of one word is of no module, and where nothing is adapted nothing says that it is a LoRA at all.

@@ -1,8 +1,8 @@
 //! `adapter_config.json` as strangers write it. `hostile::configs` has the reader's side of most of these; here is what
 //! `inspect`, `convert` and `merge` say, and what becomes of text that would lead somewhere or drive a terminal.
 
-use super::made::{Q, f32_tensor, good_adapter, good_entries, tensors};
-use super::{ACCEPTED, Corpus, NOT_WRITTEN, OPEN, REFUSED, Verdicts};
+use super::made::{Q, f32_tensor, good_adapter, good_entries, pair, tensors};
+use super::{ACCEPTED, Corpus, NOT_WRITTEN, OPEN, REFUSED, Verdict, Verdicts};
 
 const NAME: &str = "adapter_config.json";
 
@@ -198,6 +198,37 @@ fn patterns() {
             &[],
         ),
     ]);
+}
+
+/// As many plain paths as there are modules: no step may be taken for each pair of them.
+#[test]
+fn lists_as_long_as_the_file() {
+    let mut corpus = Corpus::new();
+    let count = 4000;
+    let module = |n: usize| format!("model.layers.{n}.self_attn.q_proj");
+    let entries = (0..count).flat_map(|n| pair(&format!("base_model.model.{}", module(n)), 1, 1));
+    let bytes = tensors(&entries.collect::<Vec<_>>());
+    let all: Vec<_> = (0..count).map(module).collect();
+    let by_module = all.iter().map(|path| format!("{path:?}:2")).collect::<Vec<_>>().join(",");
+    let parameters: Vec<_> = all.iter().map(|path| format!("{path}.x.weight")).collect();
+    for (case, fields) in [
+        ("rank_pattern", format!(r#""rank_pattern":{{{by_module}}}"#)),
+        ("alpha_pattern", format!(r#""alpha_pattern":{{{by_module}}}"#)),
+        ("target_modules", format!(r#""target_modules":{all:?}"#)),
+        ("exclude_modules", format!(r#""exclude_modules":{parameters:?}"#)),
+        ("modules_to_save", format!(r#""modules_to_save":{all:?}"#)),
+        ("target_parameters", format!(r#""target_parameters":{parameters:?}"#)),
+    ] {
+        let config = format!(r#"{{"peft_type":"LORA","r":2,"lora_alpha":4,{fields}}}"#);
+        let path = corpus.files(&[(NAME, config.as_bytes()), ("adapter_model.safetensors", &bytes)]);
+        corpus.adapter(
+            case,
+            &path,
+            [Verdict::Accepted, Verdict::Accepted, Verdict::Refused],
+            &["layers.10.", "3998 of 4000"],
+        );
+    }
+    corpus.done();
 }
 
 /// Nothing that text in a config says is followed, and none of it reaches the terminal as it is.
