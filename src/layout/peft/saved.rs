@@ -81,7 +81,7 @@ fn note_unlisted(reader: &mut Reader) -> Result<()> {
     let spoken_of = |name: &str| {
         let path = name.trim_end_matches(".weight").trim_end_matches(".bias");
         let outer = path.match_indices('.').filter_map(|(at, _)| path.get(..at)).chain([path]);
-        outer.into_iter().any(|module| is_listed(module))
+        outer.into_iter().any(is_listed)
             || path.rsplit('.').next().is_some_and(|leaf| keys::EMBEDDINGS.contains(&leaf))
             || biases && name.ends_with(".bias")
             || of_task
