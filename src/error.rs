@@ -3,6 +3,7 @@
 //! Readers deep inside know only what is wrong. The first caller that knows the key or the file adds it with
 //! [`Error::at_key`] and [`Error::in_file`]; a place that is already named is not overwritten from further out.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -124,6 +125,18 @@ impl Error {
         self
     }
 
+    /// Names the base as well, where the fault lies between it and the file that is named; alone where none is.
+    #[must_use]
+    pub fn with_base(mut self, base: impl AsRef<Path>) -> Self {
+        let base = base.as_ref();
+        let Some(file) = &self.0.file else { return self.in_file(base) };
+        let shown = base.display().to_string();
+        if self.0.kind == Kind::Mismatch && !file.starts_with(base) && !self.0.what.contains(&shown) {
+            self.0.what += &format!("; the base is {shown}");
+        }
+        self
+    }
+
     /// Says what the user can do, unless an inner caller already did.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -163,9 +176,9 @@ impl fmt::Display for Error {
             write!(f, "{}: ", printable(&file.to_string_lossy()))?;
         }
         if let Some(key) = self.0.key.as_ref().filter(|key| !key.is_empty()) {
-            write!(f, "{}: ", printable(key))?;
+            write!(f, "{}: ", printable(&shortened(key, LONGEST_KEY)))?;
         }
-        f.write_str(&printable(&self.0.what))
+        f.write_str(&printable(&shortened(&self.0.what, LONGEST_SENTENCE)))
     }
 }
 
@@ -188,6 +201,19 @@ impl<T> Context<T> for Result<T> {
     }
 }
 
+/// Bytes of a key and of a sentence that are shown; a file may have names of thousands.
+const LONGEST_KEY: usize = 400;
+const LONGEST_SENTENCE: usize = 1200;
+
+/// The start and the end of a text that is too long to be shown.
+fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    let (start, end) = (text.floor_char_boundary(most * 2 / 3), text.ceil_char_boundary(text.len() - most / 3));
+    Cow::Owned(format!("{}… {} bytes …{}", &text[..start], end - start, &text[end..]))
+}
+
 /// Text from a file, made safe for a terminal: control characters and direction overrides become escapes.
 pub fn printable(text: &str) -> String {
     text.chars()
@@ -207,6 +233,13 @@ mod tests {
     fn inner_places_are_kept() {
         let e = Error::mismatch("rank 8 against 16").at_key("q_proj").at_key("outer").in_file("a.safetensors");
         assert_eq!(e.to_string(), "a.safetensors: q_proj: rank 8 against 16");
+    }
+
+    #[test]
+    fn what_is_too_long_is_shortened() {
+        let text = Error::malformed("é".repeat(5000)).at_key("x".repeat(60_000)).to_string();
+        assert!(text.len() < 2000 && text.contains("bytes …"), "{}", text.len());
+        assert_eq!(shortened("é", 1).chars().filter(|c| *c == 'é').count(), 0);
     }
 
     #[test]

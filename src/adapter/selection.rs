@@ -1,6 +1,8 @@
 //! Which modules of a base an adapter means, for the few whose files do not list them. The rules are PEFT's
 //! (huggingface/peft, `src/peft/tuners/tuners_utils.py`, `check_target_module_exists`).
 
+use std::collections::BTreeSet;
+
 use regex::Regex;
 
 use crate::names::ModulePath;
@@ -9,7 +11,7 @@ use crate::names::ModulePath;
 #[derive(Clone, Debug)]
 pub enum Names {
     /// Whole paths, or their ends.
-    Listed(Vec<String>),
+    Listed(BTreeSet<String>),
     /// An expression for the whole path.
     Pattern(Regex),
 }
@@ -42,13 +44,13 @@ impl Names {
     fn contain(&self, path: &ModulePath) -> bool {
         match self {
             Names::Pattern(pattern) => pattern.is_match(path.as_str()),
-            Names::Listed(names) => names.iter().any(|name| path.as_str() == name || ends_with(path.as_str(), name)),
+            Names::Listed(names) => {
+                let path = path.as_str();
+                let ends = path.match_indices('.').filter_map(|(at, _)| path.get(at + 1..));
+                std::iter::once(path).chain(ends).any(|end| names.contains(end))
+            }
         }
     }
-}
-
-fn ends_with(path: &str, name: &str) -> bool {
-    path.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
 impl Selection {
@@ -58,7 +60,7 @@ impl Selection {
             return false;
         }
         // A pattern, or a module given by its whole path, is not asked for its layer.
-        let by_end = matches!(&self.included, Names::Listed(names) if !names.iter().any(|n| n == path.as_str()));
+        let by_end = matches!(&self.included, Names::Listed(names) if !names.contains(path.as_str()));
         match &self.layers {
             Some(layers) if by_end => self.layer_of(path).is_some_and(|layer| layers.contains(&layer)),
             _ => true,

@@ -114,7 +114,7 @@ pub struct ReadAs {
     #[arg(long, value_name = "LAYOUT")]
     pub from: Option<String>,
     /// Alpha of adapters whose files do not have it
-    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true)]
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true, value_parser = finite)]
     pub assume_alpha: Option<f64>,
 }
 
@@ -164,6 +164,10 @@ pub struct Machine {
     /// Let a device round to TF32 while it looks for factors; what is reported of them is found in f32
     #[arg(long, hide_short_help = true, help_heading = "Machine")]
     pub tf32: bool,
+}
+
+fn finite(word: &str) -> std::result::Result<f64, String> {
+    word.parse::<f64>().ok().filter(|number| number.is_finite()).ok_or_else(|| "expected a finite number".to_string())
 }
 
 fn device(word: &str) -> std::result::Result<Device, String> {

@@ -266,7 +266,7 @@ fn module_row(module: &Module) -> Vec<String> {
 }
 
 fn adapters_json(first: &Given, second: &Given, found: &Adapters) -> Value {
-    let side = |given: &Given| json!({ "path": given.path, "strength": given.strength });
+    let side = |given: &Given| json!({ "path": output::path(&given.path), "strength": given.strength });
     let modules: Vec<_> = found
         .modules
         .iter()
@@ -434,8 +434,8 @@ fn models_json(first: &Given, second: &Given, found: &Models) -> Value {
         })
         .collect();
     json!({
-        "type": "models", "first": { "path": first.path, "bytes": found.bytes.0 },
-        "second": { "path": second.path, "bytes": found.bytes.1 },
+        "type": "models", "first": { "path": output::path(&first.path), "bytes": found.bytes.0 },
+        "second": { "path": output::path(&second.path), "bytes": found.bytes.1 },
         "in_both": found.common, "equal": found.equal(), "same": found.is_same(),
         "only_in_first": found.only_first, "only_in_second": found.only_second, "unlike": unlike,
         "differing": differing, "total": apart_json(&found.total),

@@ -477,7 +477,7 @@ fn said(args: &Args, adapter: &Path, out: &Path, converted: &Converted) -> Said 
         size::show(bytes),
     );
     let document = json!({
-        "adapter": adapter, "out": out, "from": from, "because": because, "modules": modules, "kinds": kinds,
+        "adapter": output::path(adapter), "out": output::path(out), "from": from, "because": because, "modules": modules, "kinds": kinds,
         "tensors": draft.tensors.len(), "dtypes": dtypes, "parameters": parameters, "bytes": bytes, "folded": folded,
         "approximated": flatten::document(&args.flatten, &converted.approximated), "notes": notes_json(notes),
     });
@@ -488,7 +488,7 @@ fn show(args: &Args, to: &str, said: &[Said], seconds: f64) -> Result<()> {
     if args.common.json {
         let adapters: Vec<_> = said.iter().map(|s| &s.document).collect();
         return output::document(&json!({
-            "out": args.out, "to": to, "for": args.consumer, "normalise": args.normalise, "dry_run": args.common.dry_run,
+            "out": output::path(&args.out), "to": to, "for": args.consumer, "normalise": args.normalise, "dry_run": args.common.dry_run,
             "seconds": seconds, "adapters": adapters,
         }));
     }

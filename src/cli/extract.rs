@@ -279,7 +279,8 @@ fn document(
         .collect();
     let parameters: usize = draft.tensors.values().map(Tensor::elements).sum();
     json!({
-        "out": args.out, "dry_run": args.common.dry_run, "base": args.base, "tuned": args.tuned, "layout": layout,
+        "out": output::path(&args.out), "dry_run": args.common.dry_run, "base": output::path(&args.base),
+        "tuned": output::path(&args.tuned), "layout": layout,
         "rank": options.rule.to_string(), "overall": approximate::overall(&made.modules), "modules": made.modules, "bytes": bytes, "parameters": parameters, "seconds": seconds,
         "equal": made.equal, "not_asked": made.not_asked, "whole": whole, "notes": notes_json(&made.notes),
     })

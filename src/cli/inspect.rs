@@ -9,7 +9,7 @@ use super::unmerge::tensors;
 use super::{output, size};
 use crate::adapter::Note;
 use crate::container::{Pipeline, SafetensorsFile, Sharded};
-use crate::error::{Kind, Result, printable};
+use crate::error::{Context, Error, Kind, Result, printable};
 use crate::kernels::OpenBlas;
 use crate::layout::{self, Opened};
 use crate::model::provenance::{KEY, MergedAdapter};
@@ -21,6 +21,8 @@ use crate::tensor::Tensor;
 
 /// Targets shown without `-v`.
 const TARGETS_SHOWN: usize = 24;
+/// Keys listed of what is not understood.
+const KEYS_SHOWN: usize = 1000;
 /// Merged adapters shown without `-v`, and hexadecimal digits of the hash of each.
 const MERGED_SHOWN: usize = 24;
 const SHORT_HASH: usize = 12;
@@ -79,28 +81,39 @@ pub fn run(args: &Args) -> Result<()> {
 
 fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
     if args.keys {
-        return keys(path);
+        return keys(path, usize::MAX);
     }
-    if args.read.from.is_some() || is_adapter(path)? {
+    let is_folder = path.is_dir();
+    let fault = if is_folder || args.read.from.is_some() { None } else { no_adapter(path)? };
+    if args.read.from.is_some() || !is_folder && fault.is_none() || is_folder && is_adapter(path)? {
         let opened = match args.read.open(path, None) {
             Ok(opened) => opened,
             Err(e) => {
                 // What cannot be understood can still be listed; the error follows.
                 if !args.json
                     && e.kind() != Kind::Io
-                    && let Ok((list, _)) = keys(path)
+                    && let Ok((list, _)) = keys(path, KEYS_SHOWN)
                 {
                     output::answer(&list)?;
                 }
                 return Err(e);
             }
         };
-        let summary = adapter::summarise(&opened.adapter, &OpenBlas::new())?;
+        let summary = adapter::summarise(&opened.adapter, &OpenBlas::new()).in_file(path)?;
         return Ok((adapter_text(&opened, &summary, args), adapter_json(&opened, &summary, args)));
     }
-    let model = BaseModel::open(path)?;
+    let model = BaseModel::open(path).map_err(|e| fault.unwrap_or(e))?;
     let summary = base::summarise(&model);
     Ok((base_text(path, &summary), base_json(path, &summary)))
+}
+
+/// The error of a file that is no adapter. What is wrong with its bytes is so for a model, too.
+fn no_adapter(path: &Path) -> Result<Option<Error>> {
+    match layout::Source::open(path) {
+        Ok(source) => Ok(layout::detect(&source).err().map(|e| e.in_file(path))),
+        Err(e) if e.file() == Some(path) => Err(e),
+        Err(e) => Ok(Some(e)),
+    }
 }
 
 /// A folder with an adapter's config, or a file whose content a layout claims.
@@ -113,7 +126,7 @@ pub(super) fn is_adapter(path: &Path) -> Result<bool> {
 
 // Raw keys
 
-fn keys(path: &Path) -> Result<(String, Value)> {
+fn keys(path: &Path, most: usize) -> Result<(String, Value)> {
     let tensors: Vec<(String, Tensor)> = if path.is_dir() && !layout::source::looks_like_adapter(path) {
         let pipeline = Pipeline::is_in(path).then(|| Pipeline::open(path)).transpose()?;
         let files = pipeline.map_or_else(|| Sharded::open_folder(path), |pipeline| Ok(pipeline.files))?;
@@ -128,15 +141,21 @@ fn keys(path: &Path) -> Result<(String, Value)> {
     };
     let rows = tensors
         .iter()
+        .take(most)
         .map(|(k, t)| vec![printable(k), t.dtype.to_string(), t.shape.to_string(), t.bytes.len().to_string()])
         .collect();
     let list: Vec<_> = tensors
         .iter()
+        .take(most)
         .map(
             |(k, t)| json!({ "key": k, "dtype": t.dtype.to_string(), "shape": t.shape.dims(), "bytes": t.bytes.len() }),
         )
         .collect();
-    Ok((output::table(&["key", "dtype", "shape", "bytes"], &[3], rows), json!({ "path": path, "keys": list })))
+    let mut text = output::table(&["key", "dtype", "shape", "bytes"], &[3], rows);
+    if tensors.len() > most {
+        text += &format!("\n… {} more; --keys lists them", tensors.len() - most);
+    }
+    Ok((text, json!({ "path": output::path(path), "keys": list })))
 }
 
 // Adapters
@@ -277,7 +296,7 @@ fn adapter_json(opened: &Opened, summary: &AdapterSummary, args: &Args) -> Value
         .collect();
     let problems: Vec<_> = summary.problems.iter().map(|(p, w)| json!({ "module": p, "what": w })).collect();
     json!({
-        "path": opened.source.path, "type": "adapter", "layout": opened.layout, "because": opened.because,
+        "path": output::path(&opened.source.path), "type": "adapter", "layout": opened.layout, "because": opened.because,
         "image_model": image_model(opened).map(|(f, naming)| json!({ "family": f.name, "about": f.about, "names": naming })),
         "declared": summary.declared, "kinds": summary.kinds, "about": summary.about, "modules": summary.modules,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
@@ -378,7 +397,7 @@ fn base_json(path: &Path, summary: &BaseSummary) -> Value {
         })
         .collect();
     json!({
-        "path": path, "type": "base", "pipeline": summary.pipeline, "components": components, "model_types": summary.model_types, "files": summary.files,
+        "path": output::path(path), "type": "base", "pipeline": summary.pipeline, "components": components, "model_types": summary.model_types, "files": summary.files,
         "layers": summary.layers, "parameters": summary.total.elements, "bytes": summary.total.bytes,
         "dtypes": shares_json(&summary.dtypes), "quantisation": summary.quantisation,
         "eight_bit": { "weights": summary.eight_bit.0, "scaled": summary.eight_bit.1 },

@@ -283,23 +283,23 @@ fn document(args: &Args, all: &[Linted]) -> Value {
             let left: Option<Vec<Value>> =
                 linted.fixed.as_ref().map(|fixed| fixed.left.iter().map(|f| finding_json(f, false)).collect());
             json!({
-                "path": linted.path, "layout": linted.looked.layout, "findings": each,
+                "path": output::path(linted.path), "layout": linted.looked.layout, "findings": each,
                 "errors": count(findings, Level::Error), "warnings": count(findings, Level::Warning),
                 "infos": count(findings, Level::Info),
-                "out": args.out.as_ref().filter(|_| linted.fixed.is_some()), "left": left,
+                "out": args.out.as_deref().filter(|_| linted.fixed.is_some()).map(output::path), "left": left,
             })
         })
         .collect();
     let sum = |level| all.iter().map(|one| count(left(one), level)).sum::<usize>();
     json!({
-        "base": args.base, "strict": args.strict, "adapters": adapters,
+        "base": args.base.as_deref().map(output::path), "strict": args.strict, "adapters": adapters,
         "errors": sum(Level::Error), "warnings": sum(Level::Warning), "infos": sum(Level::Info),
     })
 }
 
 fn finding_json(f: &Finding, repaired: bool) -> Value {
     json!({
-        "code": f.code.id, "severity": f.code.level.word(), "title": f.code.title, "file": f.file,
+        "code": f.code.id, "severity": f.code.level.word(), "title": f.code.title, "file": f.file.as_deref().map(output::path),
         "key": if f.key.is_empty() { None } else { Some(&f.key) }, "what": f.what, "hint": f.hint,
         "repair": f.repair.as_ref().map(ToString::to_string), "repaired": repaired,
     })

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::ColorChoice;
@@ -152,6 +153,11 @@ pub fn notes(notes: &[Note]) {
             say(format!("{}: {} more; -v shows them", in_colour(word, code), all.len() - shown));
         }
     }
+}
+
+/// A path for a document. JSON is Unicode, and a path need not be.
+pub fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 /// Prints a warning on stderr.

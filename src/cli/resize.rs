@@ -160,7 +160,7 @@ fn show(args: &Args, layout: &str, resized: &Resized, draft: &Draft, (notes, too
 fn document(args: &Args, layout: &str, resized: &Resized, bytes: u64, (notes, took): (&[Note], Duration)) -> Value {
     let (before, after) = resized.elements;
     let mut out = json!({
-        "out": args.out, "layout": layout, "rank": args.rank.to_string(), "seconds": took.as_secs_f64(),
+        "out": output::path(&args.out), "layout": layout, "rank": args.rank.to_string(), "seconds": took.as_secs_f64(),
         "parameters_before": before, "parameters": after, "bytes": bytes,
         "overall": resized.overall, "modules": resized.modules, "notes": notes_json(notes),
     });

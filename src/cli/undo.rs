@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::args::spelt_for;
 use super::loaded::{Loaded, last_name};
-use super::size;
+use super::{output, size};
 use crate::adapter::Adapter;
 use crate::container::atomic::{self, Form, Pending, commit_all};
 use crate::error::{Context, Error, Kind, Result};
@@ -257,7 +257,7 @@ impl Written {
 
     /// For programs.
     pub fn json(&self) -> Value {
-        json!({ "file": self.path, "bytes": self.bytes, "share": self.share(), "needs": self.named })
+        json!({ "file": output::path(&self.path), "bytes": self.bytes, "share": self.share(), "needs": self.named })
     }
 
     fn share(&self) -> f64 {

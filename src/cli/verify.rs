@@ -304,7 +304,7 @@ impl Words<'_> {
             .collect();
         let problems: Vec<_> = report.problems.iter().map(|p| json!({ "tensor": p.key, "what": p.what })).collect();
         json!({
-            "merged": self.args.merged, "base": self.args.base, "seconds": seconds,
+            "merged": output::path(&self.args.merged), "base": output::path(&self.args.base), "seconds": seconds,
             "holds": report.verdict.holds(), "verdict": verdict(report.verdict), "says": self.verdict(),
             "findings": report.findings.iter().map(|f| self.sentence(f)).collect::<Vec<_>>(),
             "adapters": adapters,

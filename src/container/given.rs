@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use super::folder;
+use super::gguf::{self, GgufFile};
 use crate::error::{Error, Result};
+use crate::tensor::MappedFile;
 
 /// The error for a path that cannot be opened, with what was probably meant.
 pub fn cannot_open(path: &Path, source: std::io::Error) -> Error {
@@ -22,6 +24,13 @@ pub fn refuse_config(path: &Path) -> Result<()> {
         return Err(error.hint("give the folder"));
     }
     Ok(())
+}
+
+/// What is wrong with a GGUF file that was given where safetensors are read, besides being one.
+pub fn fault_of_gguf(path: &Path) -> Option<Error> {
+    let file = MappedFile::open(path).ok().filter(|file| gguf::claims(file.as_slice()))?;
+    let len = file.as_slice().len();
+    GgufFile::within(&file, 0..len).err().map(|e| e.in_file(path))
 }
 
 fn meant(path: &Path) -> Option<String> {

@@ -19,7 +19,7 @@ pub mod undo;
 pub mod yaml;
 
 pub use gguf::GgufFile;
-pub use given::{cannot_open, refuse_config};
+pub use given::{cannot_open, fault_of_gguf, refuse_config};
 pub use header::FileMetadata;
 pub use pipeline::Pipeline;
 pub use safetensors::{Entry, Manifest, SafetensorsFile, SafetensorsWriter, parse_head};

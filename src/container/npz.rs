@@ -5,17 +5,20 @@
 
 use std::sync::Arc;
 
-use super::header::{MAX_HEADER_BYTES, MAX_TENSORS};
+use super::header::{MAX_DIMS, MAX_TENSORS};
 use super::torch::zip::Archive;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
+/// Longest header of an array: NumPy's own limit.
+const MAX_ARRAY_HEADER_BYTES: usize = 10_000;
 
 /// Tensors by name, in the order of the archive.
 pub fn read(file: &Arc<MappedFile>) -> Result<StateDict> {
     let all = file.as_slice();
     let archive = Archive::open(all).in_file(file.path())?;
+    archive.check(|range| Bytes::mapped(file, range)).in_file(file.path())?;
     let mut out = StateDict::new();
     for member in archive.names() {
         let name = member.strip_suffix(".npy").unwrap_or(member);
@@ -47,8 +50,9 @@ fn array(file: &Arc<MappedFile>, member: &[u8], start: usize) -> Result<Tensor> 
         }
         [major, _] => return Err(Error::unsupported(format!("version {major} of NumPy's format, expected 1 to 3"))),
     };
-    if len > MAX_HEADER_BYTES {
-        return Err(Error::malformed(format!("a header of {len} bytes")));
+    if len > MAX_ARRAY_HEADER_BYTES {
+        let what = format!("a header of {len} bytes, at most {MAX_ARRAY_HEADER_BYTES}");
+        return Err(Error::new(Kind::Limit, what));
     }
     let (header, data) = rest.split_at_checked(len).ok_or_else(short)?;
     let header = std::str::from_utf8(header).map_err(|_| Error::malformed("a header that is not text"))?;
@@ -57,35 +61,87 @@ fn array(file: &Arc<MappedFile>, member: &[u8], start: usize) -> Result<Tensor> 
     Tensor::new(dtype, shape, Bytes::mapped(file, at..at + data.len())?)
 }
 
-/// Type and shape out of `{'descr': '<f4', 'fortran_order': False, 'shape': (16, 4), }`.
+/// Type and shape out of `{'descr': '<f4', 'fortran_order': False, 'shape': (16, 4), }`: a literal of Python, of which
+/// these three fields in any order and nothing else are read.
 fn form(header: &str) -> Result<(Dtype, Shape)> {
     let shown = || Error::malformed(format!("header `{:.80}`, expected descr, fortran_order and shape", header.trim()));
-    let value = |name: &str| {
-        let (_, rest) = header.split_once(&format!("'{name}':"))?;
-        Some(rest.trim_start())
+    let (mut descr, mut fortran, mut shape) = (None, None, None);
+    let mut rest = header.trim().strip_prefix('{').ok_or_else(shown)?.trim_start();
+    while !rest.starts_with('}') {
+        let (name, value) = quoted(rest).ok_or_else(shown)?;
+        let value = value.trim_start().strip_prefix(':').ok_or_else(shown)?.trim_start();
+        let is_new = match name {
+            "descr" => {
+                let (word, after) = quoted(value).ok_or_else(|| Error::unsupported("records, expected numbers"))?;
+                rest = after;
+                descr.replace(word).is_none()
+            }
+            "fortran_order" => {
+                let word = ["True", "False"].into_iter().find(|word| value.starts_with(word)).ok_or_else(shown)?;
+                rest = &value[word.len()..];
+                fortran.replace(word == "True").is_none()
+            }
+            "shape" => {
+                let (inner, after) = value.strip_prefix('(').and_then(|v| v.split_once(')')).ok_or_else(shown)?;
+                rest = after;
+                shape.replace(extents(inner).ok_or_else(shown)?).is_none()
+            }
+            _ => return Err(shown()),
+        };
+        if !is_new {
+            return Err(Error::malformed(format!("`{name}` stands twice in the header")));
+        }
+        rest = rest.trim_start();
+        rest = match rest.strip_prefix(',') {
+            Some(after) => after.trim_start(),
+            None if rest.starts_with('}') => rest,
+            None => return Err(shown()),
+        };
+    }
+    let (Some(descr), Some(fortran), Some(dims), "}") = (descr, fortran, shape, rest) else { return Err(shown()) };
+    if dims.len() > MAX_DIMS {
+        return Err(Error::new(Kind::Limit, format!("{} dimensions, at most {MAX_DIMS}", dims.len())));
+    }
+    if fortran && dims.len() > 1 {
+        return Err(Error::unsupported("an array in the order of Fortran, expected that of C"));
+    }
+    Ok((element_type(descr)?, Shape::new(dims)))
+}
+
+/// The text between quotes at the start, and what follows. No name and no type holds an escape.
+fn quoted(text: &str) -> Option<(&str, &str)> {
+    let quote = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
+    let (word, rest) = text.get(1..)?.split_once(quote)?;
+    (!word.contains('\\')).then_some((word, rest))
+}
+
+/// `16, 4`, `16,` or nothing: a tuple of one has its comma.
+fn extents(inner: &str) -> Option<Vec<usize>> {
+    let inner = inner.trim();
+    if inner.is_empty() {
+        return Some(Vec::new());
+    }
+    let all = inner.strip_suffix(',').or_else(|| inner.contains(',').then_some(inner))?;
+    let number = |word: &str| {
+        let word = word.trim();
+        word.bytes().all(|b| b.is_ascii_digit()).then(|| word.parse().ok())?
     };
-    let descr = value("descr").ok_or_else(shown)?;
-    let dtype = match descr.strip_prefix('\'').and_then(|rest| rest.split_once('\'')).map(|(word, _)| word) {
-        Some("<f2") => Dtype::F16,
-        Some("<f4") => Dtype::F32,
-        Some("<f8") => Dtype::F64,
-        Some("<i4") => Dtype::I32,
-        Some("<u4") => Dtype::U32,
-        Some("<i8") => Dtype::I64,
-        Some(other) => {
+    all.split(',').map(number).collect()
+}
+
+fn element_type(word: &str) -> Result<Dtype> {
+    Ok(match word {
+        "<f2" => Dtype::F16,
+        "<f4" => Dtype::F32,
+        "<f8" => Dtype::F64,
+        "<i4" => Dtype::I32,
+        "<u4" => Dtype::U32,
+        "<i8" => Dtype::I64,
+        other => {
             let what = format!("arrays of type `{other:.20}`, expected little-endian floats or integers");
             return Err(Error::unsupported(what));
         }
-        None => return Err(Error::unsupported("an array of records, expected numbers")),
-    };
-    let inner = value("shape").and_then(|rest| rest.strip_prefix('(')).and_then(|rest| rest.split_once(')'));
-    let (inner, _) = inner.ok_or_else(shown)?;
-    let dims = inner.split(',').map(str::trim).filter(|dim| !dim.is_empty());
-    let dims = dims.map(str::parse).collect::<std::result::Result<Vec<usize>, _>>().map_err(|_| shown())?;
-    if !value("fortran_order").ok_or_else(shown)?.starts_with("False") && dims.len() > 1 {
-        return Err(Error::unsupported("an array in the order of Fortran, expected that of C"));
-    }
-    Ok((dtype, Shape::new(dims)))
+    })
 }
 
 #[cfg(test)]
@@ -111,6 +167,21 @@ mod tests {
         ] {
             assert!(of(descr, order, shape).is_err(), "{descr} {order} {shape}");
         }
-        assert!(form("").is_err());
+        for header in [
+            "",
+            "{",
+            "{}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), } x",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'shape': (2,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), 'more': 1, }",
+            "{'descr': '<f4' 'fortran_order': False, 'shape': (1,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (+1,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,,), }",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1), }",
+        ] {
+            assert!(form(header).is_err(), "{header}");
+        }
+        let (_, shape) = form("{\"shape\":(16,4),\"fortran_order\":False,\"descr\":\"<f4\"}").unwrap();
+        assert_eq!(shape.dims(), [16, 4]);
     }
 }

@@ -435,6 +435,9 @@ fn tensor_file_in(folder: &Path) -> Result<PathBuf> {
         .collect();
     let error =
         Error::missing(format!("no adapter here: none of {} in this folder", TENSOR_NAMES.join(", "))).in_file(folder);
+    if let Some(fault) = Sharded::open_folder(folder).err().filter(|e| e.file().is_some_and(|file| file != folder)) {
+        return Err(fault); // of a model that is broken, what is wrong with it
+    }
     Err(match inner.as_slice() {
         [] if folder.join("config.json").exists() => {
             Error::missing("this is a model; expected an adapter").in_file(folder).hint("the base comes first")

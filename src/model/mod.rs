@@ -271,6 +271,9 @@ fn hint_at_what_it_is(path: &Path, error: Error) -> Error {
             .in_file(path)
             .hint("the base comes first: lora-tool merge BASE ADAPTER -o OUT");
     }
+    if let Some(nearer) = container::fault_of_gguf(path) {
+        return nearer;
+    }
     error
 }
 

@@ -24,6 +24,8 @@ pub struct SideFiles {
     pub left: Vec<PathBuf>,
     /// Paths inside the folder of links that lead nowhere.
     pub broken: Vec<PathBuf>,
+    /// Paths inside the folder of links to other folders, which are not followed: they may lead anywhere, or in a circle.
+    pub elsewhere: Vec<PathBuf>,
     /// The indexes over the tensors, to be written anew.
     pub indexes: Vec<Index>,
 }
@@ -41,15 +43,21 @@ impl SideFiles {
 /// Those of a folder. A component of a pipeline of which no weights were opened stays as it is, whatever it consists of.
 pub(super) fn list(folder: &Path, files: &Sharded, components: &[Component]) -> Result<SideFiles> {
     let mut out = SideFiles { indexes: files.indexes.clone(), ..SideFiles::default() };
-    walk(folder, Path::new(""), files, &mut out, 0)?;
+    let is_component = |path: &Path| components.iter().any(|c| Path::new(&c.name) == path);
+    walk((folder, &is_component), Path::new(""), files, &mut out, 0)?;
     out.keep_where(|name| components.iter().any(|c| c.name == name && !c.has_tensors));
     out.copied.sort();
     out.left.sort();
     out.broken.sort();
+    out.elsewhere.sort();
     Ok(out)
 }
 
-fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth: usize) -> Result<()> {
+/// A folder, and whether a path in it is that of a component, which may be a link.
+type Root<'a> = (&'a Path, &'a dyn Fn(&Path) -> bool);
+
+fn walk(of: Root, inside: &Path, files: &Sharded, out: &mut SideFiles, depth: usize) -> Result<()> {
+    let (root, is_component) = of;
     let here = root.join(inside);
     for name in folder::names(&here).map_err(|e| Error::io("cannot list", e).in_file(&here))? {
         let text = name.to_string_lossy().into_owned();
@@ -67,8 +75,11 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
             Err(e) => return Err(Error::io("cannot tell what it is", e).in_file(path)),
         };
         if about.is_dir() {
-            if depth < MAX_DEPTH {
-                walk(root, &relative, files, out, depth + 1)?;
+            let is_link = entry.file_type().is_ok_and(|about| about.is_symlink());
+            if is_link && !is_component(&relative) {
+                out.elsewhere.push(relative);
+            } else if depth < MAX_DEPTH {
+                walk(of, &relative, files, out, depth + 1)?;
             }
         } else if about.is_file() && !written_anew(&relative, files) {
             let weights = WEIGHTS.iter().any(|w| text.ends_with(w)) || is_index(&text);

@@ -2,6 +2,7 @@
 //! every odd but legal one is read.
 
 mod configs;
+mod corpus;
 mod headers;
 mod indexes;
 

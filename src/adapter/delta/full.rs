@@ -38,7 +38,9 @@ impl Full {
 
     /// The tensor has to have the weight's shape. A replacement of another shape is settled before this is asked.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
-        if self.tensor.elements() != site.shape.elements()? || self.tensor.shape.matrix() != site.matrix() {
+        let other_form = self.mode == Mode::Replace && self.tensor.shape.rank() != site.shape.rank();
+        let same_matrix = self.tensor.shape.matrix() == site.matrix();
+        if other_form || self.tensor.elements() != site.shape.elements()? || !same_matrix {
             return Err(Error::mismatch(format!("shape {} against the base's {}", self.tensor.shape, site.shape)));
         }
         Ok(Action::Act(Box::new(self.clone())))

@@ -166,6 +166,13 @@ impl LowRank {
     pub fn prepare(&self, site: &Site) -> Result<Action> {
         let factors = self.factors()?;
         let dims = site.shape.dims();
+        if dims.len() == 2 && self.a.shape.rank() > 2 && self.b.shape.rank() == 2 {
+            let what = format!(
+                "A {} is of a convolution, B {} and the base {} are not",
+                self.a.shape, self.b.shape, site.shape
+            );
+            return Err(Error::mismatch(what));
+        }
         // A convolution's kernel has to agree axis by axis; a product that happens to match is not enough.
         if self.a.shape.rank() > 2 && dims.len() == self.a.shape.rank() && dims[2..] != self.a.shape.dims()[2..] {
             return Err(Error::mismatch(format!(

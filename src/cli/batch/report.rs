@@ -49,7 +49,7 @@ pub fn answer(args: &Args, all: &[Job], ran: &[Option<Ran>], seconds: f64) -> Re
     let mut counts: BTreeMap<&str, usize> = WORDS.map(|(word, _)| (word, 0)).into();
     ran.iter().for_each(|ran| *counts.entry(word(ran.as_ref())).or_default() += 1);
     let count = |word: &str| counts.get(word).copied().unwrap_or(0);
-    let mut summary = json!({ "file": args.file, "seconds": seconds, "counts": counts });
+    let mut summary = json!({ "file": output::path(&args.file), "seconds": seconds, "counts": counts });
     if args.json_lines {
         output::document(&summary)?;
     } else if args.json {

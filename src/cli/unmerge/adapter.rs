@@ -216,7 +216,8 @@ fn document(
         .collect();
     let (elements, in_doubt, at_most, differing) = about(plan.found());
     json!({
-        "out": args.out, "dry_run": seconds.is_none(), "seconds": seconds, "base": args.base, "adapters": adapters,
+        "out": output::path(&args.out), "dry_run": seconds.is_none(), "seconds": seconds,
+        "base": args.base.as_deref().map(output::path), "adapters": adapters,
         "restored": plan.tensors.len(), "copied": plan.copied, "left_out": plan.left_out, "bytes": bytes,
         "elements": elements, "in_doubt": in_doubt, "at_most": at_most, "differing": differing,
         "others": plan.others, "fingerprint_agrees": same_base, "tensors": each, "notes": notes_json(&plan.notes),

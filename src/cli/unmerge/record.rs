@@ -117,7 +117,7 @@ fn which(restore: &Restore, argument: &Path) -> Result<usize> {
 fn say(args: &Args, undone: &Undone, bytes: u64, seconds: Option<f64>) -> Result<()> {
     if args.common.json {
         return output::document(&json!({
-            "out": args.out, "dry_run": seconds.is_none(), "seconds": seconds, "restored": undone.restored,
+            "out": output::path(&args.out), "dry_run": seconds.is_none(), "seconds": seconds, "restored": undone.restored,
             "copied": undone.copied, "bytes": bytes, "notes": notes_json(&undone.notes),
         }));
     }

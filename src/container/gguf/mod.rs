@@ -88,7 +88,8 @@ impl Value {
     pub fn type_name(&self) -> &'static str {
         match self {
             Value::Unsigned(..) | Value::Signed(..) => "an integer",
-            Value::F32(_) | Value::F64(_) => "a float",
+            Value::F32(_) => "a float of 4 bytes",
+            Value::F64(_) => "a float of 8 bytes",
             Value::Bool(_) => "true or false",
             Value::Text(_) => "text",
             Value::Array(_) => "an array",
@@ -172,7 +173,7 @@ fn counts(cursor: &mut Cursor) -> Result<(usize, usize)> {
     match cursor.u32("version")? {
         2 | 3 => {}
         1 => return Err(Error::unsupported("GGUF version 1; versions 2 and 3 are read").at_key("version")),
-        other if other.swap_bytes() <= 0xffff => {
+        other if other > 0xffff && other.swap_bytes() <= 0xffff => {
             return Err(Error::unsupported("a big-endian GGUF file; little-endian is read").at_key("version"));
         }
         other => {

@@ -24,14 +24,14 @@ pub fn read(all: &[u8]) -> Result<(Pickle<'_>, IndexMap<&str, Range<usize>>)> {
     if magic.root != Value::Wide(&MAGIC) {
         return Err(Error::unsupported("a Python pickle that torch.save did not write").hint(ADVICE));
     }
-    let protocol = pickle::load(all, magic.end, Form::Legacy)?;
+    let protocol = pickle::load_next(all, &magic)?;
     if protocol.root != Value::Int(PROTOCOL) {
         return Err(Error::unsupported(format!("not version {PROTOCOL} of the old PyTorch format")));
     }
-    let machine = pickle::load(all, protocol.end, Form::Legacy)?;
+    let machine = pickle::load_next(all, &protocol)?;
     require_little_endian(&machine)?;
-    let object = pickle::load(all, machine.end, Form::Legacy)?;
-    let keys = pickle::load(all, object.end, Form::Legacy)?;
+    let object = pickle::load_next(all, &machine)?;
+    let keys = pickle::load_next(all, &object)?;
     let places = places(all, keys.end, &storage_keys(&keys)?, &object)?;
     Ok((object, places))
 }

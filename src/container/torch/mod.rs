@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::container::header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_TENSORS};
 use crate::error::{Context, Error, Kind, Result};
-use crate::tensor::{MappedFile, StateDict, Tensor};
+use crate::tensor::{Bytes, MappedFile, StateDict, Tensor};
 
 use objects::Form;
 use objects::{Object, Objects, Value};
@@ -35,7 +35,19 @@ pub fn claims(head: &[u8]) -> bool {
     let is_pickle = matches!(head, [0x80, 2..=5, ..]);
     // The length in front of a safetensors header can begin the same way, but then it is a small number.
     let length = head.first_chunk().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
-    head.starts_with(b"PK\x03\x04") || is_pickle && length > MAX_HEADER_BYTES as u64
+    let is_zip = head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06");
+    is_zip || (is_pickle || is_of_text_protocol(head)) && length > MAX_HEADER_BYTES as u64
+}
+
+/// True for the start of a pickle of protocol 0 or 1, which is not read: a global of two lines, or a mark and what may
+/// follow one.
+fn is_of_text_protocol(head: &[u8]) -> bool {
+    let is_name = |line: &[u8]| !line.is_empty() && line.iter().all(|b| b.is_ascii_alphanumeric() || b"._".contains(b));
+    match head {
+        [b'c', rest @ ..] => rest.splitn(3, |b| *b == b'\n').take(2).filter(|line| is_name(line)).count() == 2,
+        [b'(', next, rest @ ..] => b"dltcSVI(".contains(next) && rest.contains(&b'\n'),
+        _ => false,
+    }
 }
 
 /// Tensors by key in the order of the file, and the keys of values that are no tensors.
@@ -85,6 +97,7 @@ fn read_zip(inner: &Inner) -> Result<(StateDict, Vec<String>)> {
         let what = format!("{} bytes after the end of the pickle", data.len() - pickle.end);
         return Err(Error::malformed(what).at_key(name));
     }
+    archive.check(|range| Bytes::mapped(inner.file, inner.place(range)))?;
     tensors(inner.file, &pickle, |key| {
         archive.get(&format!("{root}/data/{key}")).map(|member| inner.place(member.range.clone()))
     })

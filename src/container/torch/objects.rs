@@ -88,6 +88,11 @@ impl<'a> Objects<'a> {
         Value::Object(self.0.len() - 1)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The object that `value` refers to, if it is one.
     pub fn get(&self, value: Value<'a>) -> Option<&Object<'a>> {
         match value {

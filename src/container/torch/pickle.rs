@@ -11,6 +11,8 @@ use super::{calls, globals};
 use crate::error::{Error, Kind, Result};
 
 const MAX_OPCODES: usize = 10_000_000;
+/// Most objects: each takes tens of bytes and may be made by a single one of the file. A tensor needs eight of them.
+const MAX_OBJECTS: usize = 2_000_000;
 const MAX_STACK: usize = 100_000;
 const MAX_INTEGER_BYTES: usize = 16;
 const MAX_GLOBAL_BYTES: usize = 256;
@@ -24,15 +26,26 @@ pub struct Pickle<'a> {
     pub objects: Objects<'a>,
     /// The byte after its last one.
     pub end: usize,
+    /// Opcodes so far, in it and in those before it in the row.
+    opcodes: usize,
 }
 
 /// Reads the pickle that starts at `start`. Positions in errors count from the start of `data`.
 pub fn load(data: &[u8], start: usize, form: Form) -> Result<Pickle<'_>> {
+    load_from(data, start, form, 0)
+}
+
+/// The pickle after another in a row of them, which all together have as many opcodes as one by itself.
+pub fn load_next<'a>(data: &'a [u8], before: &Pickle) -> Result<Pickle<'a>> {
+    load_from(data, before.end, Form::Legacy, before.opcodes)
+}
+
+fn load_from(data: &[u8], start: usize, form: Form, opcodes: usize) -> Result<Pickle<'_>> {
     let mut machine = Machine {
         data,
         at: start,
         form,
-        opcodes: 0,
+        opcodes,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Vec::new(),
@@ -42,7 +55,10 @@ pub fn load(data: &[u8], start: usize, form: Form) -> Result<Pickle<'_>> {
         let opcode_at = machine.at;
         match machine.step() {
             Ok(None) => {}
-            Ok(Some(root)) => return Ok(Pickle { root, objects: machine.objects, end: machine.at }),
+            Ok(Some(root)) => {
+                let Machine { objects, at, opcodes, .. } = machine;
+                return Ok(Pickle { root, objects, end: at, opcodes });
+            }
             Err(e) => return Err(e.at_key(format!("pickle, byte {opcode_at}"))),
         }
     }
@@ -190,6 +206,11 @@ impl<'a> Machine<'a> {
                 let storage = calls::storage(&self.objects, id, self.form)?;
                 self.push_object(Object::Storage(storage))?;
             }
+            b'i' => {
+                let what =
+                    format!("opcode 0x69 (INST), a call of `{}.{}`; nothing was run", self.line()?, self.line()?);
+                return Err(Error::unsupported(what).hint(super::ADVICE));
+            }
             other => return Err(refused(other)),
         }
         Ok(None)
@@ -275,6 +296,9 @@ impl<'a> Machine<'a> {
     }
 
     fn push_object(&mut self, object: Object<'a>) -> Result<()> {
+        if self.objects.len() >= MAX_OBJECTS {
+            return Err(Error::new(Kind::Limit, format!("more than {MAX_OBJECTS} objects")));
+        }
         let value = self.objects.add(object);
         self.push(value)
     }
@@ -376,7 +400,6 @@ fn refused(opcode: u8) -> Error {
         b'B' | b'C' | 0x8e => " (bytes)",
         b'I' | b'L' | b'F' | b'S' | b'V' | b'd' | b'l' | b'p' | b'g' => " (of a text protocol)",
         b'P' => " (PERSID)",
-        b'i' => " (INST)",
         b'o' => " (OBJ)",
         0x81 => " (NEWOBJ)",
         0x82..=0x84 => " (EXT)",

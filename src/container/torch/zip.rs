@@ -13,6 +13,7 @@ use std::ops::Range;
 use indexmap::IndexMap;
 
 use crate::error::{Context, Error, Result};
+use crate::tensor::Bytes;
 
 pub(super) const LOCAL: u32 = 0x0403_4b50;
 pub(super) const CENTRAL: u32 = 0x0201_4b50;
@@ -30,6 +31,8 @@ const END_64_LOCATOR_LEN: usize = 20;
 const FLAG_SIZES_FOLLOW: u16 = 1 << 3;
 /// The name is UTF-8.
 const FLAG_UTF8: u16 = 1 << 11;
+/// Bytes whose checksum is formed at a time.
+const PIECE: usize = 4 << 20;
 /// A 32-bit field whose value stands in the 64-bit extra field.
 pub(super) const IN_EXTRA: u32 = u32::MAX;
 
@@ -84,17 +87,37 @@ impl<'a> Archive<'a> {
         self.members.keys().copied()
     }
 
+    /// Compares every member with its checksum. `place` gives the bytes of a range, whose pages are let go again.
+    pub fn check(&self, place: impl Fn(Range<usize>) -> Result<Bytes>) -> Result<()> {
+        for (name, member) in self.members.iter().filter(|(_, member)| member.crc != 0) {
+            let bytes = place(member.range.clone()).at_key(*name)?;
+            let mut hasher = crc32fast::Hasher::new();
+            for start in (0..bytes.len()).step_by(PIECE) {
+                let piece = start..bytes.len().min(start + PIECE);
+                hasher.update(bytes.as_slice().get(piece.clone()).unwrap_or_default());
+                bytes.release(piece);
+            }
+            member.compare(hasher.finalize()).at_key(*name)?;
+        }
+        Ok(())
+    }
+
     /// The bytes of a small member, compared with their checksum. Zero stands for one that was not computed
     /// (`torch.serialization.set_crc32_options(False)`).
     pub fn checked(&self, name: &str) -> Result<Option<&'a [u8]>> {
         let Some(member) = self.get(name) else { return Ok(None) };
         let bytes = self.all.get(member.range.clone()).unwrap_or_default();
-        let found = crc32fast::hash(bytes);
-        if member.crc != 0 && member.crc != found {
-            let what = format!("checksum {found:08x}, the archive says {:08x}", member.crc);
-            return Err(Error::malformed(what).at_key(name));
-        }
+        member.compare(crc32fast::hash(bytes)).at_key(name)?;
         Ok(Some(bytes))
+    }
+}
+
+impl Member {
+    fn compare(&self, found: u32) -> Result<()> {
+        if self.crc != 0 && self.crc != found {
+            return Err(Error::malformed(format!("checksum {found:08x}, the archive says {:08x}", self.crc)));
+        }
+        Ok(())
     }
 }
 
@@ -279,6 +302,9 @@ fn require_stored(flags: u16, method: u16) -> Result<()> {
 
 fn refuse_overlap(mut spans: Vec<(usize, usize, &str)>) -> Result<()> {
     spans.sort_unstable();
+    if let Some((start @ 1.., ..)) = spans.first() {
+        return Err(Error::malformed(format!("{start} bytes stand before the archive")));
+    }
     let mut free = 0;
     for (start, end, name) in spans {
         if start < free {

@@ -144,10 +144,9 @@ fn scale(metadata: &Metadata) -> Result<Scale> {
     let alpha = match metadata.get(ALPHA) {
         None => 0.0,
         Some(Value::F32(alpha)) => f64::from(*alpha),
-        Some(Value::F64(alpha)) => *alpha,
         Some(other) => {
-            let what = format!("{}, expected a float", other.type_name());
-            return Err(Error::malformed(what).at_key(ALPHA));
+            let what = format!("{}, expected a float of 4 bytes", other.type_name());
+            return Err(Error::malformed(what).at_key(ALPHA)); // llama.cpp ends at once for any other
         }
     };
     if !alpha.is_finite() {

@@ -1,8 +1,11 @@
 //! `adapter_config.json`: the fields that change the mathematics, typed; the rest known by name.
 
+use std::collections::HashSet;
+
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use super::tails::Tails;
 use crate::adapter::{Note, Scale, ScaleRule};
 use crate::container::json::{field, unexpected};
 use crate::error::{Context, Error, Kind, Result};
@@ -65,13 +68,46 @@ enum Matcher {
 
 /// Ranks and alphas by module.
 pub struct Patterns {
-    ranks: Vec<Pattern>,
-    alphas: Vec<Pattern>,
+    ranks: Set,
+    alphas: Set,
     /// Rank where no pattern matches.
     pub rank: usize,
     /// Alpha where no pattern matches.
     pub alpha: f64,
     rule: ScaleRule,
+}
+
+/// All patterns of a field, in file order.
+#[derive(Default)]
+struct Set {
+    all: Vec<Pattern>,
+    tails: Tails,
+    /// Numbers of those that need an engine.
+    engines: Vec<usize>,
+}
+
+impl Set {
+    fn new(all: Vec<Pattern>) -> Result<Set> {
+        let mut out = Set::default();
+        for (number, pattern) in all.iter().enumerate() {
+            match &pattern.matcher {
+                Matcher::Tail(key) => out.tails.add(key, number)?,
+                Matcher::Regex(_) => out.engines.push(number),
+            }
+        }
+        Ok(Set { all, ..out })
+    }
+
+    /// Numbers of all that match.
+    fn matching<'p>(&'p self, path: &'p str) -> impl Iterator<Item = usize> + 'p {
+        let fits = |number: &usize| self.all.get(*number).is_some_and(|p| p.matcher.is_match(path));
+        self.tails.meaning(path).into_iter().chain(self.engines.iter().copied().filter(fits))
+    }
+
+    /// The first in file order that matches.
+    fn find(&self, path: &str) -> Option<&Pattern> {
+        self.all.get(self.matching(path).min()?)
+    }
 }
 
 impl Config {
@@ -181,14 +217,15 @@ impl Config {
         })
     }
 
-    fn compile(&self, name: &str) -> Result<Vec<Pattern>> {
+    fn compile(&self, name: &str) -> Result<Set> {
         let map = match self.value(name) {
-            None => return Ok(Vec::new()),
+            None => return Ok(Set::default()),
             Some(Value::Object(map)) => map,
             Some(other) => return Err(unexpected(other, "an object of patterns").at_key(name)),
         };
         let mut engines = 0;
-        map.iter()
+        let all = map
+            .iter()
             .map(|(text, value)| {
                 let matcher = Matcher::new(text).at_key(name)?;
                 engines += usize::from(matches!(matcher, Matcher::Regex(_)));
@@ -200,7 +237,8 @@ impl Config {
                 let value = number.ok_or_else(|| unexpected(value, "a number").at_key(format!("{name}.{text}")))?;
                 Ok(Pattern { text: text.clone(), matcher, value })
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Set::new(all).at_key(name)
     }
 }
 
@@ -274,13 +312,9 @@ fn check_rank(rank: u64) -> Result<usize> {
 }
 
 impl Patterns {
-    fn find<'p>(patterns: &'p [Pattern], path: &str) -> Option<&'p Pattern> {
-        patterns.iter().find(|p| p.matcher.is_match(path))
-    }
-
     /// Rank of the module at `path`: the first pattern in file order that matches, else the default.
     pub fn rank_at(&self, path: &str) -> Result<usize> {
-        match Self::find(&self.ranks, path) {
+        match self.ranks.find(path) {
             None => Ok(self.rank),
             Some(p) if p.value.fract() == 0.0 && p.value >= 0.0 => {
                 check_rank(p.value as u64).at_key(format!("rank_pattern.{}", p.text))
@@ -292,7 +326,7 @@ impl Patterns {
 
     /// Scale of the module at `path`. Alpha is looked up independently of the rank.
     pub fn scale_at(&self, path: &str) -> Scale {
-        let alpha = Self::find(&self.alphas, path).map_or(self.alpha, |p| p.value);
+        let alpha = self.alphas.find(path).map_or(self.alpha, |p| p.value);
         Scale { alpha, rule: self.rule }
     }
 
@@ -302,15 +336,17 @@ impl Patterns {
         if rank == stored {
             return Ok(rank);
         }
-        Err(Error::mismatch(format!("the config gives rank {rank}, the tensor {shape} has {stored}"))
+        Err(Error::mismatch(format!("adapter_config.json gives rank {rank} (r), the tensor {shape} has {stored}"))
             .hint("the config may belong to another adapter"))
     }
 
     /// Notes on patterns that match none of these paths: PEFT ignores them in silence.
     pub fn report_idle<'p>(&self, paths: impl Iterator<Item = &'p str> + Clone, notes: &mut Vec<Note>) {
         for (name, patterns) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
-            for p in patterns {
-                if !paths.clone().any(|path| p.matcher.is_match(path)) {
+            let used: HashSet<usize> =
+                paths.clone().flat_map(|path| patterns.matching(path).collect::<Vec<_>>()).collect();
+            for (number, p) in patterns.all.iter().enumerate() {
+                if !used.contains(&number) {
                     notes.push(Note::info(format!("{name}.{}", p.text), "matches no module of this adapter"));
                 }
             }
@@ -345,7 +381,10 @@ mod tests {
             (".q", "éq", true),
             ("q_proj|k_proj", "a.k_proj", true),
         ] {
-            assert_eq!(Matcher::new(key).unwrap().is_match(path), expected, "{key} on {path}");
+            let matcher = Matcher::new(key).unwrap();
+            assert_eq!(matcher.is_match(path), expected, "{key} on {path}");
+            let set = Set::new(vec![Pattern { text: key.into(), matcher, value: 1.0 }]).unwrap();
+            assert_eq!(set.find(path).is_some(), expected, "{key} on {path}, in a set");
         }
     }
 

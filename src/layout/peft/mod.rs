@@ -9,6 +9,7 @@ mod dialect;
 pub mod keys;
 pub mod saved;
 pub mod scaling;
+mod tails;
 pub mod tuner;
 mod write;
 pub mod writer;

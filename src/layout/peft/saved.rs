@@ -1,8 +1,11 @@
 //! Tensors that PEFT saves whole, beside any tuner's own: `modules_to_save`, trained biases, resized embeddings, and
 //! the rows of trainable tokens.
 
+use std::collections::{BTreeSet, HashSet};
+
 use serde_json::Value;
 
+use super::keys::Part;
 use super::writer::Writer;
 use super::{Reader, keys};
 use crate::adapter::delta::{Delta, Full, TokenRows, full::Mode};
@@ -16,9 +19,13 @@ pub const TOKENS_OF_TUNER: &str = "token_indices";
 /// See [`TOKENS_OF_TUNER`].
 pub const TOKENS_BESIDE_TUNER: &str = "trainable_token_indices";
 
+/// How components of names begin that are a tuner's or a program's own, and never a model's.
+const OTHERS: [&str; 7] = ["lora_", "hada_", "lokr_", "oft_", "boft_", "ia3_", "vera_"];
+
 /// Takes all whole tensors. They come first in their targets: an embedding that was saved because it grew is
 /// replaced before its own low-rank update is added.
 pub fn read(reader: &mut Reader) -> Result<()> {
+    refuse_others(reader)?;
     note_unlisted(reader)?;
     for (name, part) in std::mem::take(&mut reader.modules.saved) {
         if name.split('.').any(|c| c == "original_module") {
@@ -42,24 +49,52 @@ pub fn read(reader: &mut Reader) -> Result<()> {
     Ok(())
 }
 
+/// An error for a tensor that is of a tuner, but not of this one.
+fn refuse_others(reader: &Reader) -> Result<()> {
+    let of_others = |name: &str| name.split('.').any(|c| OTHERS.iter().any(|start| c.starts_with(start)));
+    match reader.modules.saved.iter().find(|(name, _)| of_others(name)) {
+        None => Ok(()),
+        Some((_, part)) => {
+            let what = format!("not a tensor of peft_type {}", reader.config.peft_type);
+            Err(Error::unrecognised(what).at_key(&part.key))
+        }
+    }
+}
+
 /// Names tensors that nothing in the config of a LoRA speaks of: they may be the model's, or of another program.
 fn note_unlisted(reader: &mut Reader) -> Result<()> {
     if reader.config.peft_type != "LORA" {
         return Ok(());
     }
-    let listed = reader.config.names("modules_to_save")?;
+    let listed: HashSet<_> = reader.config.names("modules_to_save")?.into_iter().collect();
+    let lengths: BTreeSet<usize> = listed.iter().map(String::len).collect();
+    let is_listed = |module: &str| {
+        let ends = lengths.iter().filter_map(|length| module.get(module.len().checked_sub(*length)?..));
+        ends.into_iter().any(|end| listed.contains(end))
+    };
+    let tuned: HashSet<&str> = reader.modules.tuned.keys().map(|(module, _)| module.as_str()).collect();
+    let sizes: BTreeSet<usize> = tuned.iter().map(|module| module.len()).collect();
+    let is_in_tuned =
+        |path: &str| sizes.iter().any(|size| path.get(..*size).is_some_and(|start| tuned.contains(start)));
     let biases = reader.config.text("bias")?.is_some_and(|which| which != "none");
     let of_task = reader.config.text("task_type")?.is_some_and(|task| task.ends_with("_CLS") || task == "QUESTION_ANS");
     let spoken_of = |name: &str| {
         let path = name.trim_end_matches(".weight").trim_end_matches(".bias");
         let outer = path.match_indices('.').filter_map(|(at, _)| path.get(..at)).chain([path]);
-        outer.into_iter().any(|module| listed.iter().any(|entry| module.ends_with(entry.as_str())))
+        outer.into_iter().any(is_listed)
             || path.rsplit('.').next().is_some_and(|leaf| keys::EMBEDDINGS.contains(&leaf))
             || biases && name.ends_with(".bias")
             || of_task
-            || reader.modules.tuned.keys().any(|(module, _)| path.starts_with(module.as_str()))
+            || is_in_tuned(path)
             || name.split('.').any(|c| c == "original_module")
     };
+    // A name of one word is of no module, and where nothing is adapted nothing says that it is a LoRA at all.
+    let stray = |part: &Part| !part.key.contains('.') || reader.modules.tuned.is_empty();
+    if let Some((_, part)) = reader.modules.saved.iter().find(|(name, part)| stray(part) && !spoken_of(name)) {
+        let what = "no tensor of a LoRA, and nothing in the config speaks of it as one of the model's";
+        let hint = "modules that were trained whole are listed in modules_to_save";
+        return Err(Error::unrecognised(what).at_key(&part.key).hint(hint));
+    }
     let unknown: Vec<_> = reader.modules.saved.iter().filter(|(name, _)| !spoken_of(name)).collect();
     if let Some((_, first)) = unknown.first() {
         let what = "saved whole, and nothing in the config speaks of it; taken for one of the model's tensors";

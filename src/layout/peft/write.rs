@@ -234,7 +234,7 @@ fn chooses(carried: &Map<String, Value>, modules: &BTreeSet<String>) -> bool {
             Some(pattern) => pattern,
             None => return true, // an expression that is not evaluated here
         },
-        _ => names("target_modules").unwrap_or(Names::Listed(Vec::new())),
+        _ => names("target_modules").unwrap_or(Names::Listed(BTreeSet::new())),
     };
     let number = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
     let layers = carried.get("layers_to_transform").and_then(|layers| match layers {

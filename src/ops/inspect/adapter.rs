@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Share, layer_of};
 use crate::adapter::{Adapter, Delta, Target};
-use crate::error::Result;
+use crate::error::{Context, Kind, Result};
 use crate::kernels::Kernels;
 use crate::linalg::product;
 
@@ -147,7 +147,15 @@ fn target_summary(
         if let Delta::Opaque(d) = delta {
             problems.push((path.to_string(), format!("{} cannot be merged: {}", d.kind, d.reason)));
         }
-        if let Some(spectrum) = delta.spectrum(kernels)? {
+        let found = match delta.spectrum(kernels) {
+            // Values of which no norm can be formed, since it would be beyond the range.
+            Err(e) if e.kind() == Kind::Unsupported => {
+                problems.push((path.to_string(), e.what().to_string()));
+                continue;
+            }
+            found => found.at_key(path)?,
+        };
+        if let Some(spectrum) = found {
             out.rank = Some(spectrum.rank);
             out.alpha = Some(spectrum.scale.alpha);
             out.scale = Some(spectrum.factor);

@@ -25,7 +25,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::model::BaseModel;
 use crate::names::ModulePath;
 use crate::stream::Output;
-use crate::tensor::{Dtype, Hash};
+use crate::tensor::{Dtype, Hash, Shape};
 
 pub(super) use output::untouched;
 pub(super) use produce::{Laid, Merged};
@@ -92,6 +92,10 @@ pub struct Merge {
 
 /// Plans the merge of `adapters` into `base`: their changes are summed, then rounded once.
 pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
+    plan(base, adapters, options).map_err(|e| e.with_base(&base.path))
+}
+
+fn plan(base: &BaseModel, adapters: &[Applied], options: &Options) -> Result<Merge> {
     let mut notes = Vec::new();
     let history = provenance::check(base, adapters, options, &mut notes)?;
     let provenance = history.with(adapters, options)?;
@@ -103,6 +107,9 @@ pub fn merge(base: &BaseModel, adapters: &[Applied], options: &Options) -> Resul
         adapters.iter().zip(&ready).map(|(applied, adapter)| Applied { adapter, ..applied.clone() }).collect();
     let mut edits = resolve::resolve(base, &adapters, options)?;
     edits.notes.splice(0..0, notes);
+    if let Some(applied) = adapters.first() {
+        one_vocabulary(base, &edits).in_file(&applied.label)?;
+    }
     let totals = Totals {
         adapter_tensors: adapters.iter().map(|a| a.adapter.tensor_count()).sum(),
         adapter_tensors_used: edits.used.iter().sum(),
@@ -132,6 +139,25 @@ fn fit(base: &BaseModel, applied: &Applied, notes: &mut Vec<Note>) -> Result<Ada
     let shape_of = |path: &ModulePath| base.names.find(&path.tensor("weight")).map(|found| found.memory_shape);
     adapter.complete(&shape_of)?;
     Ok(adapter)
+}
+
+/// An error where an adapter gives one of the two embeddings more rows or fewer than the other: no program could load
+/// the model.
+fn one_vocabulary(base: &BaseModel, edits: &resolve::Edits) -> Result<()> {
+    let embeddings = base.embeddings();
+    let (Some(input), Some(output)) = (embeddings.input, embeddings.output) else { return Ok(()) };
+    let rows = |shape: &Shape| shape.dims().first().copied();
+    let before = |key: &str| base.tensor(key).and_then(|(_, tensor)| rows(&tensor.shape));
+    let after = |key: &str| edits.reshaped.get(key).map_or_else(|| before(key), rows);
+    let ([was, other], [one, two]) = ([before(&input), before(&output)], [after(&input), after(&output)]);
+    if was != other || one == two || one.is_none() || two.is_none() {
+        return Ok(());
+    }
+    let changed = if one == was { output } else { input };
+    let shape = edits.reshaped.get(&changed).cloned().unwrap_or_default();
+    let stored = base.tensor(&changed).map(|(_, tensor)| tensor.shape.clone()).unwrap_or_default();
+    Err(Error::mismatch(format!("{shape} in place of the base's {stored}, and the other embedding keeps its rows"))
+        .at_key(changed))
 }
 
 /// What is wrong with an adapter whatever the base.

@@ -309,6 +309,9 @@ fn finish(
     for broken in &side.broken {
         notes.push(Note::lossy(broken.to_string_lossy(), "a link that leads nowhere; not copied"));
     }
+    for link in &side.elsewhere {
+        notes.push(Note::lossy(link.to_string_lossy(), "a link to a folder; not followed"));
+    }
     let texts = configs(base, &edits.reshaped, (edits.untied, dequantised), options, &mut notes)?;
     let copies = side.copied.into_iter().filter(|p| !texts.iter().any(|(name, _)| name == p)).collect();
     let inputs = base.shards().iter().map(|s| Arc::clone(&s.contents.file)).collect();

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -426,15 +427,23 @@ impl Merged {
         let first = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
         let (row, col) = (rows.start + first / self.grid.cols.max(1), first % self.grid.cols.max(1));
         let base = self.widened(row..row + 1)?;
-        let cause = if base.get((0, col)).is_some_and(|v| !v.is_finite()) {
-            "the base has NaN or infinity there"
-        } else {
-            "the result is beyond the range of the type"
+        let of_base = base.get((0, col)).is_some_and(|v| !v.is_finite());
+        let cause = match of_base {
+            true => "the base has NaN or infinity there",
+            false => "the result is beyond the range of the type",
+        };
+        let place = match &self.start {
+            Start::Stored(tensor) if of_base => tensor.bytes.file().map(|file| file.path().to_path_buf()),
+            _ => self.edits.first().map(|edit| PathBuf::from(&edit.source.adapter)),
         };
         let what =
             format!("{count} values came out as NaN or infinity as {}, first at [{row}, {col}]: {cause}", self.out);
-        Err(Error::new(Kind::Nonfinite, what)
-            .hint("--dtype chooses a wider type; --allow-nonfinite writes it all the same"))
+        let error = Error::new(Kind::Nonfinite, what)
+            .hint("--dtype chooses a wider type; --allow-nonfinite writes it all the same");
+        Err(match place {
+            Some(place) => error.in_file(place),
+            None => error,
+        })
     }
 }
 

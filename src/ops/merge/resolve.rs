@@ -135,7 +135,7 @@ impl Resolver<'_> {
     fn edit(&mut self, path: &ModulePath, target: &Arc<Target>, part: Part, found: Found) -> Result<()> {
         let deltas = if part == Part::Weight { &target.weight } else { &target.bias };
         let mut stored = Shape::new(found.memory_shape.clone());
-        if let Some(shape) = replaced_shape(deltas, &stored) {
+        if let Some(shape) = replaced_shape(deltas, &stored).filter(|_| self.has_a_vocabulary(path)) {
             self.reshape(path, &found, &shape)?;
             stored = shape;
         }
@@ -243,6 +243,18 @@ impl Resolver<'_> {
     fn matches_elsewhere(&self) -> bool {
         let mut paths = self.applied.adapter.targets.keys().filter(|p| !is_head(p));
         paths.any(|p| self.base.names.find(&p.tensor("weight")).is_some())
+    }
+
+    /// Whether the rows of a module are as many as the model has words or classes, so that there may be more of them.
+    fn has_a_vocabulary(&self, path: &ModulePath) -> bool {
+        let embeddings = self.base.embeddings();
+        let key = self.base.names.find(&path.tensor("weight"));
+        let is_embedding =
+            |name: Option<String>| name.is_some() && key.as_ref().and_then(Found::plain) == name.as_deref();
+        is_head(path)
+            || embedding::is_input(path.as_str())
+            || is_embedding(embeddings.input)
+            || is_embedding(embeddings.output)
     }
 
     fn reshape(&mut self, path: &ModulePath, found: &Found, shape: &Shape) -> Result<()> {

@@ -85,7 +85,8 @@ pub fn verify(
     let (pairs, problems) = pair::pairs(base, merged, &planned);
     // What is said of the files beside the weights is about writing them.
     let side = base.side_files()?;
-    let beside: Vec<_> = side.left.iter().chain(&side.broken).map(|path| path.to_string_lossy()).collect();
+    let beside: Vec<_> =
+        side.left.iter().chain(&side.broken).chain(&side.elsewhere).map(|path| path.to_string_lossy()).collect();
     let notes = planned.notes.into_iter().filter(|note| !beside.iter().any(|path| *path == note.key)).collect();
     Ok(Verification {
         notes,

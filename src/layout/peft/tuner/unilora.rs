@@ -90,7 +90,7 @@ fn names(config: &Config, field: &str) -> Result<Option<Names>> {
     Ok(match config.value(field) {
         None => None,
         Some(Value::String(pattern)) => Some(Names::Pattern(compile_whole(pattern).at_key(field)?)),
-        Some(_) => Some(Names::Listed(config.names(field)?)),
+        Some(_) => Some(Names::Listed(config.names(field)?.into_iter().collect())),
     })
 }
 

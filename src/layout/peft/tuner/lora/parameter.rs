@@ -4,7 +4,7 @@
 //! All parameters of one module share its path. The wrapper of the one registered first is innermost, each further one
 //! adds a `base_layer` level, so a key says only how deep its parameter lies; the config says which that is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::delta::{Delta, Experts, LowRank, Packing};
@@ -25,28 +25,25 @@ const REGISTRATION: [&str; 8] =
 
 /// What the config says about parameters, and how many levels each module of the file has.
 pub struct Parameters {
-    /// Module (empty for any) and parameter.
-    entries: Vec<(String, String)>,
+    /// Parameters by module, empty for any.
+    entries: BTreeMap<String, Vec<String>>,
     levels: BTreeMap<ModulePath, usize>,
-    modules: Vec<String>,
+    modules: HashSet<String>,
 }
 
 impl Parameters {
     /// Reads `target_parameters` and counts the levels of the modules in the file.
     pub fn of<'p>(config: &Config, places: impl Iterator<Item = &'p Place>) -> Result<Parameters> {
-        let entries = config
-            .names("target_parameters")?
-            .into_iter()
-            .map(|entry| match entry.rsplit_once('.') {
-                Some((module, name)) => (module.to_string(), name.to_string()),
-                None => (String::new(), entry),
-            })
-            .collect();
+        let mut entries = BTreeMap::<String, Vec<String>>::new();
+        for entry in config.names("target_parameters")? {
+            let (module, name) = entry.rsplit_once('.').unwrap_or(("", entry.as_str()));
+            entries.entry(module.to_string()).or_default().push(name.to_string());
+        }
         let mut levels = BTreeMap::new();
         for (path, _) in places {
             *levels.entry(path.clone()).or_insert(0) += 1;
         }
-        Ok(Parameters { entries, levels, modules: config.names("target_modules")? })
+        Ok(Parameters { entries, levels, modules: config.names("target_modules")?.into_iter().collect() })
     }
 
     /// The parameter that the factors at this place belong to; none for an ordinary layer.
@@ -74,21 +71,21 @@ impl Parameters {
     /// Parameters that the config names for this module: those it names with the module, else those without one,
     /// unless the module is a target of its own.
     fn names_at(&self, path: &ModulePath) -> Vec<String> {
-        let ends_with = |name: &str| path.as_str() == name || path.as_str().ends_with(&format!(".{name}"));
-        let taken = |wanted: &dyn Fn(&str) -> bool| {
-            let mut out: Vec<String> = Vec::new();
-            for (_, name) in self.entries.iter().filter(|(module, _)| wanted(module)) {
-                if !out.contains(name) {
-                    out.push(name.clone());
-                }
-            }
-            out
+        if self.entries.is_empty() {
+            return Vec::new();
+        }
+        let path = path.as_str();
+        let ends = || std::iter::once(path).chain(path.match_indices('.').filter_map(|(at, _)| path.get(at + 1..)));
+        let different = |names: &mut dyn Iterator<Item = &String>| {
+            let mut seen = HashSet::new();
+            names.filter(|name| seen.insert(name.as_str())).cloned().collect::<Vec<_>>()
         };
-        let named = taken(&|module| !module.is_empty() && ends_with(module));
-        if !named.is_empty() || self.modules.iter().any(|m| ends_with(m)) {
+        let named = ends().filter(|end| !end.is_empty()).filter_map(|end| self.entries.get(end)).flatten();
+        let named = different(&mut { named });
+        if !named.is_empty() || ends().any(|end| self.modules.contains(end)) {
             return named;
         }
-        taken(&str::is_empty)
+        different(&mut self.entries.get("").into_iter().flatten())
     }
 }
 
