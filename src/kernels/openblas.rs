@@ -10,6 +10,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use super::{Eigen, Kernels, Svd};
 use crate::error::{Error, Kind, Result};
+use crate::limits;
 
 extern crate blas_src; // links the library that the calls below are resolved in
 
@@ -41,7 +42,7 @@ impl Default for OpenBlas {
 }
 
 fn int(n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| Error::new(Kind::Limit, format!("matrix extent {n} is beyond what BLAS takes")))
+    i32::try_from(n).map_err(|_| Error::limit(format!("a matrix extent of {n}"), limits::BLAS_EXTENT))
 }
 
 fn lapack_failed(routine: &str, info: i32) -> Error {

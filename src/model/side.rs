@@ -8,12 +8,11 @@ use crate::container::Sharded;
 use crate::container::pipeline::component_of;
 use crate::container::sharded::Index;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Endings of files that hold weights.
 const WEIGHTS: [&str; 12] =
     [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite"];
-/// How deep folders are followed.
-const MAX_DEPTH: usize = 4;
 
 /// What lies beside the tensors.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +64,7 @@ fn walk(root: &Path, inside: &Path, files: &Sharded, out: &mut SideFiles, depth:
             continue;
         };
         if about.is_dir() {
-            if depth < MAX_DEPTH {
+            if depth < limits::SIDE_DEPTH {
                 walk(root, &relative, files, out, depth + 1)?;
             }
         } else if about.is_file() && !written_anew(&relative, files) {

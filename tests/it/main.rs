@@ -34,6 +34,7 @@ mod image_models;
 mod kernels;
 mod kohya;
 mod laws;
+mod limits;
 mod lint;
 mod litgpt;
 mod llama_cpp;

@@ -7,15 +7,8 @@ use crate::adapter::{Note, Scale, ScaleRule};
 use crate::container::json::{field, unexpected};
 use crate::error::{Context, Error, Kind, Result};
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::limits;
 use crate::tensor::Shape;
-
-/// Largest pattern, most patterns that need an engine, and the memory each may take compiled and while it matches.
-const MAX_PATTERN_BYTES: usize = 4096;
-const MAX_ENGINES: usize = 256;
-const MAX_COMPILED_BYTES: usize = 1 << 20;
-const MAX_CACHE_BYTES: usize = 1 << 18;
-const MAX_NESTING: u32 = 50;
-const MAX_RANK: u64 = 65_536;
 
 /// Fields of every tuner that select modules, describe the run, or have no effect on a saved adapter.
 const COMMON_FIELDS: &[&str] = &[
@@ -192,9 +185,10 @@ impl Config {
             .map(|(text, value)| {
                 let matcher = Matcher::new(text).at_key(name)?;
                 engines += usize::from(matches!(matcher, Matcher::Regex(_)));
-                if engines > MAX_ENGINES {
-                    let what = format!("more than {MAX_ENGINES} patterns that are not plain module paths");
-                    return Err(Error::new(Kind::Limit, what).at_key(name));
+                if engines > limits::PATTERNS {
+                    return Err(
+                        Error::too_many(limits::PATTERNS, "patterns that are not plain module paths").at_key(name)
+                    );
                 }
                 let number = value.as_f64().filter(|v| v.is_finite());
                 let value = number.ok_or_else(|| unexpected(value, "a number").at_key(format!("{name}.{text}")))?;
@@ -206,9 +200,8 @@ impl Config {
 
 impl Matcher {
     fn new(text: &str) -> Result<Matcher> {
-        if text.len() > MAX_PATTERN_BYTES {
-            let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
-            return Err(Error::new(Kind::Limit, what));
+        if text.len() > limits::PATTERN_BYTES {
+            return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
         }
         if text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
             return Ok(Matcher::Tail(text.to_string()));
@@ -244,15 +237,14 @@ pub fn compile_whole(text: &str) -> Result<Regex> {
 }
 
 fn build(text: &str, anchored: &str) -> Result<Regex> {
-    if text.len() > MAX_PATTERN_BYTES {
-        let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
-        return Err(Error::new(Kind::Limit, what));
+    if text.len() > limits::PATTERN_BYTES {
+        return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
     }
     let shown: String = text.chars().take(60).collect();
     regex::RegexBuilder::new(anchored)
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_CACHE_BYTES)
-        .nest_limit(MAX_NESTING)
+        .size_limit(limits::PATTERN_COMPILED_BYTES)
+        .dfa_size_limit(limits::PATTERN_CACHE_BYTES)
+        .nest_limit(limits::PATTERN_DEPTH)
         .build()
         .map_err(|e| {
             let look = ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|l| text.contains(l));
@@ -267,8 +259,8 @@ fn build(text: &str, anchored: &str) -> Result<Regex> {
 }
 
 fn check_rank(rank: u64) -> Result<usize> {
-    if rank == 0 || rank > MAX_RANK {
-        return Err(Error::new(Kind::Limit, format!("rank {rank}, expected 1 to {MAX_RANK}")));
+    if rank == 0 || rank > limits::RANK {
+        return Err(Error::new(Kind::Limit, format!("rank {rank}, expected 1 to {}", limits::RANK)));
     }
     Ok(rank as usize)
 }
