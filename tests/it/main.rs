@@ -45,6 +45,7 @@ mod models;
 mod mutations;
 mod mutator;
 mod nemo;
+mod network;
 mod parity;
 mod pipelines;
 mod program;
