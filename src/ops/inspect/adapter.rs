@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Share, layer_of};
 use crate::adapter::{Adapter, Delta, Target};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::kernels::Kernels;
 use crate::linalg::product;
 
@@ -147,7 +147,14 @@ fn target_summary(
         if let Delta::Opaque(d) = delta {
             problems.push((path.to_string(), format!("{} cannot be merged: {}", d.kind, d.reason)));
         }
-        if let Some(spectrum) = delta.spectrum(kernels)? {
+        let spectrum = match delta.spectrum(kernels) {
+            Err(e) if e.kind() == Kind::Limit => {
+                problems.push((path.to_string(), e.what().to_string()));
+                None
+            }
+            other => other?,
+        };
+        if let Some(spectrum) = spectrum {
             out.rank = Some(spectrum.rank);
             out.alpha = Some(spectrum.scale.alpha);
             out.scale = Some(spectrum.factor);
