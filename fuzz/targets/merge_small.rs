@@ -25,9 +25,9 @@ struct Matrix {
 fn matrix(bits: &mut Bits, dtype: Dtype, count: usize) -> Matrix {
     let mut out = Matrix { bytes: Vec::new(), values: Vec::new() };
     for _ in 0..count {
-        // 16 bits are a number of any size; half of all are small, as weights are.
+        // 16 bits are a number of any size; nearly all are small, as weights are.
         let (kind, raw) = (bits.byte(), bits.two());
-        let value = if kind < 128 { f32::from(raw as i16) / 4096.0 } else { bf16::from_bits(raw).to_f32() };
+        let value = if kind < 253 { f32::from(raw as i16) / 4096.0 } else { bf16::from_bits(raw).to_f32() };
         let (bytes, value) = match dtype {
             Dtype::F64 => (f64::from(value).to_le_bytes().to_vec(), f64::from(value)),
             Dtype::F32 => (value.to_le_bytes().to_vec(), f64::from(value)),

@@ -1,7 +1,7 @@
 //! An undo record whose seal fits, whatever it says: nothing but an error, or a base beside the merged model.
 //!
-//! An input is a safetensors file of the record's sections; those whose name begins with `packed:` are compressed before they
-//! go into the record. Any other input is the record itself.
+//! An input is the text of a record's sections, each below a line with its name and how it is written there (`== NAME WORD…`):
+//! `hex`, `head` (JSON, which gets its length in front), and `packed` where the record has it compressed.
 
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,11 @@ use lora_tool::model::BaseModel;
 use lora_tool::ops::merge::{self, Applied};
 use lora_tool::ops::undo::Restore;
 use lora_tool::stream::{Unwatched, Watch};
-use safetensors::SafeTensors;
 
 use super::support::{Place, file_of, floats, writing};
 
-/// In front of the name of a section that is compressed in the record.
-pub const PACKED: &str = "packed:";
+/// Begins the line of a section's name.
+pub const MARK: &str = "== ";
 /// The section that a record writes piece by piece, which is the first.
 pub const CORRECTIONS: &str = "corrections";
 
@@ -26,9 +25,8 @@ pub fn one(data: &[u8]) {
     let place = Place::new();
     let merged = made(&place).2;
     let record = place.join("record.undo");
-    match SafeTensors::deserialize(data) {
-        Ok(sections) if sealed(&record, data, &sections).is_some() => {}
-        _ => drop(place.put("record.undo", data)),
+    if sealed(&record, data).is_none() {
+        place.put("record.undo", data);
     }
     let before = names(place.path());
     let is_restored = undo(&merged, &record, &place.join("out/base.safetensors")).is_ok();
@@ -61,23 +59,35 @@ pub fn made(place: &Place) -> (PathBuf, PathBuf, PathBuf) {
 }
 
 /// Writes a record of these sections with a seal that fits; none where that is no record.
-fn sealed(path: &Path, data: &[u8], sections: &SafeTensors) -> Option<()> {
-    let (_, metadata) = SafeTensors::read_metadata(data).ok()?;
-    let mut names = metadata.offset_keys();
-    names.retain(|name| name != CORRECTIONS && name != "seal");
-    let plain: Vec<&str> = names.iter().map(|name| name.strip_prefix(PACKED).unwrap_or(name)).collect();
-    let content = |name: &String| {
-        let bytes = sections.tensor(name).ok()?.data();
-        if name.starts_with(PACKED) { zstd::bulk::compress(bytes, 1).ok() } else { Some(bytes.to_vec()) }
-    };
-    let contents: Vec<Vec<u8>> = names.iter().map(content).collect::<Option<_>>()?;
-    let writer = RecordWriter::create(path, &plain).ok()?;
-    let corrections = sections.tensor(CORRECTIONS).map(|t| t.data().to_vec()).unwrap_or_default();
+fn sealed(path: &Path, data: &[u8]) -> Option<()> {
+    let text = std::str::from_utf8(data).ok()?;
+    let mut sections: Vec<(&str, Vec<u8>)> = Vec::new();
+    for section in text.split(MARK).skip(1) {
+        let (line, content) = section.split_once('\n')?;
+        let mut words = line.split(' ');
+        sections.push((words.next()?, content_of(&words.collect::<Vec<_>>(), content.trim_end())));
+    }
+    let at = sections.iter().position(|(name, _)| *name == CORRECTIONS);
+    let corrections = at.map(|at| sections.remove(at).1).unwrap_or_default();
+    let (names, contents): (Vec<&str>, Vec<Vec<u8>>) = sections.into_iter().unzip();
+    let writer = RecordWriter::create(path, &names).ok()?;
     let written = writer.put(0, &corrections).and_then(|()| writer.finish(&contents, false));
     if written.is_err() {
         let _ = std::fs::remove_file(path);
     }
     written.ok().map(drop)
+}
+
+fn content_of(words: &[&str], content: &str) -> Vec<u8> {
+    let mut out = content.as_bytes().to_vec();
+    if words.contains(&"hex") {
+        let digits: Vec<u8> = content.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+        out = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    }
+    if words.contains(&"head") {
+        out = [&(out.len() as u64).to_le_bytes()[..], &out].concat();
+    }
+    if words.contains(&"packed") { zstd::bulk::compress(&out, 1).unwrap() } else { out }
 }
 
 /// What `unmerge --undo` does, of a record that holds its adapters.

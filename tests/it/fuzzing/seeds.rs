@@ -7,7 +7,7 @@ use lora_tool::layout::Source;
 use safetensors::SafeTensors;
 
 use super::targets::support::{Place, zip};
-use super::targets::undo_record::{self, PACKED};
+use super::targets::undo_record::{self, MARK};
 use crate::fixtures::{self, text};
 use crate::kernels::Random;
 use crate::program;
@@ -126,16 +126,14 @@ fn indexes() -> Vec<Vec<u8>> {
 fn configs() -> Vec<Vec<u8>> {
     let mut kinds = Vec::new();
     let mut out = Vec::new();
-    for (path, bytes) in all(&["adapters/peft", "adapters/mlx"], "json") {
-        let Ok(config) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
-        let kind = config.get("peft_type").map_or_else(|| "mlx".to_string(), ToString::to_string);
-        if path.ends_with("adapter_config.json") && bytes.len() <= 1800 && !kinds.contains(&kind) {
+    for (path, bytes) in all(&["tuners"], "json") {
+        let config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).expect("JSON");
+        let kind = config.get("peft_type").cloned();
+        if path.ends_with("adapter_config.json") && !kinds.contains(&kind) {
             kinds.push(kind);
             // Fields that say nothing are left out: the fewer there are, the sooner one that counts is changed.
-            let says =
-                |value: &serde_json::Value| !value.is_null() && value != false && value != &serde_json::json!({});
-            let fields = config.as_object().expect("an object").iter().filter(|(_, value)| says(value));
-            let config: serde_json::Map<_, _> = fields.map(|(name, value)| (name.clone(), value.clone())).collect();
+            let says = |value: &serde_json::Value| !value.is_null() && value != &serde_json::json!({});
+            let config: serde_json::Map<_, _> = config.into_iter().filter(|(_, value)| says(value)).collect();
             out.push(serde_json::to_vec_pretty(&config).expect("JSON"));
         }
     }
@@ -146,20 +144,34 @@ fn configs() -> Vec<Vec<u8>> {
     out
 }
 
-/// The pickles in archives of PyTorch, found by the archive's directory.
+/// The pickles in archives of PyTorch, with the sizes of the storages, found by the archive's directory.
 fn pickles() -> Vec<Vec<u8>> {
     let number = |bytes: &[u8], at: usize, width: usize| {
         bytes[at..at + width].iter().rev().fold(0usize, |n, byte| n << 8 | usize::from(*byte))
     };
     let pickle = |bytes: &[u8]| {
-        let at = bytes.windows(4).position(|w| w == b"PK\x01\x02")?;
-        let (size, name, local) = (number(bytes, at + 24, 4), number(bytes, at + 28, 2), number(bytes, at + 42, 4));
-        let is_pickle = bytes.get(at + 46..at + 46 + name)?.ends_with(b"/data.pkl");
-        let start = local + 30 + number(bytes, local + 26, 2) + number(bytes, local + 28, 2);
-        bytes.get(start..start + size).filter(|_| is_pickle).map(<[u8]>::to_vec)
+        let (mut pickle, mut sizes) = (None, std::collections::BTreeMap::new());
+        for at in (0..bytes.len().saturating_sub(46)).filter(|at| bytes[*at..].starts_with(b"PK\x01\x02")) {
+            let (size, name, local) = (number(bytes, at + 24, 4), number(bytes, at + 28, 2), number(bytes, at + 42, 4));
+            let name = std::str::from_utf8(bytes.get(at + 46..at + 46 + name)?).ok()?;
+            if name.ends_with("/data.pkl") {
+                let start = local + 30 + number(bytes, local + 26, 2) + number(bytes, local + 28, 2);
+                pickle = bytes.get(start..start + size);
+            } else if let Some(number) = name.split("/data/").nth(1).and_then(|n| n.parse::<usize>().ok()) {
+                sizes.insert(number, size as u16);
+            }
+        }
+        let count = sizes.keys().last().map_or(0, |last| last + 1).min(16);
+        let sizes = (0..count).flat_map(|n| sizes.get(&n).copied().unwrap_or_default().to_le_bytes());
+        Some(std::iter::once(count as u8).chain(sizes).chain(pickle?.iter().copied()).collect::<Vec<u8>>())
     };
-    let all = all(&["torch"], "pt").into_iter().filter_map(|(_, bytes)| pickle(&bytes)).filter(|p| p.len() < 1500);
-    spread(all.collect(), 40)
+    let good = fixtures::root().join("torch");
+    let (good, bad): (Vec<_>, Vec<_>) =
+        all(&["torch"], "pt").into_iter().partition(|(path, _)| Path::new(path).parent() == Some(&good));
+    let of = |files: Vec<(String, Vec<u8>)>| -> Vec<Vec<u8>> {
+        files.into_iter().filter_map(|(_, bytes)| pickle(&bytes)).filter(|p| p.len() < 2500).collect()
+    };
+    of(good).into_iter().chain(spread(of(bad), 40)).collect()
 }
 
 fn arrays() -> Vec<Vec<u8>> {
@@ -251,7 +263,7 @@ fn random(count: u64, length: usize) -> Vec<Vec<u8>> {
     (1..=count).map(bytes).collect()
 }
 
-/// The sections of a record that fits the target's model, unpacked.
+/// The sections of a record that fits the target's model, as the target takes them.
 fn record() -> Vec<u8> {
     let place = Place::new();
     let (base, adapter, merged) = undo_record::made(&place);
@@ -278,17 +290,20 @@ fn record() -> Vec<u8> {
     let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a record");
     let mut names = metadata.offset_keys();
     names.retain(|name| name != "seal");
-    let sections: Vec<(String, Vec<u8>)> = names
-        .iter()
-        .map(|name| {
-            let bytes = file.tensor(name).expect("a section").data();
-            match zstd::stream::decode_all(bytes) {
-                Ok(plain) if bytes.starts_with(b"\x28\xb5\x2f\xfd") => (format!("{PACKED}{name}"), plain),
-                _ => (name.clone(), bytes.to_vec()),
-            }
-        })
-        .collect();
-    let parts: Vec<_> =
-        sections.iter().map(|(name, bytes)| (name.as_str(), "U8", vec![bytes.len()], bytes.clone())).collect();
-    super::targets::support::file_of(&parts)
+    let section = |name: &String| {
+        let stored = file.tensor(name).expect("a section").data();
+        let unpacked = zstd::stream::decode_all(stored).ok().filter(|_| stored.starts_with(b"\x28\xb5\x2f\xfd"));
+        let packed = if unpacked.is_some() { " packed" } else { "" };
+        let bytes = unpacked.unwrap_or_else(|| stored.to_vec());
+        let length = (bytes.len() as u64).saturating_sub(8).to_le_bytes();
+        let head =
+            bytes.get(8..).filter(|_| bytes.starts_with(&length)).and_then(|text| std::str::from_utf8(text).ok());
+        let (word, content) = match (head, std::str::from_utf8(&bytes)) {
+            (Some(text), _) => (" head", text.to_string()),
+            (None, Ok(text)) if !text.contains('\0') => ("", text.to_string()),
+            _ => (" hex", bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        format!("{MARK}{name}{packed}{word}\n{content}\n")
+    };
+    names.iter().map(section).collect::<String>().into_bytes()
 }
