@@ -236,6 +236,8 @@ pub fn compile_whole(text: &str) -> Result<Regex> {
     build(text, &format!("^(?:{text})$"))
 }
 
+const ADVICE: &str = "full module paths as keys work everywhere; edit a copy of the config";
+
 fn build(text: &str, anchored: &str) -> Result<Regex> {
     if text.len() > limits::PATTERN_BYTES {
         return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
@@ -248,13 +250,21 @@ fn build(text: &str, anchored: &str) -> Result<Regex> {
         .build()
         .map_err(|e| {
             let look = ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|l| text.contains(l));
+            let most = match &e {
+                regex::Error::CompiledTooBig(most) => Some(("too large once compiled", *most, "bytes")),
+                e if e.to_string().contains("maximum number of nested") => {
+                    Some(("nested too deep", limits::PATTERN_DEPTH as usize, "levels"))
+                }
+                _ => None,
+            };
+            if let Some((why, most, unit)) = most {
+                return Error::limit(format!("pattern `{shown}`: {why}"), format!("{most} {unit}")).hint(ADVICE);
+            }
             let why = match e {
-                regex::Error::CompiledTooBig(_) => "too large once compiled".to_string(),
                 _ if look => "look-around is not evaluated".to_string(),
                 other => other.to_string().lines().last().unwrap_or("not a regular expression").to_string(),
             };
-            Error::unsupported(format!("pattern `{shown}`: {why}"))
-                .hint("full module paths as keys work everywhere; edit a copy of the config")
+            Error::unsupported(format!("pattern `{shown}`: {why}")).hint(ADVICE)
         })
 }
 
