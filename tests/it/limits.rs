@@ -50,7 +50,7 @@ fn an_error_names_what_was_found_and_what_is_allowed() {
     let scratch = Scratch::new();
     let header = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let name = "n".repeat(limits::NAME_BYTES + 1);
-    let ones = vec!["1"; limits::DIMENSIONS + 1].join(",");
+    let ones = ["1"; limits::DIMENSIONS + 1].join(",");
     let files: Vec<(&str, Vec<u8>, [String; 2])> = vec![
         (
             "name.safetensors",
