@@ -106,6 +106,16 @@ impl Error {
         Error::new(Kind::Unrecognised, what)
     }
 
+    /// More than a limit allows (`crate::limits`): what was found, and the most there may be.
+    pub fn limit(found: impl fmt::Display, most: impl fmt::Display) -> Self {
+        Error::new(Kind::Limit, format!("{found}, at most {most}"))
+    }
+
+    /// The same where counting stopped there.
+    pub fn too_many(most: impl fmt::Display, what: &str) -> Self {
+        Error::new(Kind::Limit, format!("more than {most} {what}"))
+    }
+
     /// A system call that failed while doing `action` ("cannot read", "cannot create").
     pub fn io(action: &str, source: impl Into<std::io::Error>) -> Self {
         Error::new(Kind::Io, format!("{action}: {}", source.into()))

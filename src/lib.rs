@@ -4,7 +4,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | 0 | [`error`]: what went wrong, where, and what to do |
+//! | 0 | [`error`]: what went wrong, where, and what to do · [`limits`]: the most that files may ask for |
 //! | 1 | [`tensor`]: numbers in memory or in a mapped file · [`names`]: what modules are called |
 //! | 2 | [`container`]: files · [`kernels`]: the machine |
 //! | 3 | [`linalg`]: algorithms over any kernels |
@@ -13,6 +13,7 @@
 //! | 6 | [`cli`]: words in, words out |
 
 pub mod error;
+pub mod limits;
 
 pub mod names;
 pub mod tensor;

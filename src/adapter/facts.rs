@@ -1,7 +1,8 @@
 //! What has to be known of a base to name and order an adapter's parts as another program does: nothing of it changes
 //! what the adapter does.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// Layers of attention whose keys and values are made from a latent vector: it has queries, and no keys and values of its
 /// own.
@@ -36,11 +37,6 @@ pub struct Facts {
     pub tied: Option<bool>,
 }
 
-/// Layers for each of which something is written; models have a few hundred.
-const MOST_LAYERS: usize = 10_000;
-/// Rows of a projection of the attention.
-const MOST_ROWS: usize = 1 << 24;
-
 impl Facts {
     /// These, and where something is not known of them, what `others` say.
     #[must_use]
@@ -63,9 +59,9 @@ impl Facts {
     /// The number of layers, for those who write something for each; an error where it is none of a model.
     pub fn layers_to_fill(&self) -> Result<Option<usize>> {
         match self.layers {
-            Some(count) if count > MOST_LAYERS => {
-                let what = format!("{count} layers, each of which would get modules of its own; at most {MOST_LAYERS}");
-                Err(Error::new(Kind::Limit, what).at_key("num_hidden_layers"))
+            Some(count) if count > limits::LAYERS => {
+                let found = format!("{count} layers, each of which would get modules of its own");
+                Err(Error::limit(found, limits::LAYERS).at_key("num_hidden_layers"))
             }
             layers => Ok(layers),
         }
@@ -79,7 +75,7 @@ impl Facts {
     /// Rows of query, key and value. Not known where a config says more than any model has.
     pub fn attention_rows(&self) -> Option<[usize; 3]> {
         let (heads, key_heads) = (self.heads?, self.key_heads.or(self.heads)?);
-        let rows = |heads: usize| heads.checked_mul(self.head_width?).filter(|rows| *rows <= MOST_ROWS);
+        let rows = |heads: usize| heads.checked_mul(self.head_width?).filter(|rows| *rows <= limits::ATTENTION_ROWS);
         Some([rows(heads)?, rows(key_heads)?, rows(key_heads)?])
     }
 }

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::Kernels;
 use crate::kernels::choice::{self, Device};
 use crate::layout::{self, Given, Opened, SideFile};
+use crate::limits;
 use crate::model::BaseModel;
 use crate::ops::retarget;
 use crate::stream::{Limits, Resuming};
@@ -150,7 +151,7 @@ impl ReadAs {
 #[derive(Clone, Debug, Args)]
 pub struct Machine {
     /// Worker threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=limits::THREADS), help_heading = "Machine")]
     pub threads: Option<u16>,
     /// Working memory
     #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse, help_heading = "Machine")]

@@ -15,6 +15,7 @@ use crate::container;
 use crate::error::{Error, Kind, Result, printable};
 use crate::kernels::OpenBlas;
 use crate::layout::Opened;
+use crate::limits;
 use crate::model::BaseModel;
 use crate::ops::compare::elements::CLASSES;
 use crate::ops::compare::{self, Adapters, Apart, Beyond, Differing, Form, Models, Module, Tolerance, Unlike, models};
@@ -63,7 +64,7 @@ pub struct Args {
     #[arg(long, help_heading = "Output")]
     pub json: bool,
     /// Worker threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=limits::THREADS), help_heading = "Machine")]
     threads: Option<u16>,
     /// Working memory
     #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse, help_heading = "Machine")]

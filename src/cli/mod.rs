@@ -82,6 +82,9 @@ pub fn main() -> ! {
 }
 
 fn run() -> u8 {
+    if asks_for_limits() {
+        return registry::limits().map_or_else(|e| exit::failed(&e, false), |()| exit::DONE);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return exit::usage(&e),
@@ -97,6 +100,15 @@ fn run() -> u8 {
         Ok(Some(after)) => exit::failed(&after, false), // the answer is on stdout already
         Err(e) => exit::failed(&e, json),
     }
+}
+
+/// `help limits` or `--help limits`: what no command has, and so no help of clap's.
+fn asks_for_limits() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    let (first, second) = (words.next(), words.next());
+    first.is_some_and(|w| w == "help" || w == "--help")
+        && second.is_some_and(|w| w == "limits")
+        && words.next().is_none()
 }
 
 impl Command {

@@ -1,4 +1,4 @@
-//! `layouts` and `kernels`: what this build can do.
+//! `layouts` and `kernels`: what this build can do; `help limits`: how much.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::choice;
 use crate::layout::consumer::{CONSUMERS, Consumer};
 use crate::layout::{Content, LAYOUTS, Layout};
+use crate::limits;
 use crate::tensor::size;
 
 /// List the adapter layouts this build reads and writes, what each can hold, and the programs it writes for.
@@ -58,6 +59,12 @@ pub fn layouts(args: &LayoutsArgs) -> Result<()> {
     let program = |c: &Consumer| [c.name, c.layout, c.about].map(str::to_string).to_vec();
     let rows = CONSUMERS.iter().map(program).collect();
     output::answer(&format!("\n{}", output::table(&["--for", "layout", "what reads it"], &[], rows)))
+}
+
+/// Prints what `help limits` asks for.
+pub fn limits() -> Result<()> {
+    let rows = limits::ALL.iter().map(|limit| vec![limit.what.to_string(), limit.to_string()]).collect();
+    output::answer(&output::table(&["what", "at most"], &[], rows))
 }
 
 /// A backend as it is listed.

@@ -11,18 +11,10 @@ use serde::de::value::{Error as Plain, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::json::{Strict, unexpected};
-use crate::error::{Context, Error, Kind, Result, printable};
+use super::json::{self, Strict, unexpected};
+use crate::error::{Context, Error, Result, printable};
+use crate::limits;
 use crate::tensor::{Dtype, Shape, dtype};
-
-/// Largest header that is read or written: the reference implementation's own limit.
-pub const MAX_HEADER_BYTES: usize = 100_000_000;
-/// Most tensors in one file.
-pub const MAX_TENSORS: usize = 1_000_000;
-/// Most dimensions of one tensor.
-pub const MAX_DIMS: usize = 8;
-/// Longest name of a tensor.
-pub const MAX_NAME_BYTES: usize = 65_535;
 
 /// Header metadata in file order.
 pub type FileMetadata = IndexMap<String, String>;
@@ -46,7 +38,7 @@ pub fn parse(header: &[u8]) -> Result<Header> {
     let read = json.deserialize_map(&mut collected).and_then(|()| json.end());
     if let Err(e) = read {
         let own = collected.fault.take();
-        return Err(own.unwrap_or_else(|| Error::malformed(format!("header: {}", printable(&e.to_string())))));
+        return Err(own.unwrap_or_else(|| Error::new(json::kind(&e), format!("header: {}", printable(&e.to_string())))));
     }
     let mut entries: Vec<_> = collected.entries.into_iter().collect();
     // Stable: tensors without bytes keep the header's order among those that start where they do.
@@ -76,8 +68,8 @@ pub fn check(entries: &[(String, TensorInfo)], data_len: usize) -> Result<()> {
 fn check_entry(info: &TensorInfo, expected_start: usize, data_len: usize) -> Result<()> {
     let shape = Shape::new(info.shape.clone());
     let (from, to) = info.data_offsets;
-    if shape.rank() > MAX_DIMS {
-        return Err(Error::new(Kind::Limit, format!("{} dimensions, at most {MAX_DIMS}", shape.rank())));
+    if shape.rank() > limits::DIMENSIONS {
+        return Err(Error::limit(format!("{} dimensions", shape.rank()), limits::DIMENSIONS));
     }
     let takes = dtype::byte_len(info.dtype, shape.elements()?)?;
     if from > to || to > data_len {
@@ -118,7 +110,7 @@ impl<'de> Visitor<'de> for &mut Collected {
         while let Some(name) = map.next_key::<String>()? {
             let added = match map.next_value_seed(Strict::default()) {
                 Ok(value) => self.add(&name, value),
-                Err(e) => Err(Error::malformed(format!("header: {e}"))),
+                Err(e) => Err(Error::new(json::kind(&e), format!("header: {e}"))),
             };
             if let Err(e) = added {
                 self.fault = Some(e.at_key(name));
@@ -138,12 +130,12 @@ impl Collected {
             self.metadata = Some(metadata(value)?);
             return Ok(());
         }
-        if name.len() > MAX_NAME_BYTES {
-            let what = format!("a name of {} bytes, at most {MAX_NAME_BYTES}", name.len());
-            return Err(Error::new(Kind::Limit, what).at_key(&name[..name.floor_char_boundary(60)]));
+        if name.len() > limits::NAME_BYTES {
+            let found = format!("a name of {} bytes", name.len());
+            return Err(Error::limit(found, limits::NAME_BYTES).at_key(&name[..name.floor_char_boundary(60)]));
         }
-        if self.entries.len() == MAX_TENSORS {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_TENSORS} tensors")));
+        if self.entries.len() == limits::TENSORS {
+            return Err(Error::too_many(limits::TENSORS, "tensors"));
         }
         if self.entries.contains_key(name) {
             return Err(twice());

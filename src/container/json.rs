@@ -8,8 +8,8 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAcces
 use serde_json::{Map, Value};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits;
 
-const MAX_DEPTH: usize = 64;
 /// Levels of keys that an error names.
 const MAX_NAMED_DEPTH: usize = 3;
 const MAX_SHOWN_BYTES: usize = 60;
@@ -24,10 +24,25 @@ pub fn read_object(path: &Path, max_bytes: u64) -> Result<Map<String, Value>> {
 pub fn parse_object(text: &str) -> Result<Map<String, Value>> {
     let mut json = serde_json::Deserializer::from_str(text);
     let value = Strict::default().deserialize(&mut json).and_then(|v| json.end().map(|()| v));
-    match value.map_err(|e| Error::malformed(format!("not valid JSON: {e}")))? {
+    match value.map_err(|e| error(&e))? {
         Value::Object(map) => Ok(map),
         other => Err(Error::malformed(format!("expected a JSON object, found {}", type_name(&other)))),
     }
+}
+
+fn error(e: &serde_json::Error) -> Error {
+    Error::new(kind(e), format!("not valid JSON: {e}"))
+}
+
+/// Of an error of the parser: a limit where it went too deep.
+pub(super) fn kind(e: &impl fmt::Display) -> Kind {
+    let text = e.to_string();
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    if what.ends_with(&too_deep()) { Kind::Limit } else { Kind::Malformed }
+}
+
+fn too_deep() -> String {
+    format!("nested deeper than {} levels", limits::JSON_DEPTH)
 }
 
 /// The text of a JSON file: two spaces of indentation and a final line break, as transformers writes it.
@@ -57,8 +72,7 @@ pub(super) fn read_text(path: &Path, max_bytes: u64) -> Result<String> {
         return Err(Error::unsupported("not a regular file").in_file(path));
     }
     if about.len() > max_bytes {
-        let what = format!("{} bytes, at most {max_bytes}", about.len());
-        return Err(Error::new(Kind::Limit, what).in_file(path));
+        return Err(Error::limit(format!("{} bytes", about.len()), max_bytes).in_file(path));
     }
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(fail)?.take(max_bytes).read_to_end(&mut bytes).map_err(fail)?;
@@ -78,8 +92,8 @@ pub(super) struct Strict {
 
 impl Strict {
     fn inner<E: serde::de::Error>(self) -> std::result::Result<Strict, E> {
-        if self.depth == MAX_DEPTH {
-            return Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels")));
+        if self.depth == limits::JSON_DEPTH {
+            return Err(E::custom(too_deep()));
         }
         Ok(Strict { depth: self.depth + 1 })
     }
@@ -182,7 +196,11 @@ mod tests {
     #[test]
     fn depth_is_bounded() {
         let deep = format!("{{\"a\":{}1{}}}", "[".repeat(70), "]".repeat(70));
-        assert!(parse_object(&deep).unwrap_err().what().contains("deeper"));
+        let fault = parse_object(&deep).unwrap_err();
+        assert!(fault.what().contains("deeper"));
+        assert_eq!(fault.kind(), Kind::Limit);
+        let named = parse_object(r#"{"nested deeper than 64 levels": }"#).unwrap_err();
+        assert_eq!(named.kind(), Kind::Malformed);
     }
 
     #[test]

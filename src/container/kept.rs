@@ -12,10 +12,9 @@ use std::path::Path;
 
 use super::sharded::named_by;
 use super::{folder, undo};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
+use crate::limits;
 
-/// Entries of a folder that are kept at most: far above what lies beside a model, and below a home folder.
-const MOST_KEPT: usize = 100_000;
 /// How weights are called, before numbers and endings.
 const STEMS: [&str; 9] = [
     "model",
@@ -61,7 +60,7 @@ const TEXTS: [&str; 25] = [
 
 /// Gives everything in `old` that is no part of a result a name in `new` as well.
 pub fn keep_others(old: &Path, new: &Path) -> Result<()> {
-    let mut left = MOST_KEPT;
+    let mut left = limits::KEPT_FILES;
     keep(old, new, &mut left)
 }
 
@@ -110,8 +109,9 @@ fn take_along(from: &Path, to: &Path, left: &mut usize) -> Result<()> {
 
 fn link(from: &Path, to: &Path, left: &mut usize) -> Result<()> {
     *left = left.checked_sub(1).ok_or_else(|| {
-        let what = format!("more than {MOST_KEPT} other files in the folder that is to be replaced");
-        Error::new(Kind::Limit, what).in_file(from).hint("choose another name, or empty the folder")
+        Error::too_many(limits::KEPT_FILES, "other files in the folder that is to be replaced")
+            .in_file(from)
+            .hint("choose another name, or empty the folder")
     })?;
     // Of a link the link itself: that is what the call does.
     fs::hard_link(from, to).map_err(|e| {

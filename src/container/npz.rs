@@ -5,14 +5,12 @@
 
 use std::sync::Arc;
 
-use super::header::{MAX_DIMS, MAX_TENSORS};
 use super::torch::zip::Archive;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
-/// Longest header of an array: NumPy's own limit.
-const MAX_ARRAY_HEADER_BYTES: usize = 10_000;
 
 /// Tensors by name, in the order of the archive.
 pub fn read(file: &Arc<MappedFile>) -> Result<StateDict> {
@@ -24,8 +22,8 @@ pub fn read(file: &Arc<MappedFile>) -> Result<StateDict> {
         let name = member.strip_suffix(".npy").unwrap_or(member);
         let Some(place) = archive.get(member) else { continue };
         let tensor = array(file, all.get(place.range.clone()).unwrap_or_default(), place.range.start);
-        if out.len() >= MAX_TENSORS {
-            return Err(Error::unsupported(format!("more than {MAX_TENSORS} arrays")).in_file(file.path()));
+        if out.len() >= limits::TENSORS {
+            return Err(Error::too_many(limits::TENSORS, "arrays").in_file(file.path()));
         }
         if out.insert(name.to_string(), tensor.at_key(name).in_file(file.path())?).is_some() {
             return Err(Error::malformed("two arrays of this name").at_key(name).in_file(file.path()));
@@ -50,9 +48,8 @@ fn array(file: &Arc<MappedFile>, member: &[u8], start: usize) -> Result<Tensor> 
         }
         [major, _] => return Err(Error::unsupported(format!("version {major} of NumPy's format, expected 1 to 3"))),
     };
-    if len > MAX_ARRAY_HEADER_BYTES {
-        let what = format!("a header of {len} bytes, at most {MAX_ARRAY_HEADER_BYTES}");
-        return Err(Error::new(Kind::Limit, what));
+    if len > limits::NPY_HEADER_BYTES {
+        return Err(Error::limit(format!("a header of {len} bytes"), limits::NPY_HEADER_BYTES));
     }
     let (header, data) = rest.split_at_checked(len).ok_or_else(short)?;
     let header = std::str::from_utf8(header).map_err(|_| Error::malformed("a header that is not text"))?;
@@ -99,8 +96,8 @@ fn form(header: &str) -> Result<(Dtype, Shape)> {
         };
     }
     let (Some(descr), Some(fortran), Some(dims), "}") = (descr, fortran, shape, rest) else { return Err(shown()) };
-    if dims.len() > MAX_DIMS {
-        return Err(Error::new(Kind::Limit, format!("{} dimensions, at most {MAX_DIMS}", dims.len())));
+    if dims.len() > limits::DIMENSIONS {
+        return Err(Error::limit(format!("{} dimensions", dims.len()), limits::DIMENSIONS));
     }
     if fortran && dims.len() > 1 {
         return Err(Error::unsupported("an array in the order of Fortran, expected that of C"));

@@ -16,13 +16,13 @@ use super::json;
 use super::safetensors::SafetensorsFile;
 use super::sharded::{Index, Shard, Sharded};
 use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::Tensor;
 
 /// What says which components a pipeline has.
 pub const INDEX_NAME: &str = "model_index.json";
 /// Where it says of which class the pipeline is. All names that begin so are about it, and no components.
 const CLASS: &str = "_class_name";
-const MAX_INDEX_BYTES: u64 = 1 << 20;
 /// What weights are called, before a variant and the ending.
 const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 const ENDING: &str = ".safetensors";
@@ -74,7 +74,7 @@ impl Pipeline {
     /// Opens it.
     pub fn open(folder: &Path) -> Result<Pipeline> {
         let path = folder.join(INDEX_NAME);
-        let index = json::read_object(&path, MAX_INDEX_BYTES)?;
+        let index = json::read_object(&path, limits::PIPELINE_INDEX_BYTES)?;
         let class = index.get(CLASS).and_then(Value::as_str).map(str::to_string);
         let mut components = components(&index).in_file(&path)?;
         let mut files = Sharded { shards: Vec::new(), indexes: Vec::new() };

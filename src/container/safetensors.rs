@@ -18,10 +18,11 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use safetensors::tensor::Metadata;
 
-use super::header::{self, FileMetadata, Header, MAX_HEADER_BYTES};
+use super::header::{self, FileMetadata, Header};
 use super::system::{self, WRITE_BYTES};
 use super::torch;
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
 
 /// A file opened for reading. Nothing but its header has been touched.
@@ -57,9 +58,9 @@ impl SafetensorsFile {
             let what = format!("header of {length} bytes does not fit into the file of {} bytes", all.len());
             not_safetensors(all, what)
         })?;
-        if header.len() > MAX_HEADER_BYTES {
-            let what = format!("header of {length} bytes in a file of {}, at most {MAX_HEADER_BYTES}", all.len());
-            return Err(kind_of(all).unwrap_or_else(|| Error::new(Kind::Limit, what)));
+        if header.len() > limits::HEADER_BYTES {
+            let found = format!("header of {length} bytes in a file of {}", all.len());
+            return Err(kind_of(all).unwrap_or_else(|| Error::limit(found, limits::HEADER_BYTES)));
         }
         if header.is_empty() {
             return Err(not_safetensors(all, format!("header of 0 bytes in a file of {} bytes", all.len())));
@@ -198,8 +199,8 @@ impl Manifest {
         }
         let mut text = serde_json::to_vec(&header).map_err(|e| Error::malformed(e.to_string()))?;
         text.resize(text.len().next_multiple_of(8), b' ');
-        if text.len() > MAX_HEADER_BYTES {
-            return Err(Error::new(Kind::Limit, format!("header of {} bytes, at most {MAX_HEADER_BYTES}", text.len())));
+        if text.len() > limits::HEADER_BYTES {
+            return Err(Error::limit(format!("header of {} bytes", text.len()), limits::HEADER_BYTES));
         }
         let mut head = (text.len() as u64).to_le_bytes().to_vec();
         head.append(&mut text);

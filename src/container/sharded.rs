@@ -13,7 +13,8 @@ use serde_json::Value;
 use super::folder;
 use super::json;
 use super::safetensors::SafetensorsFile;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::Tensor;
 
 /// Name of the index that transformers writes.
@@ -23,8 +24,6 @@ pub const SINGLE_NAME: &str = "model.safetensors";
 /// Name of the single file that diffusers writes, beside which variants may lie.
 const DIFFUSERS_NAME: &str = "diffusion_pytorch_model.safetensors";
 const INDEX_ENDING: &str = ".safetensors.index.json";
-const MAX_INDEX_BYTES: u64 = 100_000_000;
-const MAX_SHARDS: usize = 100_000;
 
 /// One file of a model, or its only one.
 #[derive(Clone, Debug)]
@@ -101,14 +100,14 @@ impl Sharded {
     /// The shards that an index names.
     pub fn open_indexed(folder: &Path, index_name: &str) -> Result<Sharded> {
         let path = folder.join(index_name);
-        let mut root = json::read_object(&path, MAX_INDEX_BYTES)?;
+        let mut root = json::read_object(&path, limits::INDEX_BYTES)?;
         let weight_map = weight_map(&root).in_file(&path)?;
         let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (tensor, file) in &weight_map {
             by_file.entry(file).or_default().push(tensor);
         }
-        if by_file.len() > MAX_SHARDS {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_SHARDS} shards")).in_file(&path));
+        if by_file.len() > limits::SHARDS {
+            return Err(Error::limit(format!("{} shards", by_file.len()), limits::SHARDS).in_file(&path));
         }
         let mut shards = Vec::with_capacity(by_file.len());
         let mut owner: BTreeMap<String, String> = BTreeMap::new();
@@ -184,7 +183,7 @@ fn safetensors_names(folder: &Path) -> Result<Vec<String>> {
 
 /// The files that an index names; none where it is no index.
 pub fn named_by(index: &Path) -> Vec<String> {
-    let map = json::read_object(index, MAX_INDEX_BYTES).and_then(|root| weight_map(&root));
+    let map = json::read_object(index, limits::INDEX_BYTES).and_then(|root| weight_map(&root));
     map.map_or_else(|_| Vec::new(), |map| map.into_iter().map(|(_, file)| file).collect())
 }
 

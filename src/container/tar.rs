@@ -8,14 +8,13 @@ use std::ops::Range;
 
 use indexmap::IndexMap;
 
-use crate::container::header::MAX_NAME_BYTES;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// Headers, and what members are filled up to multiples of.
 const BLOCK: usize = 512;
 /// Where the first header says that it is one.
 const MAGIC: Range<usize> = 257..262;
-const MAX_MEMBERS: usize = 10_000;
 
 /// True for a file that begins with a header of POSIX or GNU.
 pub fn claims(all: &[u8]) -> bool {
@@ -34,8 +33,8 @@ pub fn members(all: &[u8]) -> Result<IndexMap<String, Range<usize>>> {
     let mut out = IndexMap::new();
     for (count, entry) in archive.entries_with_seek().map_err(damaged)?.enumerate() {
         let entry = entry.map_err(damaged)?;
-        if count == MAX_MEMBERS {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_MEMBERS} members in a tar archive")));
+        if count == limits::TAR_MEMBERS {
+            return Err(Error::too_many(limits::TAR_MEMBERS, "members in a tar archive"));
         }
         let kind = entry.header().entry_type();
         if kind.is_pax_global_extensions() {
@@ -65,8 +64,8 @@ pub fn members(all: &[u8]) -> Result<IndexMap<String, Range<usize>>> {
 /// A member's name: text, relative, and without a way up.
 fn name(bytes: &[u8]) -> Result<String> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::malformed("a name in a tar archive is not UTF-8"))?;
-    if text.len() > MAX_NAME_BYTES {
-        return Err(Error::new(Kind::Limit, format!("a name of {} bytes, at most {MAX_NAME_BYTES}", text.len())));
+    if text.len() > limits::NAME_BYTES {
+        return Err(Error::limit(format!("a name of {} bytes", text.len()), limits::NAME_BYTES));
     }
     if text.starts_with('/') || text.contains(['\\', '\0']) || text.split('/').any(|part| part == "..") {
         return Err(Error::malformed("a name that leads out of the archive").at_key(text));

@@ -10,6 +10,7 @@ use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
 
 use super::{Eigen, Kernels, Svd};
 use crate::error::{Error, Kind, Result};
+use crate::limits;
 
 extern crate blas_src; // links the library that the calls below are resolved in
 
@@ -41,7 +42,12 @@ impl Default for OpenBlas {
 }
 
 fn int(n: usize) -> Result<i32> {
-    i32::try_from(n).map_err(|_| Error::new(Kind::Limit, format!("matrix extent {n} is beyond what BLAS takes")))
+    i32::try_from(n).map_err(|_| Error::limit(format!("a matrix extent of {n}"), limits::BLAS_EXTENT))
+}
+
+/// Iterations of LAPACK do not end where a matrix has NaN or infinity in it, which finite factors can give.
+fn require_finite(is_finite: bool) -> Result<()> {
+    if is_finite { Ok(()) } else { Err(super::truncated::field::out_of_range()) }
 }
 
 fn lapack_failed(routine: &str, info: i32) -> Error {
@@ -115,6 +121,7 @@ impl Kernels for OpenBlas {
         if k == 0 {
             return Ok(Svd { u: Array2::zeros((m, 0)), s: Array1::zeros(0), vt: Array2::zeros((0, n)) });
         }
+        require_finite(a.iter().all(|v| v.is_finite()))?;
         // Row-major a is column-major aᵀ: [n, m]. Its left vectors are our right ones, and each comes out in the
         // order we want to read it in.
         let mut at: Vec<f32> = a.iter().copied().collect();
@@ -200,6 +207,7 @@ fn divide_and_conquer(job: u8, a: ArrayView2<f64>) -> Result<(Vec<f64>, Vec<f64>
     if n == 0 {
         return Ok((vectors, Vec::new()));
     }
+    require_finite(vectors.iter().all(|v| v.is_finite()))?;
     let order = int(n)?;
     let mut values = vec![0f64; n];
     let (mut query, mut iquery, mut info) = ([0f64], [0i32], 0);
@@ -239,6 +247,7 @@ fn largest(a: ArrayView2<f64>, most: usize) -> Result<Eigen> {
         return Ok(Eigen { values: Vec::new(), vectors: Array2::zeros((0, n)) });
     }
     let mut a: Vec<f64> = a.iter().copied().collect();
+    require_finite(a.iter().all(|v| v.is_finite()))?;
     let (order, first) = (int(n)?, int(n - most + 1)?);
     let (mut values, mut vectors, mut support) = (vec![0f64; n], vec![0f64; n * most], vec![0i32; 2 * most.max(1)]);
     let (mut query, mut iquery, mut info, mut found) = ([0f64], [0i32], 0, 0);

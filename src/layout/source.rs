@@ -15,6 +15,7 @@ use crate::container::{
     self, Entry, GgufFile, Manifest, Pipeline, SafetensorsFile, Sharded, folder, gguf, hub, json, npz, torch, yaml,
 };
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
 
 /// Names of the config file beside an adapter.
@@ -47,7 +48,6 @@ const EPOCH_NAME: (&str, &str) = ("adapter_", ".pt");
 const INDEX_NAME: &str = "adapter_model.safetensors.index.json";
 /// Settings of trainings, kept beside the tensors.
 const SETTINGS: [&str; 4] = ["hyperparameters.yaml", archive::CONFIG, "run_config.yaml", "torchtune_config.yaml"];
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 /// Key of the header metadata, or field of the config, that names the base an adapter was made for.
 pub const BASE_FINGERPRINT: &str = "lora_tool.base_fingerprint";
 
@@ -100,7 +100,7 @@ pub fn config_alone(path: &Path) -> Result<Option<SideFile>> {
         true => file.is_file() && !Sharded::is_in(path)? && !Pipeline::is_in(path),
         false => path.file_name().is_some_and(|name| name == BASE_CONFIG_NAME),
     };
-    alone.then(|| Ok((file.clone(), json::read_object(&file, MAX_CONFIG_BYTES)?))).transpose()
+    alone.then(|| Ok((file.clone(), json::read_object(&file, limits::CONFIG_BYTES)?))).transpose()
 }
 
 impl Given {
@@ -203,7 +203,7 @@ impl Source {
 
     /// An archive holds its settings, and has no other files.
     fn of_archive(path: &Path, tensor_file: &Path, file: Arc<MappedFile>, given: Given) -> Result<Source> {
-        let archive::Archive { tensors, mut config, others } = archive::read(&file, MAX_CONFIG_BYTES)?;
+        let archive::Archive { tensors, mut config, others } = archive::read(&file, limits::CONFIG_BYTES)?;
         // What an adapter says about itself has a place of its own elsewhere.
         let own: Vec<_> = config.keys().filter(|name| name.starts_with("lora_tool.")).cloned().collect();
         let text = |name: String| Some((name.clone(), config.remove(&name)?.as_str()?.to_string()));
@@ -379,7 +379,7 @@ fn side_file(
     if !folder::is_there(&path)? {
         return Ok(None);
     }
-    let config = read(&path, MAX_CONFIG_BYTES)?;
+    let config = read(&path, limits::CONFIG_BYTES)?;
     Ok(Some((path, config)))
 }
 

@@ -27,13 +27,13 @@ pub use crate::container::sharded::{INDEX_NAME, SINGLE_NAME};
 
 use crate::container::{self, FileMetadata, Shard, Sharded, folder, hub, json};
 use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::names::diffusion::{Candidate, Naming};
 use crate::names::{Index, ModulePath, checkpoint};
 use crate::tensor::{Bytes, Hash, Tensor};
 
 /// The config beside a model.
 pub const CONFIG_NAME: &str = "config.json";
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// A base model, opened. Only headers and side files have been read.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl BaseModel {
         let files = if is_folder { Sharded::open_folder(path) } else { Sharded::open_file(path) };
         let files = files.map_err(|e| hint_at_what_it_is(path, e))?;
         let config = match config_beside(path, is_folder)? {
-            Some(path) => Some(json::read_object(&path, MAX_CONFIG_BYTES)?),
+            Some(path) => Some(json::read_object(&path, limits::CONFIG_BYTES)?),
             None => None,
         };
         let scaled = Scaled::find(&files, config.as_ref());

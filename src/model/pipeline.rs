@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::site::DENOISERS;
-use super::{CONFIG_NAME, MAX_CONFIG_BYTES, Scaled, model_types};
+use super::{CONFIG_NAME, Scaled, model_types};
 use crate::container::{self, Sharded, json, pipeline};
 use crate::error::Result;
+use crate::limits;
 use crate::names::{Index, checkpoint};
 
 /// What is known of the pipeline beside its tensors.
@@ -72,7 +73,7 @@ fn component(folder: &Path, known: pipeline::Component) -> Result<Component> {
     let pipeline::Component { name, class, has_tensors } = known;
     let path = folder.join(&name).join(CONFIG_NAME);
     let there = has_tensors && path.symlink_metadata().is_ok();
-    let config = there.then(|| json::read_object(&path, MAX_CONFIG_BYTES)).transpose()?;
+    let config = there.then(|| json::read_object(&path, limits::CONFIG_BYTES)).transpose()?;
     let mut types = model_types(config.as_ref());
     if !types.contains(&class) {
         types.push(class.clone());

@@ -18,6 +18,7 @@ use serde_json::{Map, Value};
 use super::BaseModel;
 use crate::container::{Sharded, json};
 use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Dtype, Scales, Shape, Tensor, cast};
 
 /// The key of ComfyUI's description in the metadata of a header.
@@ -26,8 +27,6 @@ pub const METADATA: &str = "_quantization_metadata";
 const HINT: &str = "take the 16-bit model it was made from";
 /// Rows and columns of a block where the config does not say: those of DeepSeek's.
 const USUAL_BLOCK: usize = 128;
-/// Most bytes of a description of one layer.
-const MAX_TEXT_BYTES: usize = 1 << 12;
 /// Ends of what makes a second scale, or a shift: with these the product is not all.
 const MORE: [&str; 3] = ["weight_scale_2", "pre_quant_scale", "weight_zero_point"];
 /// Ends of what says nothing of the weight itself.
@@ -220,8 +219,9 @@ fn format_in(about: &Value) -> Option<String> {
 fn described(text: &Tensor) -> Result<String> {
     let bytes = text.bytes.as_slice();
     let odd = |what: String| Error::malformed(format!("`comfy_quant` beside it cannot be read: {what}"));
-    if bytes.len() > MAX_TEXT_BYTES {
-        return Err(odd(format!("{} bytes, at most {MAX_TEXT_BYTES}", bytes.len())));
+    if bytes.len() > limits::SCALED_TEXT_BYTES {
+        let found = format!("{} bytes of `comfy_quant` beside it", bytes.len());
+        return Err(Error::limit(found, limits::SCALED_TEXT_BYTES));
     }
     let text = std::str::from_utf8(bytes).map_err(|e| odd(e.to_string()))?;
     let map = json::parse_object(text).map_err(|e| odd(e.to_string()))?;

@@ -8,12 +8,11 @@ use crate::container::pipeline::component_of;
 use crate::container::sharded::Index;
 use crate::container::{Sharded, folder};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// Endings of files that hold weights.
 const WEIGHTS: [&str; 12] =
     [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".npz", ".tflite"];
-/// How deep folders are followed.
-const MAX_DEPTH: usize = 4;
 
 /// What lies beside the tensors.
 #[derive(Clone, Debug, Default)]
@@ -75,10 +74,10 @@ fn walk(of: Root, inside: &Path, files: &Sharded, out: &mut SideFiles, depth: us
             Err(e) => return Err(Error::io("cannot tell what it is", e).in_file(path)),
         };
         if about.is_dir() {
-            let is_link = entry.file_type().is_ok_and(|about| about.is_symlink());
+            let is_link = path.is_symlink();
             if is_link && !is_component(&relative) {
                 out.elsewhere.push(relative);
-            } else if depth < MAX_DEPTH {
+            } else if depth < limits::SIDE_DEPTH {
                 walk(of, &relative, files, out, depth + 1)?;
             }
         } else if about.is_file() && !written_anew(&relative, files) {

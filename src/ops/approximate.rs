@@ -136,7 +136,8 @@ impl Weights {
 }
 
 fn checked(rows: usize, cols: usize) -> Result<usize> {
-    rows.checked_mul(cols).ok_or_else(|| Error::new(Kind::Limit, format!("a factor of [{rows}, {cols}]")))
+    rows.checked_mul(cols)
+        .ok_or_else(|| Error::limit(format!("a factor of [{rows}, {cols}]"), format!("{} elements", usize::MAX)))
 }
 
 /// A tensor of values that all fit its type; nothing is clamped.

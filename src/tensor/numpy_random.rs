@@ -6,7 +6,8 @@
 
 use std::collections::HashSet;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 
 const MULTIPLIER: u128 = 0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645;
 /// Above this, a choice of more than a fiftieth shuffles all candidates; below it, it remembers what was taken.
@@ -128,10 +129,7 @@ impl NumpyRng {
 
 /// Beyond 32 bits the draws take another way, which no adapter reaches.
 fn limit(count: usize) -> Result<()> {
-    if u32::try_from(count).is_ok() {
-        return Ok(());
-    }
-    Err(Error::new(Kind::Limit, format!("{count} random places, at most {} are drawn", u32::MAX)))
+    if count <= limits::CHOICE { Ok(()) } else { Err(Error::limit(format!("{count} random places"), limits::CHOICE)) }
 }
 
 /// Eight words of `SeedSequence(seed).generate_state`.

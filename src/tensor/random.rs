@@ -6,15 +6,14 @@
 
 use std::collections::HashMap;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 
 const N: usize = 624;
 const M: usize = 397;
 
 /// From this length on, PyTorch permutes with another algorithm and 64-bit draws.
 const LONG_PERMUTATION: usize = (u32::MAX / 20) as usize;
-/// Longest permutation that is drawn: two draws for each element take about a minute.
-const MAX_PERMUTATION: usize = 1 << 33;
 
 /// A generator in the state that `torch.Generator().manual_seed(seed)` has.
 #[derive(Clone, Debug)]
@@ -122,11 +121,8 @@ impl TorchRng {
         if count > n {
             return Err(Error::mismatch(format!("{count} positions in a tensor of {n} elements")));
         }
-        if n > MAX_PERMUTATION {
-            return Err(Error::new(
-                Kind::Limit,
-                format!("a random permutation of {n} elements, at most {MAX_PERMUTATION} are drawn"),
-            ));
+        if n > limits::PERMUTATION {
+            return Err(Error::limit(format!("a random permutation of {n} elements"), limits::PERMUTATION));
         }
         if n < LONG_PERMUTATION { Ok(self.head_of_short(n, count)) } else { Ok(self.head_of_long(n, count)) }
     }

@@ -6,10 +6,8 @@
 use std::ops::Range;
 
 use super::{Bytes, Dtype, Shape, Tensor, dtype};
-use crate::error::{Error, Kind, Result};
-
-/// Bytes of zeros that are made to fill up what is missing. The largest adapters have some hundred megabytes in a factor.
-const MOST_ZEROS: usize = 512 << 20;
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// Bytes of one element of a plain float.
 fn element(tensor: &Tensor) -> Result<usize> {
@@ -204,9 +202,8 @@ pub fn zeros_of(dtype: Dtype, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
 /// Zeros fill up what is known by its size only, which a config may say as it likes: there is a limit.
 fn zero_bytes(dtype: Dtype, shape: &Shape) -> Result<Vec<u8>> {
     let length = dtype::byte_len(dtype, shape.elements()?)?;
-    if length > MOST_ZEROS {
-        let what = format!("{shape} to be filled up with zeros, {length} bytes, at most {MOST_ZEROS}");
-        return Err(Error::new(Kind::Limit, what));
+    if length > limits::ZERO_BYTES {
+        return Err(Error::limit(format!("{shape} to be filled up with zeros, {length} bytes"), limits::ZERO_BYTES));
     }
     Ok(vec![0; length])
 }

@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 
 use crate::adapter::selection::Selection;
 use crate::adapter::{Scale, order};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 use crate::names::ModulePath;
 use crate::tensor::numpy_random::NumpyRng;
 use crate::tensor::{Dtype, Tensor};
 
 use super::{Action, LowRank};
-
-/// Most entries that the factors of all modules may have: nothing in the file is as large as they are.
-const MAX_PLACES: usize = 1 << 28;
 
 /// A vector and the rule of where it goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,10 +72,9 @@ impl Scattered {
             let (rows, cols) = weight.shape.matrix();
             rows.checked_add(cols)?.checked_mul(self.rank)?.checked_add(n)
         });
-        let total = total.filter(|&n| n <= MAX_PLACES).ok_or_else(|| {
-            let what =
-                format!("factors of rank {} for {} modules: more than {MAX_PLACES} numbers", self.rank, modules.len());
-            Error::new(Kind::Limit, what).at_key("r")
+        let total = total.filter(|&n| n <= limits::UNILORA_ELEMENTS).ok_or_else(|| {
+            let found = format!("factors of rank {} for {} modules", self.rank, modules.len());
+            Error::limit(found, format!("{} numbers", limits::UNILORA_ELEMENTS)).at_key("r")
         })?;
         let places = places(total, theta.len(), self.seed)?;
         let mut counts = vec![0u32; theta.len()];

@@ -7,10 +7,8 @@ use super::{Delta, Factors, Hadamard, Kronecker, LowRank};
 use crate::adapter::scale::Scale;
 use crate::error::Result;
 use crate::kernels::Kernels;
+use crate::limits;
 use crate::linalg::product;
-
-/// Largest core whose singular values are worth the time of someone who looks.
-const MAX_CORE: usize = 1024;
 
 /// What the factors of a change say about its size.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,7 +59,7 @@ fn hadamard(d: &Hadamard, kernels: &dyn Kernels) -> Result<Spectrum> {
     let ((b1, a1), (b2, a2)) = (d.w1.halves()?, d.w2.halves()?);
     let shape = (b1.nrows(), a1.ncols());
     let core = rank.saturating_mul(d.w2.rank());
-    if core > MAX_CORE || b2.nrows() != shape.0 || a2.ncols() != shape.1 {
+    if core > limits::SPECTRUM_SIDE || b2.nrows() != shape.0 || a2.ncols() != shape.1 {
         return Ok(finished(shape, rank, d.scale, factor, Vec::new()));
     }
     let mut b = Array2::zeros((shape.0, core));
@@ -96,7 +94,7 @@ fn of_factor(factor: &Factor, kernels: &dyn Kernels) -> Result<Vec<f32>> {
         }
         Factor::Whole(t) => {
             let matrix = t.to_matrix()?;
-            if matrix.len_of(Axis(0)).min(matrix.len_of(Axis(1))) > MAX_CORE {
+            if matrix.len_of(Axis(0)).min(matrix.len_of(Axis(1))) > limits::SPECTRUM_SIDE {
                 return Ok(Vec::new());
             }
             Ok(kernels.svd(matrix.view())?.s.to_vec())

@@ -8,11 +8,9 @@ use ndarray::Array2;
 
 use super::{Action, Factors, Site};
 use crate::adapter::scale::Scale;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
+use crate::limits;
 use crate::tensor::Tensor;
-
-/// Most numbers of the factor that core and down make: small files may have large ones.
-pub const MAX_FACTOR: usize = 1 << 30;
 
 /// Three factors and a scale.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,9 +55,9 @@ impl Tucker {
     pub fn factors(&self) -> Result<Factors> {
         let (_, cols) = self.matrix()?;
         let size = self.core.shape.matrix().0.saturating_mul(cols);
-        if size > MAX_FACTOR {
-            let what = format!("core {} and down {} make {size} numbers", self.core.shape, self.down.shape);
-            return Err(Error::new(Kind::Limit, what));
+        if size > limits::TUCKER_FACTOR {
+            let found = format!("core {} and down {} make {size} numbers", self.core.shape, self.down.shape);
+            return Err(Error::limit(found, limits::TUCKER_FACTOR));
         }
         let (b, down, core) = (self.up.to_matrix()?, self.down.to_matrix()?, self.core.to_matrix()?);
         let (inner, kernel) = (down.nrows(), core.ncols() / down.nrows().max(1));

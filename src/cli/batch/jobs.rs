@@ -8,10 +8,9 @@ use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits;
 use crate::tensor::size;
 
-/// Largest file of jobs.
-const MAX_BYTES: u64 = 16 << 20;
 /// Names that are the batch's own.
 const NOT_OF_A_JOB: [&str; 6] = ["json", "verbose", "quiet", "color", "help", "version"];
 
@@ -48,8 +47,8 @@ struct Given<'a> {
 pub fn read(path: &Path, program: &Command) -> Result<Vec<Job>> {
     let fail = |e: std::io::Error| Error::io("cannot read", e).in_file(path);
     let size = std::fs::metadata(path).map_err(fail)?.len();
-    if size > MAX_BYTES {
-        return Err(Error::new(Kind::Limit, format!("a file of {size} bytes, expected jobs")).in_file(path));
+    if size > limits::JOBS_BYTES {
+        return Err(Error::limit(format!("a file of {size} bytes, expected jobs"), limits::JOBS_BYTES).in_file(path));
     }
     let text = std::fs::read_to_string(path).map_err(fail)?;
     parse(&text, program).in_file(path)

@@ -15,6 +15,7 @@ use super::output::{self, Heard};
 use super::progress::Counter;
 use super::signals::Signals;
 use crate::error::{Error, Kind, Result};
+use crate::limits;
 use crate::stream::Budget;
 use crate::tensor::size;
 use jobs::Job;
@@ -50,7 +51,7 @@ pub struct Args {
     /// File of jobs
     file: PathBuf,
     /// How many jobs run at a time
-    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=limits::THREADS))]
     jobs: u16,
     /// Working memory of all jobs together
     #[arg(long, value_name = "SIZE", default_value = "256MB", value_parser = size::parse)]

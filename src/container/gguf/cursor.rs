@@ -1,6 +1,6 @@
 //! A place in a GGUF header. Whatever is read is checked against what is left first, and errors name the field.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Bytes and how far they have been read.
 pub struct Cursor<'a> {
@@ -61,7 +61,7 @@ impl<'a> Cursor<'a> {
         let left = self.left().len();
         match usize::try_from(number).ok().filter(|n| *n <= left / least.max(1)) {
             None => Err(Error::malformed(format!("{field} {number}, more than the {left} bytes left can hold"))),
-            Some(n) if n > most => Err(Error::new(Kind::Limit, format!("{field} {n}, at most {most}"))),
+            Some(n) if n > most => Err(Error::limit(format!("{field} {n}"), most)),
             Some(n) => Ok(n),
         }
     }

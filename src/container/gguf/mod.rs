@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::header::MAX_TENSORS;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, StateDict, Tensor, dtype};
 
 pub use blocks::Blocks;
@@ -24,21 +24,8 @@ pub use write::{head, write};
 
 /// The first bytes of a file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
-/// Most metadata keys of one file.
-const MAX_KEYS: usize = 1_000_000;
-/// Longest key.
-const MAX_KEY_BYTES: usize = 65_535;
-/// Longest name of a tensor.
-const MAX_NAME_BYTES: usize = 65_535;
-/// Most extents of one tensor: what ggml has.
-const MAX_DIMS: usize = 4;
-/// Largest array, in bytes.
-const MAX_ARRAY_BYTES: usize = 64 << 20;
-/// How deep arrays may lie in arrays.
-const MAX_DEPTH: usize = 4;
 /// Where nothing else is said, tensors start at multiples of this.
 const DEFAULT_ALIGNMENT: usize = 32;
-const MAX_ALIGNMENT: usize = 65_536;
 /// The key that says so.
 const ALIGNMENT: &str = "general.alignment";
 
@@ -182,15 +169,15 @@ fn counts(cursor: &mut Cursor) -> Result<(usize, usize)> {
         }
     }
     // The shortest tensor: length of its name, number of extents, type, offset. The shortest value: a byte.
-    let tensors = cursor.count(24, MAX_TENSORS, "tensor_count")?;
-    let keys = cursor.count(13, MAX_KEYS, "metadata_kv_count")?;
+    let tensors = cursor.count(24, limits::TENSORS, "tensor_count")?;
+    let keys = cursor.count(13, limits::GGUF_KEYS, "metadata_kv_count")?;
     Ok((tensors, keys))
 }
 
 fn metadata(cursor: &mut Cursor, count: usize) -> Result<Metadata> {
     let mut out = Metadata::new();
     for number in 0..count {
-        let key = cursor.text(MAX_KEY_BYTES, &format!("metadata key {number}"))?.to_string();
+        let key = cursor.text(limits::GGUF_KEY_BYTES, &format!("metadata key {number}"))?.to_string();
         if key.is_empty() {
             return Err(Error::malformed("an empty key").at_key(format!("metadata key {number}")));
         }
@@ -217,11 +204,10 @@ fn value(cursor: &mut Cursor, kind: u32) -> Result<Value> {
         8 => Value::Text(cursor.text(usize::MAX, "value")?.to_string()),
         9 => {
             let from = cursor.at();
-            pass_array(cursor, MAX_DEPTH)?;
+            pass_array(cursor, limits::GGUF_ARRAY_DEPTH)?;
             let bytes = cursor.since(from);
-            if bytes.len() > MAX_ARRAY_BYTES {
-                let what = format!("an array of {} bytes, at most {MAX_ARRAY_BYTES}", bytes.len());
-                return Err(Error::new(Kind::Limit, what));
+            if bytes.len() > limits::GGUF_ARRAY_BYTES {
+                return Err(Error::limit(format!("an array of {} bytes", bytes.len()), limits::GGUF_ARRAY_BYTES));
             }
             Value::Array(bytes.to_vec())
         }
@@ -246,7 +232,7 @@ fn truth(byte: u8) -> Result<bool> {
 /// Goes past an array and checks all of it.
 fn pass_array(cursor: &mut Cursor, depth: usize) -> Result<()> {
     if depth == 0 {
-        return Err(Error::new(Kind::Limit, format!("arrays in arrays, more than {MAX_DEPTH} deep")));
+        return Err(Error::too_many(limits::GGUF_ARRAY_DEPTH, "levels of arrays in arrays"));
     }
     let kind = cursor.u32("element type")?;
     let size = match kind {
@@ -272,9 +258,11 @@ fn alignment(metadata: &Metadata) -> Result<usize> {
         let what = format!("{}, expected an integer of 4 bytes without a sign", value.type_name());
         return Err(Error::malformed(what).at_key(ALIGNMENT));
     };
-    usize::try_from(number).ok().filter(|n| n.is_power_of_two() && *n <= MAX_ALIGNMENT).ok_or_else(|| {
-        Error::malformed(format!("{number}, expected a power of two up to {MAX_ALIGNMENT}")).at_key(ALIGNMENT)
-    })
+    match usize::try_from(number).ok().filter(|n| n.is_power_of_two()) {
+        Some(n) if n > limits::GGUF_ALIGNMENT => Err(Error::limit(number, limits::GGUF_ALIGNMENT).at_key(ALIGNMENT)),
+        Some(n) => Ok(n),
+        None => Err(Error::malformed(format!("{number}, expected a power of two")).at_key(ALIGNMENT)),
+    }
 }
 
 /// What the header says of a tensor.
@@ -297,7 +285,7 @@ enum Form {
 fn infos(cursor: &mut Cursor, count: usize) -> Result<Vec<(String, Info)>> {
     let mut out: IndexMap<String, Info> = IndexMap::new();
     for number in 0..count {
-        let name = cursor.text(MAX_NAME_BYTES, &format!("name of tensor {number}"))?.to_string();
+        let name = cursor.text(limits::NAME_BYTES, &format!("name of tensor {number}"))?.to_string();
         if name.is_empty() {
             return Err(Error::malformed("an empty name").at_key(format!("name of tensor {number}")));
         }
@@ -312,8 +300,8 @@ fn infos(cursor: &mut Cursor, count: usize) -> Result<Vec<(String, Info)>> {
 
 fn info(cursor: &mut Cursor) -> Result<Info> {
     let rank = cursor.u32("n_dimensions")? as usize;
-    if rank > MAX_DIMS {
-        return Err(Error::new(Kind::Limit, format!("n_dimensions {rank}, at most {MAX_DIMS}")));
+    if rank > limits::GGUF_DIMENSIONS {
+        return Err(Error::limit(format!("n_dimensions {rank}"), limits::GGUF_DIMENSIONS));
     }
     let mut dims = Vec::with_capacity(rank);
     for _ in 0..rank {

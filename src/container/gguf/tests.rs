@@ -124,7 +124,7 @@ fn values_are_checked() {
         (9, array(12, 1 << 61), "element count"),
         (9, array(8, 1 << 40), "element count"),
         (9, array(77, 0), "type 77"),
-        (9, deep, "deep"),
+        (9, deep, "more than 4 levels"),
         (4, vec![0; 3], "left of the file"),
     ] {
         let said = refused(with_value(kind, &bytes));

@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
-use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, Metadata, Value};
+use super::{DEFAULT_ALIGNMENT, MAGIC, Metadata, Value};
 use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{Dtype, StateDict, Tensor};
 
 /// Writes the file of a [`head`] and the tensors it was made for.
@@ -86,8 +87,12 @@ fn put_info(out: &mut Vec<u8>, tensor: &Tensor, offset: u64) -> Result<()> {
         other => return Err(Error::unsupported(format!("{other} in a GGUF file; F32, F16 and BF16 are written"))),
     };
     let dims = tensor.shape.dims();
-    if dims.len() > MAX_DIMS {
-        return Err(Error::unsupported(format!("shape {}, ggml has at most {MAX_DIMS} extents", tensor.shape)));
+    if dims.len() > limits::GGUF_DIMENSIONS {
+        return Err(Error::unsupported(format!(
+            "shape {}, ggml has at most {} extents",
+            tensor.shape,
+            limits::GGUF_DIMENSIONS
+        )));
     }
     out.extend((dims.len() as u32).to_le_bytes());
     for extent in dims.iter().rev() {

@@ -17,8 +17,8 @@ pub(super) mod zip;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::container::header::{MAX_HEADER_BYTES, MAX_NAME_BYTES, MAX_TENSORS};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{Bytes, MappedFile, StateDict, Tensor};
 
 use objects::Form;
@@ -36,7 +36,7 @@ pub fn claims(head: &[u8]) -> bool {
     // The length in front of a safetensors header can begin the same way, but then it is a small number.
     let length = head.first_chunk().map_or(u64::MAX, |length| u64::from_le_bytes(*length));
     let is_zip = head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06");
-    is_zip || (is_pickle || is_of_text_protocol(head)) && length > MAX_HEADER_BYTES as u64
+    is_zip || (is_pickle || is_of_text_protocol(head)) && length > limits::HEADER_BYTES as u64
 }
 
 /// True for the start of a pickle of protocol 0 or 1, which is not read: a global of two lines, or a mark and what may
@@ -149,11 +149,11 @@ fn tensors<'a>(
         if !matches!(key, Value::Text(_)) {
             return Err(Error::malformed("a tensor under a key that is not text").at_key(name));
         }
-        if name.len() > MAX_NAME_BYTES {
-            return Err(Error::new(Kind::Limit, format!("a key of {} bytes, at most {MAX_NAME_BYTES}", name.len())));
+        if name.len() > limits::NAME_BYTES {
+            return Err(Error::limit(format!("a key of {} bytes", name.len()), limits::NAME_BYTES));
         }
-        if tensors.len() == MAX_TENSORS {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_TENSORS} tensors")));
+        if tensors.len() == limits::TENSORS {
+            return Err(Error::too_many(limits::TENSORS, "tensors"));
         }
         if tensors.contains_key(&name) {
             return Err(Error::malformed("this key stands twice").at_key(name));

@@ -8,14 +8,8 @@
 
 use super::objects::{Dict, Form, Object, Objects, Value};
 use super::{calls, globals};
-use crate::error::{Error, Kind, Result};
-
-const MAX_OPCODES: usize = 10_000_000;
-/// Most objects: each takes tens of bytes and may be made by a single one of the file. A tensor needs eight of them.
-const MAX_OBJECTS: usize = 2_000_000;
-const MAX_STACK: usize = 100_000;
-const MAX_INTEGER_BYTES: usize = 16;
-const MAX_GLOBAL_BYTES: usize = 256;
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// A pickle that has been read.
 #[derive(Debug)]
@@ -79,8 +73,8 @@ impl<'a> Machine<'a> {
     /// One opcode. The value on top at the end of the pickle, when this was the end.
     fn step(&mut self) -> Result<Option<Value<'a>>> {
         self.opcodes += 1;
-        if self.opcodes > MAX_OPCODES {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_OPCODES} opcodes")));
+        if self.opcodes > limits::PICKLE_OPCODES {
+            return Err(Error::too_many(limits::PICKLE_OPCODES, "opcodes"));
         }
         match self.byte()? {
             0x80 => self.protocol()?,
@@ -259,7 +253,7 @@ impl<'a> Machine<'a> {
     /// A line of a global's name.
     fn line(&mut self) -> Result<&'a str> {
         let rest = self.data.get(self.at..).unwrap_or_default();
-        let rest = &rest[..rest.len().min(MAX_GLOBAL_BYTES)];
+        let rest = &rest[..rest.len().min(limits::PICKLE_GLOBAL_BYTES)];
         let len = rest.iter().position(|&b| b == b'\n');
         let len = len.ok_or_else(|| Error::malformed("a global whose name does not end"))?;
         self.at += len + 1;
@@ -267,9 +261,8 @@ impl<'a> Machine<'a> {
     }
 
     fn long(&mut self, len: usize) -> Result<()> {
-        if len > MAX_INTEGER_BYTES {
-            let what = format!("an integer of {len} bytes, at most {MAX_INTEGER_BYTES}");
-            return Err(Error::new(Kind::Limit, what));
+        if len > limits::PICKLE_INTEGER_BYTES {
+            return Err(Error::limit(format!("an integer of {len} bytes"), limits::PICKLE_INTEGER_BYTES));
         }
         let bytes = self.take(len)?;
         if len > 8 {
@@ -288,16 +281,16 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, value: Value<'a>) -> Result<()> {
-        if self.stack.len() >= MAX_STACK {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_STACK} values on the stack")));
+        if self.stack.len() >= limits::PICKLE_STACK {
+            return Err(Error::too_many(limits::PICKLE_STACK, "values on the stack"));
         }
         self.stack.push(value);
         Ok(())
     }
 
     fn push_object(&mut self, object: Object<'a>) -> Result<()> {
-        if self.objects.len() >= MAX_OBJECTS {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_OBJECTS} objects")));
+        if self.objects.len() >= limits::PICKLE_OBJECTS {
+            return Err(Error::too_many(limits::PICKLE_OBJECTS, "objects"));
         }
         let value = self.objects.add(object);
         self.push(value)
@@ -320,8 +313,8 @@ impl<'a> Machine<'a> {
     }
 
     fn mark(&mut self) -> Result<()> {
-        if self.marks.len() >= MAX_STACK {
-            return Err(Error::new(Kind::Limit, format!("more than {MAX_STACK} marks on the stack")));
+        if self.marks.len() >= limits::PICKLE_STACK {
+            return Err(Error::too_many(limits::PICKLE_STACK, "marks on the stack"));
         }
         self.marks.push(self.stack.len());
         Ok(())

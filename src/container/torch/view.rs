@@ -6,13 +6,9 @@ use std::sync::Arc;
 
 use super::globals::Global;
 use super::objects::{Call, Object, Objects, Storage, Value};
-use crate::container::header::MAX_DIMS;
 use crate::error::{Error, Kind, Result};
+use crate::limits;
 use crate::tensor::{Bytes, Dtype, MappedFile, Shape, Tensor, dtype};
-
-/// What may be copied out of a file beyond its own size. A view that repeats its elements can ask for far more than
-/// it brings.
-const SLACK_BYTES: usize = 64 << 20;
 
 /// A part of a storage.
 #[derive(Debug, PartialEq)]
@@ -54,8 +50,8 @@ pub fn of_call<'a>(objects: &Objects<'a>, call: Call) -> Result<View<'a>> {
     if size.len() != stride.len() {
         return Err(Error::malformed(format!("{} extents and {} strides", size.len(), stride.len())));
     }
-    if size.len() > MAX_DIMS {
-        return Err(Error::new(Kind::Limit, format!("{} dimensions, at most {MAX_DIMS}", size.len())));
+    if size.len() > limits::DIMENSIONS {
+        return Err(Error::limit(format!("{} dimensions", size.len()), limits::DIMENSIONS));
     }
     Ok(View { storage: *storage, dtype, offset, size, stride })
 }
@@ -94,7 +90,7 @@ pub struct Maker<'f> {
 impl<'f> Maker<'f> {
     /// For the views of one file.
     pub fn new(file: &'f Arc<MappedFile>) -> Self {
-        Maker { file, copies_left: file.as_slice().len().saturating_add(SLACK_BYTES) }
+        Maker { file, copies_left: file.as_slice().len().saturating_add(limits::PICKLE_COPY_BYTES) }
     }
 
     /// The tensor; `place` is where its storage lies in the file.
@@ -125,8 +121,9 @@ impl<'f> Maker<'f> {
 
     fn copy(&mut self, view: &View, place: &Range<usize>, bytes: usize, width: usize) -> Result<Bytes> {
         let left = self.copies_left.checked_sub(bytes).ok_or_else(|| {
-            let what = format!("{bytes} bytes of elements that do not lie in order, {} are left", self.copies_left);
-            Error::new(Kind::Limit, what).hint("save the tensors with .contiguous()")
+            let found = format!("{bytes} bytes of elements that do not lie in order");
+            let most = format!("{} more", self.copies_left);
+            Error::limit(found, most).hint("save the tensors with .contiguous()")
         })?;
         self.copies_left = left;
         let mut out = Vec::new();

@@ -9,18 +9,19 @@ use ndarray::s;
 use super::field::Field;
 use super::finish::{Factors, Known, finish};
 use super::{Depth, Truncated};
-use crate::error::{Error, Kind, Result};
-
-/// Largest shorter side: the Gram matrix takes 2 GiB there.
-const MOST: usize = 16_384;
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// The decomposition with the optimal error, cut at `depth`, at most at `ceiling`.
 pub fn svd<F: Field>(field: &mut F, depth: Depth, ceiling: usize) -> Result<Truncated> {
     let (m, n) = field.dim();
     let short = m.min(n);
-    if short > MOST {
-        return Err(Error::new(Kind::Limit, format!("a full decomposition of [{m}, {n}], at most {MOST} on a side"))
-            .hint("ask for a lower rank, or leave out --exact"));
+    if short > limits::GRAM_SIDE {
+        return Err(Error::limit(
+            format!("a full decomposition of [{m}, {n}]"),
+            format!("{} on a side", limits::GRAM_SIDE),
+        )
+        .hint("ask for a lower rank, or leave out --exact"));
     }
     let (gram, energy, passes) = field.gram()?;
     let most = match depth {

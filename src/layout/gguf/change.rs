@@ -6,10 +6,8 @@
 use std::collections::BTreeMap;
 
 use super::words;
-use crate::error::{Error, Kind, Result};
-
-/// Most rows of a weight of which a file has only some of the parts.
-const MAX_ROWS: usize = 1 << 22;
+use crate::error::{Error, Result};
+use crate::limits;
 
 /// The change of one weight.
 #[derive(Clone, Copy, Debug)]
@@ -161,8 +159,8 @@ impl Cut {
         let (own, sum) = (own.sum::<usize>().max(1), total(&shares)?);
         let all = rows.checked_mul(sum).filter(|all| all % own == 0).map(|all| all / own);
         let all = all.ok_or_else(|| Error::mismatch(format!("{rows} rows, which are not {own} parts of {sum}")))?;
-        if own != sum && all > MAX_ROWS {
-            return Err(Error::new(Kind::Limit, format!("a weight of {all} rows, at most {MAX_ROWS}")));
+        if own != sum && all > limits::GGUF_ROWS {
+            return Err(Error::limit(format!("a weight of {all} rows"), limits::GGUF_ROWS));
         }
         Ok(all)
     }

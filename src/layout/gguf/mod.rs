@@ -17,9 +17,10 @@ use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::delta::{Experts, LowRank, Opaque, Packing};
 use crate::adapter::{Adapter, Carried, Delta, Note, Scale, ScaleRule, SiteKind, Target};
 use crate::container::gguf::{GgufFile, Metadata, Value};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::layout::{Content, Draft, Holding, Layout, Source, Verdict};
+use crate::limits;
 use crate::tensor::{Dtype, StateDict, Tensor, rearrange};
 
 use change::{Change, Cut};
@@ -37,9 +38,6 @@ const BASE_COUNT: &str = "general.base_model.count";
 const BASE_NAME: &str = "general.base_model.0.name";
 const BASE_URL: &str = "general.base_model.0.repo_url";
 const QUANTISATION: &str = "general.quantization_version";
-
-/// Most elements of a factor that is larger than what the file has of it: parts that are missing, or an A for all experts.
-const MAX_GROWN: usize = 1 << 28;
 
 /// Whether a tensor of this name is an embedding of tokens, whose A stands transposed.
 fn is_embedding(name: &str) -> bool {
@@ -440,8 +438,8 @@ impl Reader<'_> {
 
 fn refuse_growth(rows: usize, cols: usize) -> Result<()> {
     match rows.checked_mul(cols) {
-        Some(all) if all <= MAX_GROWN => Ok(()),
-        _ => Err(Error::new(Kind::Limit, format!("a factor [{rows}, {cols}], at most {MAX_GROWN} elements"))),
+        Some(all) if all <= limits::GGUF_FACTOR => Ok(()),
+        _ => Err(Error::limit(format!("a factor [{rows}, {cols}]"), format!("{} elements", limits::GGUF_FACTOR))),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::adapter::Finding;
 use crate::adapter::finding::Repair;
 use crate::layout::peft::config::{Config, compile_whole, matcher};
 use crate::layout::peft::saved::{TOKENS_BESIDE_TUNER, TOKENS_OF_TUNER};
+use crate::limits;
 
 use super::paths::{EMBEDDINGS, is_end, is_listed, leaf};
 use super::{Seen, codes};
@@ -37,8 +38,6 @@ const NUMBERS: [&str; 2] = ["r", "lora_alpha"];
 const SWITCHES: [&str; 5] = ["use_rslora", "use_dora", "lora_bias", "fan_in_fan_out", "inference_mode"];
 /// What the field `bias` may be.
 const BIASES: [&str; 3] = ["none", "all", "lora_only"];
-/// The text of a model card that is looked through for signs of a trainer.
-const MAX_CARD_BYTES: u64 = 1 << 20;
 
 pub(super) fn check(seen: &Seen) -> Vec<Finding> {
     let Some(config) = &seen.config else { return Vec::new() };
@@ -286,7 +285,7 @@ fn made_by_unsloth(seen: &Seen, config: &Config) -> bool {
     let base = config.value("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default();
     let card = || {
         let path = seen.source.tensor_file.parent()?.join("README.md");
-        let small = path.metadata().is_ok_and(|about| about.is_file() && about.len() <= MAX_CARD_BYTES);
+        let small = path.metadata().is_ok_and(|about| about.is_file() && about.len() <= limits::CARD_BYTES);
         if small { std::fs::read_to_string(path).ok() } else { None }
     };
     base.starts_with("unsloth/") || card().is_some_and(|text| text.to_ascii_lowercase().contains("unsloth"))

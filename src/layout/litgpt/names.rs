@@ -6,6 +6,7 @@
 
 use crate::adapter::Facts;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// What the query, key and value of a family are in transformers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,8 +155,6 @@ pub enum Role {
 
 /// The parts of a fused attention, in LitGPT's order.
 pub const PARTS: [&str; 3] = ["q", "k", "v"];
-/// Most layers of a model, and experts of a layer.
-pub const MAX_COUNT: usize = 1 << 14;
 /// The output embedding, in LitGPT.
 pub const HEAD: &str = "lm_head";
 /// The fused attention of today, inside a layer.
@@ -200,7 +199,7 @@ pub fn in_layer(number: usize, inside: &str) -> String {
 /// A number as it is written in paths: digits, without zeros in front; of something a model may have so many of.
 fn plain_number(text: &str) -> Option<usize> {
     let number: usize = text.parse().ok()?;
-    (number.to_string() == text && number < MAX_COUNT).then_some(number)
+    (number.to_string() == text && number < limits::COUNTED).then_some(number)
 }
 
 /// What the language model of a model with several parts is called.

@@ -7,6 +7,7 @@
 use crate::adapter::Scale;
 use crate::adapter::delta::LowRank;
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::tensor::Tensor;
 use crate::tensor::rearrange;
 
@@ -25,7 +26,11 @@ impl Heads {
     /// From numbers that may make no sense together.
     pub fn new(query: usize, groups: usize, width: usize) -> Result<Heads> {
         let total = groups.checked_mul(2).and_then(|n| n.checked_add(query)).and_then(|n| n.checked_mul(width));
-        if groups == 0 || width == 0 || !query.is_multiple_of(groups) || total.is_none_or(|n| n > MAX_ROWS) {
+        if groups == 0
+            || width == 0
+            || !query.is_multiple_of(groups)
+            || total.is_none_or(|n| n > limits::ATTENTION_ROWS)
+        {
             let what = format!("{query} heads in {groups} groups of {width} rows, which make no attention");
             return Err(Error::mismatch(what));
         }
@@ -48,9 +53,6 @@ impl Heads {
         heads.into_iter().flat_map(|head| head * self.width..(head + 1) * self.width).collect()
     }
 }
-
-/// Most rows of a fused attention.
-pub const MAX_ROWS: usize = 1 << 24;
 
 /// For each number where it stands in `order`, which holds each number once.
 pub fn inverse(order: &[usize]) -> Vec<usize> {

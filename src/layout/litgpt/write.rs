@@ -14,18 +14,17 @@ use super::settings::{self, BASE_NAME, HYPERPARAMETERS, MODEL, OWN, OWN_ABOUT, O
 use crate::adapter::delta::LowRank;
 use crate::adapter::{Adapter, Facts, Note, Target, fused};
 use crate::container::yaml;
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::even::{self, Module, Scaling};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::layout::{Draft, Format, facts};
+use crate::limits;
 use crate::names::ModulePath;
 use crate::tensor::{StateDict, Tensor, rearrange};
 
 const WHO: &str = "LitGPT";
 const LAYOUT: &str = "litgpt";
 const TENSOR_FILE: &str = "lit_model.pth.lora";
-/// Most modules of a file.
-const MAX_MODULES: usize = 1 << 20;
 const HINT_BASE: &str = "--base says it";
 
 /// The files of `adapter`.
@@ -247,7 +246,7 @@ impl<'a> Writer<'a> {
         let mut kinds: BTreeMap<String, (usize, usize)> = BTreeMap::new();
         let mut layers = 0;
         let mut inner = None;
-        let mut experts = self.facts.experts.unwrap_or(0).min(names::MAX_COUNT);
+        let mut experts = self.facts.experts.unwrap_or(0).min(limits::COUNTED);
         for (name, module) in modules {
             let Some((number, inside)) = names::layer(name) else { continue };
             layers = layers.max(number + 1);
@@ -267,7 +266,7 @@ impl<'a> Writer<'a> {
         if let Some((inner, hidden)) = inner {
             self.feed_forward(&mut kinds, inner, hidden, experts);
         } else if kinds.contains_key("mlp.gate") {
-            match self.facts.intermediate.filter(|inner| *inner <= qkv::MAX_ROWS) {
+            match self.facts.intermediate.filter(|inner| *inner <= limits::ATTENTION_ROWS) {
                 Some(inner) => {
                     let hidden = kinds.get("mlp.gate").map_or(0, |(_, inputs)| *inputs);
                     self.feed_forward(&mut kinds, inner, hidden, experts);
@@ -287,9 +286,9 @@ impl<'a> Writer<'a> {
             }
             None => {}
         }
-        if kinds.len().saturating_mul(layers) > MAX_MODULES {
-            let what = format!("{} modules in each of {layers} layers, at most {MAX_MODULES} together", kinds.len());
-            return Err(Error::new(Kind::Limit, what));
+        if kinds.len().saturating_mul(layers) > limits::LITGPT_MODULES {
+            let found = format!("{} modules in each of {layers} layers", kinds.len());
+            return Err(Error::limit(found, format!("{} together", limits::LITGPT_MODULES)));
         }
         let of = |layer: usize| kinds.iter().map(move |(inside, shape)| (names::in_layer(layer, inside), *shape));
         Ok((0..layers).flat_map(of).collect())

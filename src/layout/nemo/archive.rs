@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::container::{tar, torch, yaml};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::tensor::{MappedFile, StateDict};
 
 /// Settings of the training, and of the model that was trained.
@@ -47,8 +47,7 @@ fn read_inner(file: &Arc<MappedFile>, max_config: u64) -> Result<Archive> {
         .get(CONFIG)
         .ok_or_else(|| Error::unrecognised(format!("a tar archive without {CONFIG} in it, expected a .nemo file")))?;
     if range.len() as u64 > max_config {
-        let what = format!("{} bytes, at most {max_config}", range.len());
-        return Err(Error::new(Kind::Limit, what).at_key(CONFIG));
+        return Err(Error::limit(format!("{} bytes", range.len()), max_config).at_key(CONFIG));
     }
     let text = all.get(range.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok());
     let text = text.ok_or_else(|| Error::malformed("not UTF-8").at_key(CONFIG))?;

@@ -11,10 +11,8 @@ use super::keys::{self, Leaf, Linear, Named, Part, Place};
 use super::settings::Settings;
 use crate::adapter::Note;
 use crate::error::{Context, Error, Result};
+use crate::limits;
 use crate::tensor::{StateDict, Tensor, rearrange};
-
-/// More ranks than any training has.
-const MAX_RANKS: usize = 1 << 14;
 
 /// The tensors of one place.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +29,7 @@ pub struct Tensors {
 
 /// Tensor-parallel and pipeline rank out of the folder's name.
 fn rank(folder: &str) -> Option<(usize, usize)> {
-    let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < MAX_RANKS);
+    let number = |text: &str| text.parse::<usize>().ok().filter(|n| *n < limits::NEMO_RANKS);
     match folder.strip_prefix("mp_rank_") {
         Some(tensor) => Some((number(tensor)?, 0)),
         None => {

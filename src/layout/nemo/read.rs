@@ -12,11 +12,9 @@ use crate::adapter::{Adapter, Carried, Note, Scale, ScaleRule, Target, fused};
 use crate::error::{Context, Error, Result};
 use crate::layout::Source;
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::limits;
 use crate::names::ModulePath;
 use crate::tensor::{Tensor, rearrange};
-
-/// More experts than any model has.
-const MAX_EXPERTS: usize = 1 << 16;
 
 /// The adapter in `source`.
 pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
@@ -105,8 +103,8 @@ impl Reader {
             let what = format!("factors of {count} experts, the model has {}", known.unwrap_or_default());
             return Err(Error::mismatch(what));
         }
-        if count > MAX_EXPERTS {
-            return Err(Error::mismatch(format!("{count} experts, expected at most {MAX_EXPERTS}")));
+        if count > limits::NEMO_EXPERTS {
+            return Err(Error::limit(format!("{count} experts"), limits::NEMO_EXPERTS));
         }
         let of = |t: &Tensor, number| if t.shape.rank() == 3 { rearrange::slice(t, number) } else { Ok(t.clone()) };
         let mut shared = None;

@@ -10,15 +10,8 @@ use crate::adapter::{Note, Scale, ScaleRule};
 use crate::container::json::{field, unexpected};
 use crate::error::{Context, Error, Kind, Result};
 use crate::layout::source::BASE_FINGERPRINT;
+use crate::limits;
 use crate::tensor::Shape;
-
-/// Largest pattern, most patterns that need an engine, and the memory each may take compiled and while it matches.
-const MAX_PATTERN_BYTES: usize = 4096;
-const MAX_ENGINES: usize = 256;
-const MAX_COMPILED_BYTES: usize = 1 << 20;
-const MAX_CACHE_BYTES: usize = 1 << 18;
-const MAX_NESTING: u32 = 50;
-const MAX_RANK: u64 = 65_536;
 
 /// Fields of every tuner that select modules, describe the run, or have no effect on a saved adapter.
 const COMMON_FIELDS: &[&str] = &[
@@ -229,9 +222,10 @@ impl Config {
             .map(|(text, value)| {
                 let matcher = Matcher::new(text).at_key(name)?;
                 engines += usize::from(matches!(matcher, Matcher::Regex(_)));
-                if engines > MAX_ENGINES {
-                    let what = format!("more than {MAX_ENGINES} patterns that are not plain module paths");
-                    return Err(Error::new(Kind::Limit, what).at_key(name));
+                if engines > limits::PATTERNS {
+                    return Err(
+                        Error::too_many(limits::PATTERNS, "patterns that are not plain module paths").at_key(name)
+                    );
                 }
                 let number = value.as_f64().filter(|v| v.is_finite());
                 let value = number.ok_or_else(|| unexpected(value, "a number").at_key(format!("{name}.{text}")))?;
@@ -244,9 +238,8 @@ impl Config {
 
 impl Matcher {
     fn new(text: &str) -> Result<Matcher> {
-        if text.len() > MAX_PATTERN_BYTES {
-            let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
-            return Err(Error::new(Kind::Limit, what));
+        if text.len() > limits::PATTERN_BYTES {
+            return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
         }
         if text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
             return Ok(Matcher::Tail(text.to_string()));
@@ -281,32 +274,41 @@ pub fn compile_whole(text: &str) -> Result<Regex> {
     build(text, &format!("^(?:{text})$"))
 }
 
+const ADVICE: &str = "full module paths as keys work everywhere; edit a copy of the config";
+
 fn build(text: &str, anchored: &str) -> Result<Regex> {
-    if text.len() > MAX_PATTERN_BYTES {
-        let what = format!("pattern of {} bytes, at most {MAX_PATTERN_BYTES}", text.len());
-        return Err(Error::new(Kind::Limit, what));
+    if text.len() > limits::PATTERN_BYTES {
+        return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
     }
     let shown: String = text.chars().take(60).collect();
     regex::RegexBuilder::new(anchored)
-        .size_limit(MAX_COMPILED_BYTES)
-        .dfa_size_limit(MAX_CACHE_BYTES)
-        .nest_limit(MAX_NESTING)
+        .size_limit(limits::PATTERN_COMPILED_BYTES)
+        .dfa_size_limit(limits::PATTERN_CACHE_BYTES)
+        .nest_limit(limits::PATTERN_DEPTH)
         .build()
         .map_err(|e| {
             let look = ["(?=", "(?!", "(?<=", "(?<!"].iter().any(|l| text.contains(l));
+            let most = match &e {
+                regex::Error::CompiledTooBig(most) => Some(("too large once compiled", *most, "bytes")),
+                e if e.to_string().contains("maximum number of nested") => {
+                    Some(("nested too deep", limits::PATTERN_DEPTH as usize, "levels"))
+                }
+                _ => None,
+            };
+            if let Some((why, most, unit)) = most {
+                return Error::limit(format!("pattern `{shown}`: {why}"), format!("{most} {unit}")).hint(ADVICE);
+            }
             let why = match e {
-                regex::Error::CompiledTooBig(_) => "too large once compiled".to_string(),
                 _ if look => "look-around is not evaluated".to_string(),
                 other => other.to_string().lines().last().unwrap_or("not a regular expression").to_string(),
             };
-            Error::unsupported(format!("pattern `{shown}`: {why}"))
-                .hint("full module paths as keys work everywhere; edit a copy of the config")
+            Error::unsupported(format!("pattern `{shown}`: {why}")).hint(ADVICE)
         })
 }
 
 fn check_rank(rank: u64) -> Result<usize> {
-    if rank == 0 || rank > MAX_RANK {
-        return Err(Error::new(Kind::Limit, format!("rank {rank}, expected 1 to {MAX_RANK}")));
+    if rank == 0 || rank > limits::RANK {
+        return Err(Error::new(Kind::Limit, format!("rank {rank}, expected 1 to {}", limits::RANK)));
     }
     Ok(rank as usize)
 }

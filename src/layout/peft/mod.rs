@@ -14,6 +14,8 @@ pub mod tuner;
 mod write;
 pub mod writer;
 
+use std::collections::BTreeSet;
+
 use crate::adapter::{Adapter, Carried, Note};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
@@ -82,6 +84,7 @@ impl Layout for Peft {
             e.in_file(if field { config_path } else { &source.tensor_file })
         };
         let modules = Modules::sort(&tensors, tuner.roles).in_file(&source.tensor_file)?;
+        refuse_other_kinds(&modules, &config.peft_type).in_file(&source.tensor_file)?;
         let adapter = Adapter { declared: config.peft_type.clone(), ..Adapter::default() };
         let mut reader = Reader { config: &config, modules, adapter, notes };
         for value in &source.other_values {
@@ -121,4 +124,17 @@ impl Layout for Peft {
     fn write(&self, adapter: &Adapter) -> Result<(Draft, Vec<Note>)> {
         write::write(adapter)
     }
+}
+
+/// Tensors of another kind than the config's are no tensors of the model that were saved along: its modules have no such
+/// names.
+fn refuse_other_kinds(modules: &Modules, peft_type: &str) -> Result<()> {
+    let roles: BTreeSet<&str> = tuner::TUNERS.iter().flat_map(|tuner| tuner.roles).map(|(first, _)| *first).collect();
+    for (name, part) in &modules.saved {
+        if let Some(role) = name.split('.').find(|component| roles.contains(component)) {
+            let what = format!("`{role}` in the key, which adapters of type {peft_type} do not have");
+            return Err(Error::mismatch(what).hint("the config may belong to another adapter").at_key(&part.key));
+        }
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@
 
 use crate::adapter::Facts;
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// What torchtune does with the weights of a family of models.
 #[derive(Debug)]
@@ -103,8 +104,6 @@ const ATTENTION: [(&str, &str); 4] =
     [("q_proj", "q_proj"), ("k_proj", "k_proj"), ("v_proj", "v_proj"), ("output_proj", "o_proj")];
 /// Names inside a feed-forward layer, and the same in transformers.
 const FEED_FORWARD: [(&str, &str); 3] = [("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")];
-/// Most layers of a model, and experts of a layer.
-pub const MAX_COUNT: usize = 1 << 14;
 /// What the language model of a model with several parts is called in transformers' files and in memory.
 const LANGUAGE_MODELS: [&str; 2] = ["language_model.model.", "model.language_model."];
 
@@ -141,7 +140,7 @@ pub fn layer(module: &str) -> Option<(usize, &str)> {
 /// A number as it is written in paths: digits, without zeros in front; of something a model may have so many of.
 fn plain_number(text: &str) -> Option<usize> {
     let number: usize = text.parse().ok()?;
-    (number.to_string() == text && number < MAX_COUNT).then_some(number)
+    (number.to_string() == text && number < limits::COUNTED).then_some(number)
 }
 
 /// Paths of one family, there and back. Those of torchtune are without `decoder.`.

@@ -11,6 +11,7 @@ use crate::adapter::{Adapter, Carried, Note, Scale, ScaleRule, Target};
 use crate::error::{Context, Error, Result};
 use crate::layout::source::BASE_FINGERPRINT;
 use crate::layout::{Source, even};
+use crate::limits;
 use crate::names::ModulePath;
 use crate::tensor::rearrange::{self, Rotary};
 use crate::tensor::{Tensor, dtype};
@@ -18,9 +19,6 @@ use crate::tensor::{Tensor, dtype};
 /// Why a query or key is not understood without the base.
 const ORDER_UNKNOWN: &str = "torchtune has the rows of some families in another order, in heads; --base, or the base's \
                              config.json beside the file, says which they are";
-
-/// Most rows of a part that is not adapted.
-const MAX_ROWS: usize = 1 << 24;
 
 /// The adapter in `source`.
 pub fn read(source: &Source) -> Result<(Adapter, Vec<Note>)> {
@@ -329,7 +327,7 @@ impl Reader<'_> {
                 Some(target) => own(target),
                 // Gate and up projection are of one size, query, key and value are not.
                 None if parts.len() == 2 => parts.iter().flatten().find_map(own),
-                None => of_base.and_then(|rows| rows.get(at).copied()).filter(|rows| *rows <= MAX_ROWS),
+                None => of_base.and_then(|rows| rows.get(at).copied()).filter(|rows| *rows <= limits::ATTENTION_ROWS),
             };
             let rows = known.ok_or_else(|| {
                 Error::missing("a part of a fused projection that is not adapted, and its size is not known")

@@ -12,8 +12,9 @@ use super::{Module, tiles};
 use crate::adapter::delta::low_rank::Facing;
 use crate::adapter::delta::{Before, Delta, Factors};
 use crate::adapter::{Act, Reversal, SiteKind, Target};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::kernels::Kernels;
+use crate::limits;
 use crate::linalg::pair::{self, Overlap, Product, Sums};
 use crate::names::ModulePath;
 use crate::ops::merge::Applied;
@@ -22,10 +23,6 @@ use crate::tensor::{Rows, Shape, Tensor};
 
 /// Largest rank that is taken as factors: above it forming the change costs less.
 const MAX_RANK: usize = 1024;
-/// Most elements of a change that is formed; beyond it stand only files that multiply a few numbers to more.
-const MAX_ELEMENTS: usize = 1 << 34;
-/// Most elements of the rows it is formed in.
-const MAX_TILE: usize = 1 << 29;
 
 /// Every weight and bias that one of the adapters changes, in order of their paths.
 pub fn compare(
@@ -290,8 +287,12 @@ impl Pair<'_> {
         let (first, second) = (act(&self.first)?, act(&self.second)?);
         let rule = first.iter().chain(&second).fold(Rows::Any, |rule, act| rule.and(act.rows()));
         let tile = super::tile_rows(rule, rows, cols).checked_mul(cols);
-        if rows.checked_mul(cols).is_none_or(|n| n > MAX_ELEMENTS) || tile.is_none_or(|n| n > MAX_TILE) {
-            return Err(Error::new(Kind::Limit, format!("a change of [{rows}, {cols}] is too large to be formed")));
+        let found = || format!("a change of [{rows}, {cols}] that has to be formed");
+        if rows.checked_mul(cols).is_none_or(|n| n > limits::FORMED) {
+            return Err(Error::limit(found(), format!("{} elements", limits::FORMED)));
+        }
+        if tile.is_none_or(|n| n > limits::FORMED_ROWS) {
+            return Err(Error::limit(found(), format!("{} elements at a time", limits::FORMED_ROWS)));
         }
         let before = Zeros((rows, cols));
         let mut sums = Sums::default();

@@ -149,7 +149,7 @@ fn target_summary(
         }
         let found = match delta.spectrum(kernels) {
             // Values of which no norm can be formed, since it would be beyond the range.
-            Err(e) if e.kind() == Kind::Unsupported => {
+            Err(e) if matches!(e.kind(), Kind::Unsupported | Kind::Limit) => {
                 problems.push((path.to_string(), e.what().to_string()));
                 continue;
             }

@@ -16,13 +16,11 @@ use super::{Merge, Options, shards};
 use crate::adapter::Note;
 use crate::adapter::delta::{Delta, Full, full::Mode};
 use crate::error::{Context, Error, Kind, Result};
+use crate::limits;
 use crate::model::scaled::{self, is_eight};
 use crate::model::{BaseModel, Role, embedding};
 use crate::stream::{Entry, FileMetadata, IndexFile, Job, Make, Output, Plan, PlannedFile, component_of};
 use crate::tensor::{Dtype, Scales, Shape, Tensor, dtype};
-
-/// Bytes up to which a tensor is made wider in memory.
-const MAX_WIDENED_BYTES: usize = 64 << 20;
 
 /// Puts the plan together.
 pub fn assemble(base: &BaseModel, mut edits: Edits, options: &Options, mut totals: Totals) -> Result<Merge> {
@@ -261,8 +259,8 @@ fn widened(tensor: &Tensor, shape: &Shape) -> Result<Tensor> {
     let (old, new) = (tensor.shape.matrix().1, shape.matrix().1);
     let size = dtype::byte_len(tensor.dtype, 1)?;
     let all = dtype::byte_len(tensor.dtype, shape.elements()?)?;
-    if all > MAX_WIDENED_BYTES {
-        return Err(Error::new(Kind::Limit, format!("a first layer of {all} bytes, at most {MAX_WIDENED_BYTES}")));
+    if all > limits::WIDENED_BYTES {
+        return Err(Error::limit(format!("a first layer of {all} bytes"), limits::WIDENED_BYTES));
     }
     let mut bytes = vec![0; all];
     for (into, from) in bytes.chunks_exact_mut(new * size).zip(tensor.bytes.as_slice().chunks_exact(old * size)) {

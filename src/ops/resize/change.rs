@@ -12,8 +12,9 @@ use ndarray::{Array2, ArrayViewMut2};
 use crate::adapter::delta::kronecker::Factor;
 use crate::adapter::delta::{Act, Action, Factors, Hadamard, Kronecker, LowRank, Site, Zeros};
 use crate::adapter::{Delta, Reversal};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::kernels::{Depth, Kernels, RowSource, Truncated, Wanted};
+use crate::limits;
 use crate::linalg::rank::Spectrum;
 use crate::linalg::svd;
 use crate::tensor::{Rows, Shape};
@@ -22,8 +23,6 @@ use crate::tensor::{Rows, Shape};
 /// extent that is too large a rank: above these, rows cost less.
 const MAX_FACES: usize = 64;
 const MAX_FACES_SHARE: usize = 2;
-/// Most elements of a change that is made row by row; beyond it stand only files that multiply a few numbers to more.
-const MAX_ELEMENTS: usize = 1 << 34;
 /// Largest smaller extent of a factor of a LoKr that is decomposed whole.
 const MAX_WHOLE: usize = 2048;
 
@@ -219,9 +218,9 @@ pub struct Formed<'a> {
 
 impl<'a> Formed<'a> {
     fn new(delta: &Delta, dim: (usize, usize), kernels: &'a dyn Kernels) -> Result<Formed<'a>> {
-        if dim.0.checked_mul(dim.1).is_none_or(|n| n > MAX_ELEMENTS) {
-            let what = format!("a change of [{}, {}] is too large to be made row by row", dim.0, dim.1);
-            return Err(Error::new(Kind::Limit, what));
+        if dim.0.checked_mul(dim.1).is_none_or(|n| n > limits::FORMED) {
+            let found = format!("a change of [{}, {}] that has to be made row by row", dim.0, dim.1);
+            return Err(Error::limit(found, format!("{} elements", limits::FORMED)));
         }
         let shape = Shape::new([dim.0, dim.1]);
         let action = delta.prepare(&Site { shape: &shape, companion: None })?;

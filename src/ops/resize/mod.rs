@@ -12,8 +12,9 @@ use std::sync::Mutex;
 use super::approximate::{self, Balance, ModuleReport, Overall};
 use crate::adapter::delta::{LowRank, Qalora};
 use crate::adapter::{Adapter, Delta, Note, Scale, ScaleRule, SiteKind, Target};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::kernels::{Depth, Kernels, Truncated, Wanted};
+use crate::limits;
 use crate::linalg::rank::{self, Bounds, Chosen, Group, Rule, Spectrum};
 use crate::names::ModulePath;
 use crate::stream::{Budget, Limits, Progress, each};
@@ -23,9 +24,6 @@ use change::{Decomposed, changes, has_rank, low_rank, rank_of, weight_shape};
 
 /// Where an adapter's file says what was done to it.
 pub const METADATA_KEY: &str = "lora_tool.resized";
-
-/// Most elements of one pair of factors; beyond it stand only files that multiply a few numbers to more.
-const MAX_ELEMENTS: u64 = 1 << 30;
 
 /// How often ranks are chosen with more singular values than before; each time there are twice as many.
 const ROUNDS: usize = 16;
@@ -361,9 +359,9 @@ impl Work<'_> {
 
     fn finish(&self, unit: &Unit, parts: Vec<Decomposed>, rank: usize) -> Result<Done> {
         let elements = (unit.dim.0 as u64).saturating_add(unit.dim.1 as u64).saturating_mul(rank as u64);
-        if elements > MAX_ELEMENTS {
-            let what = format!("factors of rank {rank} for [{}, {}] are too large", unit.dim.0, unit.dim.1);
-            return Err(Error::new(Kind::Limit, what));
+        if elements > limits::RESIZED {
+            let found = format!("factors of rank {rank} for [{}, {}]", unit.dim.0, unit.dim.1);
+            return Err(Error::limit(found, format!("{} elements", limits::RESIZED)));
         }
         let parts: Vec<Truncated> = parts.into_iter().map(|part| part.truncated(rank)).collect();
         let scale = self.scale(unit.delta, rank);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Adapter, Reversal, Share, Target};
 use crate::error::{Error, Result};
+use crate::limits;
 use crate::names::{ModulePath, Piece, Region};
 use crate::ops::merge::source::{Edit, Part, Ready, Source};
 use crate::tensor::Shape;
@@ -19,12 +20,6 @@ use crate::tensor::Shape;
 pub const MANIFEST: &str = "manifest";
 /// Section of the pieces' hashes and lengths.
 pub const PIECES: &str = "pieces";
-/// Most bytes that a section unpacks to, whatever its size.
-const MAX_BYTES: usize = 1 << 30;
-/// Most bytes that one byte of a section unpacks to, beside the first [`FREE_BYTES`]. Lists of tensors come to 50.
-const MAX_RATIO: usize = 400;
-/// Bytes that any section may unpack to.
-const FREE_BYTES: usize = 1 << 20;
 const LEVEL: i32 = 3;
 
 /// The whole.
@@ -303,7 +298,7 @@ pub fn pack(text: &[u8]) -> Result<Vec<u8>> {
     const SKIPPED: u32 = 0x184d_2a50;
     let mut out = pack_piece(text)?;
     if let Some(missing) = text.len().checked_sub(most_from(out.len())) {
-        let size = u32::try_from(missing.div_ceil(MAX_RATIO)).unwrap_or(u32::MAX);
+        let size = u32::try_from(missing.div_ceil(limits::RECORD_RATIO)).unwrap_or(u32::MAX);
         out.extend(SKIPPED.to_le_bytes());
         out.extend(size.to_le_bytes());
         out.resize(out.len() + size as usize, 0);
@@ -313,7 +308,8 @@ pub fn pack(text: &[u8]) -> Result<Vec<u8>> {
 
 /// Most bytes that a section of so many unpacks to.
 fn most_from(packed: usize) -> usize {
-    MAX_BYTES.min(FREE_BYTES.saturating_add(MAX_RATIO.saturating_mul(packed)))
+    limits::RECORD_SECTION_BYTES
+        .min(limits::RECORD_FREE_BYTES.saturating_add(limits::RECORD_RATIO.saturating_mul(packed)))
 }
 
 /// Such text again. What it takes follows the size of the packed bytes, not what they say.
@@ -339,7 +335,7 @@ mod tests {
 
     #[test]
     fn text_comes_back_however_well_it_packs() {
-        for text in [vec![], b"short".to_vec(), vec![b' '; FREE_BYTES + 1], vec![0; 50 << 20]] {
+        for text in [vec![], b"short".to_vec(), vec![b' '; limits::RECORD_FREE_BYTES + 1], vec![0; 50 << 20]] {
             assert_eq!(unpack(&pack(&text).unwrap()).unwrap(), text, "{} bytes", text.len());
         }
         let bomb = pack_piece(&vec![0; 50 << 20]).unwrap();

@@ -13,6 +13,7 @@ use crate::adapter::{Scale, SiteKind};
 use crate::error::{Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::saved::target;
+use crate::limits;
 use crate::tensor::Tensor;
 
 /// The tuner.
@@ -30,8 +31,6 @@ pub static TUNER: Tuner = Tuner {
 };
 
 const DEFAULT_ALPHA: f64 = 64.0;
-/// Most elements a written-out factor may have: the zeros between the blocks are not in the file.
-const MAX_ELEMENTS: usize = 1 << 27;
 
 fn read(reader: &mut Reader) -> Result<()> {
     let alpha = reader.config.number("alpha")?.unwrap_or(DEFAULT_ALPHA);
@@ -70,8 +69,11 @@ fn factors(alpha: f64, a: &Tensor, b: &Tensor, general: Option<&(Tensor, Tensor)
     };
     let extra = hybrid.as_ref().map_or(0, |(a, _)| a.nrows());
     let (columns, height, total) = (blocks * inputs, blocks * outputs, blocks * rank + extra);
-    if total.checked_mul(columns.max(height)).is_none_or(|n| n > MAX_ELEMENTS) {
-        return Err(Error::unsupported(format!("factors of rank {total} for [{height}, {columns}]")));
+    if total.checked_mul(columns.max(height)).is_none_or(|n| n > limits::BLOCK_FACTOR) {
+        return Err(Error::limit(
+            format!("factors of rank {total} for [{height}, {columns}]"),
+            format!("{} elements", limits::BLOCK_FACTOR),
+        ));
     }
     let (a_values, b_values) = (a.to_f32()?, b.to_f32()?);
     let (mut wide, mut tall) = (Array2::<f32>::zeros((total, columns)), Array2::<f32>::zeros((height, total)));

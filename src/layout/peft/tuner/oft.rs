@@ -8,6 +8,7 @@ use crate::layout::peft::Reader;
 use crate::layout::peft::config::Config;
 use crate::layout::peft::saved::target;
 use crate::layout::peft::writer::{Taken, Writer, common};
+use crate::limits;
 
 /// The tuner.
 pub static TUNER: Tuner = Tuner {
@@ -66,15 +67,11 @@ fn transform(config: &Config) -> Result<Transform> {
         return Ok(Transform::Cayley);
     }
     let terms = config.integer("num_cayley_neumann_terms")?.unwrap_or(5);
-    if terms > MAX_TERMS {
-        let what = format!("{terms} terms, expected {MAX_TERMS} or fewer");
-        return Err(Error::new(crate::error::Kind::Limit, what).at_key("num_cayley_neumann_terms"));
+    if terms > limits::OFT_TERMS {
+        return Err(Error::limit(format!("{terms} terms"), limits::OFT_TERMS).at_key("num_cayley_neumann_terms"));
     }
     Ok(Transform::Neumann(terms))
 }
-
-/// More terms of the series than this change nothing for a matrix the series converges for.
-const MAX_TERMS: usize = 4096;
 
 fn limit(config: &Config) -> Result<Option<f64>> {
     let eps = config.number("eps")?.unwrap_or(6e-5);

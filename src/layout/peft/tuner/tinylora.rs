@@ -10,10 +10,11 @@ use super::{Tuner, need, owned, require_taken, take, take_modules};
 use crate::adapter::delta::{Delta, LowRank};
 use crate::adapter::order;
 use crate::adapter::{Note, Scale, SiteKind};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::{Parts, Place};
 use crate::layout::peft::saved::target;
+use crate::limits;
 use crate::names::ModulePath;
 use crate::tensor::Tensor;
 use crate::tensor::random::TorchRng;
@@ -35,9 +36,6 @@ pub static TUNER: Tuner = Tuner {
     read,
     writing: None,
 };
-
-/// Most numbers that are drawn for one module: nothing in the file is as large.
-const MAX_ELEMENTS: usize = 1 << 27;
 
 /// Which vector a module uses, and what its projection is seeded with.
 struct Numbering {
@@ -113,9 +111,9 @@ fn number(reader: &mut Reader, modules: &[(Place, Parts)], vectors: usize) -> Re
 
 /// P: [u, r, r], normal with variance 1 / r.
 fn made_projection(seed: u64, u: usize, rank: usize) -> Result<Vec<f32>> {
-    let count = u.checked_mul(rank).and_then(|n| n.checked_mul(rank)).filter(|&n| n <= MAX_ELEMENTS);
+    let count = u.checked_mul(rank).and_then(|n| n.checked_mul(rank)).filter(|&n| n <= limits::TINYLORA_ELEMENTS);
     let count = count.ok_or_else(|| {
-        Error::new(Kind::Limit, format!("{u} random matrices of rank {rank}: more than {MAX_ELEMENTS} numbers"))
+        Error::limit(format!("{u} random matrices of rank {rank}"), format!("{} numbers", limits::TINYLORA_ELEMENTS))
     })?;
     Ok(TorchRng::new(seed).normal_f32(count, 0.0, 1.0 / (rank as f64).sqrt()))
 }

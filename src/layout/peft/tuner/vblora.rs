@@ -7,10 +7,11 @@ use ndarray::{Array2, s};
 use super::{Tuner, need, owned, require_taken, take, take_integers, take_modules};
 use crate::adapter::delta::{Delta, LowRank};
 use crate::adapter::{Scale, SiteKind};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::keys::Parts;
 use crate::layout::peft::saved::target;
+use crate::limits;
 
 /// The tuner.
 pub static TUNER: Tuner = Tuner {
@@ -39,9 +40,6 @@ pub static TUNER: Tuner = Tuner {
     writing: None,
 };
 
-/// Most elements all factors may have together: logits and bank can both be small where they are not.
-const MAX_ELEMENTS: usize = 1 << 28;
-
 /// For each piece the vectors it is mixed of, with their shares. Pieces are in rows and columns.
 struct Mixtures {
     rows: usize,
@@ -64,10 +62,9 @@ fn read(reader: &mut Reader) -> Result<()> {
             );
         }
         total = [&a, &b].iter().fold(total, |n, factor| n.saturating_add(factor.pieces.len().saturating_mul(length)));
-        if total > MAX_ELEMENTS {
-            let what =
-                format!("more than {MAX_ELEMENTS} numbers in the factors so far, from a bank of {}", bank.nrows());
-            return Err(Error::new(Kind::Limit, what).at_key(path.as_str()));
+        if total > limits::VBLORA_ELEMENTS {
+            let found = format!("{total} numbers in the factors so far, from a bank of {}", bank.nrows());
+            return Err(Error::limit(found, limits::VBLORA_ELEMENTS).at_key(path.as_str()));
         }
         let (a, b) = (owned(&assemble_a(&a, &bank))?, owned(&assemble_b(&b, &bank))?);
         let delta = LowRank { a, b, scale: Scale::direct(1.0), experts: None, name: "VB-LoRA" };

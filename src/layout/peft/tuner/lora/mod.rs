@@ -6,11 +6,12 @@ use ndarray::{Array2, s};
 use super::{Tuner, Writing, need, owned, require_taken, take, take_modules};
 use crate::adapter::delta::{Delta, Full, Kasa, LowRank, Qalora, full::Mode};
 use crate::adapter::{Note, Scale, SiteKind};
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Result};
 use crate::layout::peft::Reader;
 use crate::layout::peft::config::{Config, Patterns};
 use crate::layout::peft::keys::{Parts, Place};
 use crate::layout::peft::saved::target;
+use crate::limits;
 use crate::tensor::Tensor;
 
 mod parameter;
@@ -77,8 +78,6 @@ const FIELDS: &[(&str, &str)] = &[
 const MIXED_HINT: &str = "PEFT has one setting for the whole adapter; write the modules as two adapters";
 /// Inputs that QA-LoRA pools where the config says nothing.
 const DEFAULT_GROUP: usize = 16;
-/// Most elements a factor may have once it is written out.
-const MAX_ELEMENTS: usize = 1 << 27;
 
 /// Initialisations that took their first factors out of the base: the adapter is right only on what was left.
 const RESIDUAL_INITS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
@@ -298,8 +297,11 @@ fn block_diagonal(bands: &Array2<f32>, count: usize) -> Result<Array2<f32>> {
         return Err(Error::mismatch(format!("{rows} rows do not fall into {count} blocks")));
     }
     let height = rows / count;
-    if cols.checked_mul(count).and_then(|wide| wide.checked_mul(rows)).is_none_or(|n| n > MAX_ELEMENTS) {
-        return Err(Error::new(Kind::Limit, format!("[{rows}, {cols}] written out as {count} blocks")));
+    if cols.checked_mul(count).and_then(|wide| wide.checked_mul(rows)).is_none_or(|n| n > limits::BLOCK_FACTOR) {
+        return Err(Error::limit(
+            format!("[{rows}, {cols}] written out as {count} blocks"),
+            format!("{} elements", limits::BLOCK_FACTOR),
+        ));
     }
     let mut out = Array2::zeros((rows, cols * count));
     for i in 0..count {

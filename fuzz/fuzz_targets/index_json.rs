@@ -1,0 +1,8 @@
+//! `targets/index_json.rs`, called by libFuzzer.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::index_json::one(data));

@@ -1,0 +1,8 @@
+//! `targets/st_vs_reference.rs`, called by libFuzzer.
+
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::st_vs_reference::one(data));
