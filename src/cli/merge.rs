@@ -177,7 +177,7 @@ fn show_plan(args: &Args, merge: &Merge, inputs: &Inputs, notes: &[Note]) -> Res
         let changes: Vec<_> =
             merge.changes.iter().map(|c| json!({ "tensor": c.key, "modules": c.modules, "kinds": c.kinds })).collect();
         return output::document(&json!({
-            "dry_run": true, "out": args.out, "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
+            "dry_run": true, "out": output::path(&args.out), "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
             "totals": totals(&merge.totals), "changes": changes, "notes": notes_json(notes),
         }));
     }
@@ -275,7 +275,7 @@ impl Inputs<'_> {
     }
 
     fn adapters_json(&self) -> Vec<Value> {
-        let one = |l: &Loaded| json!({ "path": l.path, "hash": l.identity.hash.to_string(), "strength": l.strength });
+        let one = |l: &Loaded| json!({ "path": output::path(&l.path), "hash": l.identity.hash.to_string(), "strength": l.strength });
         self.adapters.iter().map(one).collect()
     }
 }
@@ -314,7 +314,7 @@ fn report_json(args: &Args, report: &Report, inputs: &Inputs, notes: &[Note], to
         })
         .collect();
     json!({
-        "out": args.out, "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
+        "out": output::path(&args.out), "base_fingerprint": inputs.base.to_string(), "adapters": inputs.adapters_json(),
         "seconds": took.as_secs_f64(), "totals": totals(&report.totals),
         "survived": report.survived(), "unmoved": report.unmoved(), "changes": changes, "notes": notes_json(notes),
     })

@@ -23,6 +23,21 @@ unsafe extern "C" {
     fn openblas_set_num_threads(threads: std::ffi::c_int);
 }
 
+/// Run before the library sets itself up: it would start a thread for every core then, which nobody uses, and which
+/// ends the process where the system gives no more threads or memory. A value that is set already stays.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array.00099")]
+static ALONE: extern "C" fn() = alone;
+
+#[cfg(target_os = "linux")]
+extern "C" fn alone() {
+    // SAFETY: both texts end with a zero, and no other thread runs yet.
+    unsafe {
+        libc::setenv(c"OPENBLAS_NUM_THREADS".as_ptr(), c"1".as_ptr(), 0);
+    }
+}
+
 impl OpenBlas {
     /// Sets the library up: one thread for each caller, since the callers are threads already.
     pub fn new() -> Self {

@@ -9,7 +9,7 @@ use super::{Draft, Format};
 use crate::container::atomic::{self, Form, Pending};
 use crate::container::{Entry, Manifest, SafetensorsWriter, gguf, tar, torch};
 use crate::error::Result;
-use crate::tensor::{Bytes, StateDict};
+use crate::tensor::{Bytes, StateDict, parallel};
 
 /// Refuses a place that is an input or taken, before the work. What it will be is not known yet: it is taken for what
 /// is there, and whether that can be replaced is looked at again when it is written.
@@ -97,7 +97,7 @@ fn write_safetensors(draft: &Draft, path: &Path, head: &[u8], sync: bool) -> Res
         }
         at += tensor.bytes.len() as u64;
     }
-    runs.par_iter().try_for_each(|(at, bytes)| copy(&writer, *at, bytes))?;
+    parallel::on_all(|| runs.par_iter().try_for_each(|(at, bytes)| copy(&writer, *at, bytes)))?;
     writer.finish()
 }
 

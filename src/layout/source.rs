@@ -16,7 +16,7 @@ use crate::container::{
 };
 use crate::error::{Context, Error, Kind, Result};
 use crate::limits;
-use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor};
+use crate::tensor::{Bytes, Hash, MappedFile, StateDict, Tensor, parallel};
 
 /// Names of the config file beside an adapter.
 const CONFIG_NAME: &str = "adapter_config.json";
@@ -365,7 +365,7 @@ impl Source {
             Some(error.hint("--allow-nonfinite lets them through"))
         };
         let all: Vec<_> = self.tensors.iter().collect();
-        all.par_iter().find_map_first(check).map_or(Ok(()), Err)
+        parallel::on_all(|| all.par_iter().find_map_first(check)).map_or(Ok(()), Err)
     }
 }
 

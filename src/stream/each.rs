@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::{Progress, pool};
+use super::Progress;
 use crate::error::{Error, Result};
+use crate::tensor::parallel::pool;
 
 /// Does `work` for every number below `count` on `threads` threads. A signal of `progress` ends it between two numbers.
 pub fn each<T: Send>(

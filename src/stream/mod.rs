@@ -30,8 +30,8 @@ pub use crate::container::{Entry, FileMetadata, parse_head, undo};
 use crate::container::SafetensorsWriter;
 use crate::error::{Context, Error, Kind, Result};
 use crate::kernels::{Kernels, Moved};
-use crate::tensor::Bytes;
 use crate::tensor::hash::Checksum;
+use crate::tensor::{Bytes, parallel};
 
 use journal::Row;
 use pieces::{Piece, Work};
@@ -144,7 +144,6 @@ pub fn run(plan: &Plan, target: &Target, kernels: &dyn Kernels, limits: Limits, 
     Ok(outcomes)
 }
 
-/// A pool of `threads`, or of as many as the system lets us have.
 /// The threads of a run, for work that deals itself out.
 #[derive(Debug, Default)]
 pub struct Workers(Option<rayon::ThreadPool>);
@@ -152,26 +151,16 @@ pub struct Workers(Option<rayon::ThreadPool>);
 impl Workers {
     /// So many threads.
     pub fn new(threads: usize) -> Workers {
-        Workers(pool(threads))
+        Workers(parallel::pool(threads))
     }
 
     /// Does `work` on them; where there are none, on those it is on.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         match &self.0 {
             Some(pool) => pool.install(work),
-            None => work(),
+            None => parallel::on_all(work),
         }
     }
-}
-
-fn pool(mut threads: usize) -> Option<rayon::ThreadPool> {
-    while threads > 0 {
-        if let Ok(pool) = rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-            return Some(pool);
-        }
-        threads /= 2;
-    }
-    None
 }
 
 /// The files being written. One is opened for its first piece and brought to disk after its last, so that a model of

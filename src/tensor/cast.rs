@@ -8,6 +8,7 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use safetensors::Dtype;
 
+use super::parallel::on_all;
 use crate::error::{Error, Result};
 
 /// Widens the little-endian elements in `bytes` into `out`; exact for every type but f64, which is rounded once.
@@ -43,7 +44,8 @@ pub fn widen_f64(dtype: Dtype, bytes: &[u8]) -> Result<Vec<f64>> {
     if out.len() <= PART {
         step((bytes, &mut out))?; // not worth a thread
     } else {
-        bytes.par_chunks(PART * size).zip(out.par_chunks_mut(PART)).try_for_each(step)?;
+        let out = &mut out;
+        on_all(|| bytes.par_chunks(PART * size).zip(out.par_chunks_mut(PART)).try_for_each(step))?;
     }
     Ok(out)
 }
@@ -90,7 +92,7 @@ pub fn losses(from: Dtype, to: Dtype, bytes: &[u8]) -> Result<(u64, Option<f64>)
     if bytes.len() <= PART * old {
         return step(bytes);
     }
-    let parts: Vec<(u64, Option<f64>)> = bytes.par_chunks(PART * old).map(step).collect::<Result<_>>()?;
+    let parts: Vec<(u64, Option<f64>)> = on_all(|| bytes.par_chunks(PART * old).map(step).collect::<Result<_>>())?;
     Ok((parts.iter().map(|part| part.0).sum(), parts.iter().find_map(|part| part.1)))
 }
 
@@ -230,7 +232,7 @@ fn narrow_by_f32(dtype: Dtype, values: &[f64], out: &mut [u8]) -> Result<()> {
     if values.len() <= PART {
         return step((values, out));
     }
-    values.par_chunks(PART).zip(out.par_chunks_mut(size * PART)).try_for_each(step)
+    on_all(|| values.par_chunks(PART).zip(out.par_chunks_mut(size * PART)).try_for_each(step))
 }
 
 /// The f32 on the way from an f64 to 16 bits or 8: cut off, and its last bit set where anything was. It has more than two bits

@@ -28,6 +28,10 @@ const EXITED: usize = 2;
 /// Seconds that the last words may take: where no memory is left at all, they might have to wait for some.
 const LAST_SECONDS: u32 = 10;
 
+/// Blocks of memory that are kept for the last words.
+const RESERVES: usize = 16;
+const RESERVE_BYTES: usize = 16 << 10;
+
 /// What has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fatal {
@@ -44,10 +48,13 @@ pub enum Fatal {
 pub fn watch(end: impl FnOnce(Fatal) + Send + 'static) -> std::io::Result<()> {
     let (mut reader, writer) = std::io::pipe()?;
     let wait = move || {
+        // Room for the last words, from where this thread takes its memory.
+        let reserve: Vec<Vec<u8>> = (0..RESERVES).map(|_| vec![1; RESERVE_BYTES]).collect();
         let mut word = [0; size_of::<usize>()];
         if reader.read_exact(&mut word).is_ok() {
             // SAFETY: takes a number and returns one.
             unsafe { libc::alarm(LAST_SECONDS) };
+            drop(std::hint::black_box(reserve));
             end(match usize::from_ne_bytes(word) {
                 ABORTED => Fatal::Aborted,
                 EXITED => Fatal::Exited,
@@ -58,10 +65,10 @@ pub fn watch(end: impl FnOnce(Fatal) + Send + 'static) -> std::io::Result<()> {
     std::thread::Builder::new().name("last words".into()).spawn(wait)?;
     PIPE.store(writer.into_raw_fd(), Ordering::Release);
     install()?;
-    let (abort, late): (extern "C" fn(c_int), extern "C" fn(c_int)) = (aborted, too_late);
+    let (given_up, late): (extern "C" fn(c_int), extern "C" fn(c_int)) = (aborted, too_late);
     // SAFETY: the handlers keep to what may be called in one, and the function at the end to what may be called anywhere.
     let done = unsafe {
-        libc::signal(libc::SIGABRT, abort as libc::sighandler_t) != libc::SIG_ERR
+        libc::signal(libc::SIGABRT, given_up as libc::sighandler_t) != libc::SIG_ERR
             && libc::signal(libc::SIGALRM, late as libc::sighandler_t) != libc::SIG_ERR
             && libc::atexit(exited) == 0
     };

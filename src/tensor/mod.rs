@@ -9,6 +9,7 @@ pub mod hash;
 pub mod heap;
 pub mod numpy_random;
 pub mod ordinal;
+pub mod parallel;
 pub mod random;
 pub mod rearrange;
 pub mod scales;

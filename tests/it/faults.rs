@@ -172,3 +172,48 @@ fn a_pipe_in_the_place_of_a_file_is_not_waited_for() {
     merge(&scratch.join("pipe.safetensors"), adapter("lora"), &scratch.join("out2"), &[]).expect(1);
     merge(&base("llama"), scratch.join("pipe.safetensors"), &scratch.join("out2"), &[]).expect(1);
 }
+
+/// Below some limit nothing can be done; from there on there is a message, and nothing is left, whoever asks in vain: the
+/// program itself, its threads, or OpenBLAS.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_cannot_be_had_ends_the_run_cleanly() {
+    use crate::models::{Model, tensor, write};
+    use safetensors::tensor::Dtype;
+    let scratch = Scratch::new();
+    let (model, lora, out) = (scratch.join("model.safetensors"), scratch.join("lora"), scratch.join("out.safetensors"));
+    let key = |factor: &str| format!("base_model.model.q.{factor}.weight");
+    write(&model, &Model::from([("q.weight".to_string(), tensor(Dtype::F32, &[512, 1024], 1))]), None);
+    fs::create_dir(&lora).unwrap();
+    let factors =
+        [(key("lora_A"), tensor(Dtype::F32, &[48, 1024], 2)), (key("lora_B"), tensor(Dtype::F32, &[512, 48], 3))];
+    write(&lora.join("adapter_model.safetensors"), &Model::from(factors), None);
+    fs::write(lora.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 48, "lora_alpha": 48}"#).unwrap();
+    let run = |limit: &str| -> Ran {
+        let script = format!("{limit}; exec \"$0\" merge \"$1\" \"$2\" -o \"$3\" --no-sync --dtype f64 --force");
+        let mut command = Command::new("timeout");
+        command.args(["60", "sh", "-c", &script, PROGRAM]).args([&model, &lora, &out]).env_remove("RUST_BACKTRACE");
+        command.output().expect("a shell").into()
+    };
+    run("true").expect(0);
+    let whole = fs::read(&out).unwrap();
+    fs::remove_file(&out).unwrap();
+    let (mut done, mut refused) = (0, 0);
+    for limit in (4..44).map(|n| n * 1500) {
+        let ran = run(&format!("ulimit -d {limit}"));
+        match ran.code {
+            Some(0) => {
+                done += 1;
+                assert!(fs::read(&out).unwrap() == whole, "{limit} KiB");
+                fs::remove_file(&out).unwrap();
+            }
+            Some(1) => {
+                refused += 1;
+                assert!(ran.err.lines().any(|line| line.starts_with("lora-tool: ")), "{limit} KiB: {}", ran.err);
+            }
+            other => panic!("{limit} KiB: {other:?} {}", ran.err),
+        }
+        assert_eq!(names(&scratch.join(".")), ["lora", "model.safetensors"], "{limit} KiB: {}", ran.err);
+    }
+    assert!(done > 5 && refused > 5, "{done} done, {refused} refused");
+}

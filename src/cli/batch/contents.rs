@@ -16,8 +16,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::tensor::Hash;
 use crate::tensor::hash::Hasher;
+use crate::tensor::{Hash, parallel};
 
 /// How old a change has to be before the times of a file tell it from the next, in seconds: FAT counts in twos.
 const SETTLED: i64 = 2;
@@ -114,7 +114,7 @@ impl Hashes {
 
     /// Of several, on all cores. None where one cannot be read.
     pub fn of_all(&self, paths: &[PathBuf]) -> Option<Vec<(Known, bool)>> {
-        paths.par_iter().map(|path| self.of(path)).collect()
+        parallel::on_all(|| paths.par_iter().map(|path| self.of(path)).collect())
     }
 }
 

@@ -198,7 +198,7 @@ fn document(
     let adapters: Vec<_> = loaded
         .iter()
         .zip(&plan.strengths)
-        .map(|((l, _), strength)| json!({ "path": l.path, "hash": l.identity.hash.to_string(), "strength": strength }))
+        .map(|((l, _), strength)| json!({ "path": output::path(&l.path), "hash": l.identity.hash.to_string(), "strength": strength }))
         .collect();
     let about = |found: Found| {
         let in_doubt = seconds.map(|_| found.in_doubt);

@@ -134,7 +134,7 @@ fn indexes_that_are_none() {
     let many: Vec<_> = (0..100_001).map(|i| format!("\"t{i}\":\"s{i}.safetensors\"")).collect();
     let text = format!(r#"{{"weight_map":{{{}}}}}"#, many.join(","));
     let path = corpus.files(&[(INDEX, text.as_bytes())]);
-    corpus.base("100,001 shards", &path, BAD_BASE, &[INDEX, "100000 shards"]);
+    corpus.base("100,001 shards", &path, BAD_BASE, &[INDEX, "100001 shards", "at most 100000"]);
     for (case, text) in [
         ("as it is", good.clone()),
         ("a total of text", good.replacen("\"total_size\":1", "\"total_size\":\"much\"", 1)),
