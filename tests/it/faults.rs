@@ -217,3 +217,117 @@ fn memory_that_cannot_be_had_ends_the_run_cleanly() {
     }
     assert!(done > 5 && refused > 5, "{done} done, {refused} refused");
 }
+
+#[test]
+fn of_runs_onto_one_output_one_wins_whole() {
+    let scratch = Scratch::new();
+    let wanted = |strength: &str| {
+        let alone = scratch.join(strength);
+        merge(&base("llama"), format!("{}@{strength}", text(&adapter("lora"))), &alone, &[]).expect(0);
+        let all: Vec<_> = names(&alone).into_iter().map(|name| (fs::read(alone.join(&name)).unwrap(), name)).collect();
+        fs::remove_dir_all(alone).unwrap();
+        all
+    };
+    let results = [wanted("1"), wanted("2")];
+    let out = scratch.join("out");
+    for force in [false, true] {
+        let start = |n: usize| {
+            let mut command = command();
+            let lora = format!("{}@{}", text(&adapter("lora")), 1 + n % 2);
+            command.args(["merge", &text(&base("llama")), &lora, "-o", &text(&out), "--no-sync"]);
+            command.args(force.then_some("--force"));
+            command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+        };
+        let runs: Vec<_> = (0..8).map(start).collect();
+        let ended: Vec<Ran> = runs.into_iter().map(|run| run.wait_with_output().unwrap().into()).collect();
+        for ran in &ended {
+            assert!(matches!(ran.code, Some(0 | 1)), "{ran:?}");
+            assert!(ran.code == Some(0) || ran.err.contains("out"), "{ran:?}");
+        }
+        let done = ended.iter().filter(|ran| ran.code == Some(0)).count();
+        assert!(if force { done > 0 } else { done == 1 }, "{done} of them did it: {ended:?}");
+        let found: Vec<_> = names(&out).into_iter().map(|name| (fs::read(out.join(&name)).unwrap(), name)).collect();
+        assert!(results.contains(&found), "not the whole of one");
+        assert_eq!(names(&scratch.join(".")), ["out"]);
+    }
+}
+
+#[test]
+fn streams_that_are_closed_or_full_do_not_spoil_a_result() {
+    let scratch = Scratch::new();
+    let redirections = [
+        ("<&-", 0),
+        (">/dev/full", 1),
+        (">&-", 0),
+        ("2>/dev/full", 0),
+        ("2>&-", 0),
+        ("<&- >&- 2>&-", 0),
+        ("| true", 0),
+    ];
+    for (number, (how, code)) in redirections.into_iter().enumerate() {
+        for verbose in ["-v", "--json"] {
+            let out = scratch.join(&format!("{number}{verbose}"));
+            let script = format!("\"$0\" merge \"$1\" \"$2\" -o \"$3\" {verbose} --no-sync {how}");
+            let mut command = Command::new("sh");
+            command.arg("-c").arg(script).arg(PROGRAM);
+            command.arg(base("llama_tied")).arg(adapter("tied_lm_head")).arg(&out);
+            let ran: Ran = command.output().unwrap().into();
+            assert_eq!(ran.code, Some(code), "{how} {verbose}: {}", ran.err);
+            assert!(out.join("config.json").exists(), "{how} {verbose}: the result is not there");
+        }
+    }
+}
+
+#[test]
+fn results_have_the_modes_that_the_umask_gives() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    for (umask, folder, file) in [("022", 0o755, 0o644), ("027", 0o750, 0o640), ("077", 0o700, 0o600)] {
+        let out = scratch.join(umask);
+        let script = format!("umask {umask}; exec \"$0\" merge \"$1\" \"$2\" -o \"$3\"");
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(script).arg(PROGRAM).arg(base("llama")).arg(adapter("lora")).arg(&out);
+        Ran::from(command.output().unwrap()).expect(0);
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&out), folder);
+        for name in names(&out) {
+            assert_eq!(mode(&out.join(&name)), file, "{name} under {umask}");
+        }
+    }
+}
+
+/// In a name space of its own, where mounting is allowed in one; else it says so.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_small_disk_is_found_too_small_before_the_work_or_ends_it_cleanly() {
+    let scratch = Scratch::new();
+    let disk = scratch.join("disk");
+    fs::create_dir(&disk).unwrap();
+    let (mut done, mut refused) = (0, 0);
+    for pages in [1, 4, 8, 9, 10, 11, 12, 14, 16, 24, 64] {
+        let script = format!(
+            "mount -t tmpfs -o size={}k none \"$3\" || exit 99
+             \"$0\" merge \"$1\" \"$2\" -o \"$3/out\" 2>&1; echo \"status $?\"; ls -A \"$3\"",
+            4 * pages
+        );
+        let mut command = Command::new("unshare");
+        command.args(["-rm", "sh", "-c", &script, PROGRAM]).arg(base("llama")).arg(adapter("lora")).arg(&disk);
+        let Ok(ran) = command.output().map(Ran::from) else {
+            eprintln!("skipped: no unshare");
+            return;
+        };
+        if ran.code == Some(99) || !ran.out.contains("status") {
+            eprintln!("skipped: nothing can be mounted here");
+            return;
+        }
+        if ran.out.contains("status 0") {
+            done += 1;
+            assert!(ran.out.ends_with("\nout\n"), "{pages} pages: {}", ran.out);
+        } else {
+            refused += 1;
+            let is_clean = ran.out.trim_end().ends_with("status 1");
+            assert!(is_clean && ran.out.to_lowercase().contains("no space"), "{pages} pages: {}", ran.out);
+        }
+    }
+    assert!(done > 1 && refused > 3, "{done} done, {refused} refused");
+}
