@@ -49,11 +49,13 @@ pub fn watch(end: impl FnOnce(Fatal) + Send + 'static) -> std::io::Result<()> {
     let (mut reader, writer) = std::io::pipe()?;
     let wait = move || {
         // Room for the last words, from where this thread takes its memory.
-        let reserve: Vec<Vec<u8>> = (0..RESERVES).map(|_| vec![1; RESERVE_BYTES]).collect();
+        let block = |_| {
+            let mut block = Vec::new();
+            block.try_reserve_exact(RESERVE_BYTES).is_ok().then(|| block.resize(RESERVE_BYTES, 1u8)).map(|()| block)
+        };
+        let reserve: [Option<Vec<u8>>; RESERVES] = std::array::from_fn(block);
         let mut word = [0; size_of::<usize>()];
         if reader.read_exact(&mut word).is_ok() {
-            // SAFETY: takes a number and returns one.
-            unsafe { libc::alarm(LAST_SECONDS) };
             drop(std::hint::black_box(reserve));
             end(match usize::from_ne_bytes(word) {
                 ABORTED => Fatal::Aborted,
@@ -77,8 +79,9 @@ pub fn watch(end: impl FnOnce(Fatal) + Send + 'static) -> std::io::Result<()> {
 
 /// Hands a word over, and never returns.
 fn hand_over(word: usize) -> ! {
-    // SAFETY: `write` and `pause` may be called in a handler, and the buffer is a local number.
+    // SAFETY: `alarm`, `write` and `pause` may be called in a handler, and the buffer is a local number.
     unsafe {
+        libc::alarm(LAST_SECONDS);
         libc::write(PIPE.load(Ordering::Acquire), (&raw const word).cast(), size_of::<usize>());
         loop {
             libc::pause();
@@ -96,8 +99,12 @@ extern "C" fn exited() {
 }
 
 extern "C" fn too_late(_signal: c_int) {
-    // SAFETY: may be called in a handler.
-    unsafe { libc::_exit(1) }
+    const SAYS: &[u8] = b"lora-tool: out of memory, also for saying so\n";
+    // SAFETY: both may be called in a handler, and the text is static.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, SAYS.as_ptr().cast(), SAYS.len());
+        libc::_exit(1)
+    }
 }
 
 #[cfg(target_os = "linux")]

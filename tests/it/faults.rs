@@ -192,7 +192,10 @@ fn memory_that_cannot_be_had_ends_the_run_cleanly() {
     let run = |limit: &str| -> Ran {
         let script = format!("{limit}; exec \"$0\" merge \"$1\" \"$2\" -o \"$3\" --no-sync --dtype f64 --force");
         let mut command = Command::new("timeout");
-        command.args(["60", "sh", "-c", &script, PROGRAM]).args([&model, &lora, &out]).env_remove("RUST_BACKTRACE");
+        command
+            .args(["-s", "KILL", "60", "sh", "-c", &script, PROGRAM])
+            .args([&model, &lora, &out])
+            .env_remove("RUST_BACKTRACE");
         command.output().expect("a shell").into()
     };
     run("true").expect(0);
