@@ -21,7 +21,7 @@ use crate::tensor::Tensor;
 
 /// Targets shown without `-v`.
 const TARGETS_SHOWN: usize = 24;
-/// Keys listed of what is not understood.
+/// Keys listed of what is not understood, and names of a model's tensors without their numbers.
 const KEYS_SHOWN: usize = 1000;
 /// Merged adapters shown without `-v`, and hexadecimal digits of the hash of each.
 const MERGED_SHOWN: usize = 24;
@@ -344,9 +344,13 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
     let rows = summary
         .groups
         .iter()
+        .take(KEYS_SHOWN)
         .map(|(name, g)| vec![printable(name), g.count.to_string(), g.dtype.clone(), g.shape.clone()])
         .collect();
     lines.push(output::table(&["tensor (N: a number)", "count", "dtype", "shape"], &[1], rows));
+    if summary.groups.len() > KEYS_SHOWN {
+        lines.push(format!("… {} more; --json has all of them", summary.groups.len() - KEYS_SHOWN));
+    }
     lines.extend(summary.notes.iter().map(|note| format!("note: {note}")));
     lines.join("\n")
 }

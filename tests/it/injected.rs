@@ -177,7 +177,7 @@ impl Scene {
         let writes = |call: &str| {
             !["read", "pread64", "openat", "close", "mmap", "statx", "fstat", "getdents64"].contains(&call)
         };
-        let is_chosen = |n: &usize| is_thorough() || writes(&calls[n - 1]) || n % 9 == 0;
+        let is_chosen = |n: &usize| is_thorough() || writes(&calls[n - 1]) || n.is_multiple_of(9);
         (1..=calls.len()).filter(is_chosen).collect()
     }
 
