@@ -53,8 +53,8 @@ limits! {
 
     /// Bytes, read or written: the reference implementation's own limit.
     HEADER_BYTES: usize = 100_000_000, "header of a safetensors file", BYTES;
-    /// Real files have less than 100 000; memory for a table follows from it.
-    TENSORS: usize = 1_000_000, "tensors in one file", "";
+    /// Real files have less than 100 000; up to here every command stays below a gigabyte and ten seconds.
+    TENSORS: usize = 500_000, "tensors in one file", "";
     /// Real tensors have up to five.
     DIMENSIONS: usize = 8, "dimensions of a tensor", "";
     /// In bytes of UTF-8.

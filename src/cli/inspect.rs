@@ -104,7 +104,11 @@ fn look(path: &Path, args: &Args) -> Result<(String, Value)> {
     }
     let model = BaseModel::open(path).map_err(|e| fault.unwrap_or(e))?;
     let summary = base::summarise(&model);
-    Ok((base_text(path, &summary), base_json(path, &summary)))
+    // One of the two: of very many tensors each takes as much memory as all else.
+    Ok(match args.json {
+        true => (String::new(), base_json(path, &summary)),
+        false => (base_text(path, &summary), Value::Null),
+    })
 }
 
 /// The error of a file that is no adapter. What is wrong with its bytes is so for a model, too.
