@@ -53,7 +53,7 @@ limits! {
 
     /// Bytes, read or written: the reference implementation's own limit.
     HEADER_BYTES: usize = 100_000_000, "header of a safetensors file", BYTES;
-    /// Real files have less than 100 000; up to here every command stays below a gigabyte and ten seconds.
+    /// Real files have less than 100 000; up to here merging and inspecting take less than a gigabyte and ten seconds.
     TENSORS: usize = 500_000, "tensors in one file", "";
     /// Real tensors have up to five.
     DIMENSIONS: usize = 8, "dimensions of a tensor", "";
