@@ -13,10 +13,12 @@ use super::args::Verbosity;
 use crate::adapter::{Note, Severity};
 use crate::error::{Error, Kind, Result};
 
-/// 0 quiet, 1 usual, 2 verbose; plus 4 with colour, plus 8 where every document is one line.
+/// 0 quiet, 1 usual, 2 verbose; plus 4 with colour, plus 8 where every document is one line, plus 16 where a line may stand
+/// half written.
 static MANNER: AtomicU8 = AtomicU8::new(1);
 const COLOUR: u8 = 4;
 const LINES: u8 = 8;
+const HALF: u8 = 16;
 /// Notes of one severity shown without `-v`.
 const NOTES_SHOWN: usize = 12;
 
@@ -62,8 +64,13 @@ fn say(line: String) {
     if !keep(|heard| heard.said.extend(line.take()))
         && let Some(line) = line
     {
-        let _ = writeln!(std::io::stderr(), "{line}");
+        write_line(line);
     }
+}
+
+/// Writes a line on stderr in one piece, which those of other threads cannot come into.
+fn write_line(line: String) {
+    let _ = std::io::stderr().write_all((line + "\n").as_bytes());
 }
 
 /// Takes the flags; called once.
@@ -135,7 +142,13 @@ pub fn error_line(line: &str) {
         }
         _ => line.to_string(),
     };
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let half = MANNER.fetch_and(!HALF, Ordering::Relaxed) & HALF != 0;
+    write_line(if half { format!("\n{line}") } else { line });
+}
+
+/// Has the next line of an error begin anew: another thread may have been ended in the midst of one.
+pub fn a_line_may_be_half_written() {
+    MANNER.fetch_or(HALF, Ordering::Relaxed);
 }
 
 /// Prints notes on stderr: lossy ones always, the others up to a number.

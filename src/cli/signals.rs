@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use signal_hook::consts::{SIGBUS, SIGHUP, SIGINT, SIGTERM};
 
-use super::exit;
+use super::{exit, output};
 use crate::container::atomic;
 use crate::error::{Error, Kind, Result};
 use crate::tensor::fatal::{self, Fatal};
@@ -73,11 +73,15 @@ fn end_with_the_second() -> std::io::Result<()> {
 pub fn prepare(as_json: bool) {
     let _ = signal_hook::flag::register(libc::SIGXFSZ, Arc::default());
     let watched = fatal::watch(move |what| {
+        let of_memory = what == Fatal::Aborted || what == Fatal::Exited;
         let Some(e) = error_of(what) else {
             let _ = signal_hook::low_level::emulate_default_handler(SIGBUS); // none of our files: a fault of the program
             return;
         };
         atomic::remove_unfinished();
+        if of_memory {
+            output::a_line_may_be_half_written(); // by the runtime, in the name of another thread that got none either
+        }
         exit::at_once(exit::failed(&e, as_json));
     });
     if watched.is_err() {

@@ -99,7 +99,7 @@ extern "C" fn exited() {
 }
 
 extern "C" fn too_late(_signal: c_int) {
-    const SAYS: &[u8] = b"lora-tool: out of memory, also for saying so\n";
+    const SAYS: &[u8] = b"\nlora-tool: out of memory, also for saying so\n";
     // SAFETY: both may be called in a handler, and the text is static.
     unsafe {
         libc::write(libc::STDERR_FILENO, SAYS.as_ptr().cast(), SAYS.len());
