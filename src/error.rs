@@ -135,6 +135,17 @@ impl Error {
         self
     }
 
+    /// Names the file by the place it would have had, where it lies below `from` and will never be seen there.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        if let Some(file) = &mut self.0.file
+            && let Ok(rest) = file.strip_prefix(from)
+        {
+            *file = if rest.as_os_str().is_empty() { to.to_path_buf() } else { to.join(rest) };
+        }
+        self
+    }
+
     /// Names the base as well, where the fault lies between it and the file that is named; alone where none is.
     #[must_use]
     pub fn with_base(mut self, base: impl AsRef<Path>) -> Self {

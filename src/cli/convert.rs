@@ -204,7 +204,11 @@ fn all(args: &Args, adapters: &[PathBuf], goal: &Goal, signals: Signals) -> Resu
     });
     progress.finish();
     let mut out = Vec::with_capacity(adapters.len());
-    for ((said, notes), heard) in done? {
+    let done = match &pending {
+        Some(pending) => pending.build(|_| done)?,
+        None => done?,
+    };
+    for ((said, notes), heard) in done {
         output::repeat(heard);
         output::notes(&notes);
         out.push(said);

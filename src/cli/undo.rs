@@ -205,19 +205,18 @@ impl Recording {
     ) -> Result<((Outcomes, u64), Option<Written>)> {
         let model = merge.output.begin(out, writing, true)?;
         let named = self.named();
-        let (file, path) = match &self.inside {
-            Some(name) => (None, model.pending.path().join(name)),
-            None => {
-                let pending = Pending::new(&self.path, Form::File, writing.replace, writing.sync)?;
-                let path = pending.path().to_path_buf();
-                (Some(pending), path)
-            }
+        let file = match &self.inside {
+            Some(_) => None,
+            None => Some(Pending::new(&self.path, Form::File, writing.replace, writing.sync)?),
         };
         let pair = Pair { base, merged: &merge.output.plan, merge: Some(merge), written: true };
-        let recorder = Recorder::new(&path, pair, self.about)?;
-        let watch = Watch { progress, witness: Some(&recorder) };
-        let outcomes = merge.output.fill(&model, writing, kernels, watch)?;
-        let bytes = recorder.finish(writing.sync)?;
+        let (outcomes, bytes) = file.as_ref().unwrap_or(&model.pending).build(|place| {
+            let path = self.inside.as_ref().map_or_else(|| place.to_path_buf(), |name| place.join(name));
+            let recorder = Recorder::new(&path, pair, self.about)?;
+            let watch = Watch { progress, witness: Some(&recorder) };
+            let outcomes = merge.output.fill(&model, writing, kernels, watch)?;
+            Ok((outcomes, recorder.finish(writing.sync)?))
+        })?;
         base.unchanged()?; // what has to be stored whole was read only now
         let found = model.found();
         commit_all(file.into_iter().chain([model.pending]).collect())?;

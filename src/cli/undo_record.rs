@@ -82,11 +82,12 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = Bar::new(bytes, signals);
     let pending = Pending::new(&args.out, Form::File, args.common.force, !args.common.no_sync)?;
     let pair = Pair { base: &base, merged: &as_merged, merge: plan.as_ref(), written: false };
-    let recorder = Recorder::new(pending.path(), pair, recording.into_about())?;
-    let seen = observe(&recorder, &as_merged, kernels.as_ref(), args.common.limits().threads, &bar);
-    bar.finish();
-    seen?;
-    let size = recorder.finish(!args.common.no_sync)?;
+    let size = pending.build(|path| {
+        let recorder = Recorder::new(path, pair, recording.into_about())?;
+        let seen = observe(&recorder, &as_merged, kernels.as_ref(), args.common.limits().threads, &bar);
+        bar.finish();
+        seen.and_then(|_| recorder.finish(!args.common.no_sync))
+    })?;
     base.unchanged()?;
     merged.unchanged()?;
     pending.commit()?;

@@ -125,6 +125,11 @@ impl Pending {
         &self.building
     }
 
+    /// Builds there. Errors name the place that the result would have had.
+    pub fn build<T>(&self, build: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        build(&self.building).map_err(|e| e.moved(&self.building, &self.destination))
+    }
+
     /// Where the result will be.
     pub fn destination(&self) -> &Path {
         &self.destination
@@ -381,7 +386,7 @@ pub fn copy_whole(from: &Path, to: &Path, sync: bool) -> Result<()> {
         std::io::copy(&mut source, &mut file)?; // copy_file_range inside
         if sync { file.sync_all() } else { Ok(()) }
     };
-    copy().map_err(|e| Error::io(&format!("cannot copy to {}", to.display()), e)).in_file(from)
+    copy().map_err(|e| Error::io(&format!("cannot copy {} here", from.display()), e)).in_file(to)
 }
 
 /// Refuses an output that is one of the inputs, lies inside one, or would replace a folder that holds one.

@@ -47,17 +47,18 @@ pub fn save(draft: &Draft, destination: &Path, inputs: &[&Path], replace: bool, 
     atomic::require_room(destination, size)?;
 
     let pending = Pending::new(destination, form, replace, sync)?;
-    for (name, text) in &draft.texts {
-        atomic::write_whole(&pending.path().join(name), text, sync)?;
-    }
-    let path =
-        if form == Form::Folder { pending.path().join(&draft.tensor_file) } else { pending.path().to_path_buf() };
-    match &draft.format {
-        Format::Safetensors => write_safetensors(draft, &path, &head, sync)?,
-        Format::Gguf(_) => atomic::write_with(&path, sync, |out| gguf::write(out, &head, &draft.tensors))?,
-        Format::Torch { under } => atomic::write_with(&path, sync, |out| torch::write(out, &draft.tensors, *under))?,
-        Format::Tar { .. } => atomic::write_with(&path, sync, |out| tar::write(out, &members(draft)))?,
-    }
+    pending.build(|place| {
+        for (name, text) in &draft.texts {
+            atomic::write_whole(&place.join(name), text, sync)?;
+        }
+        let path = if form == Form::Folder { place.join(&draft.tensor_file) } else { place.to_path_buf() };
+        match &draft.format {
+            Format::Safetensors => write_safetensors(draft, &path, &head, sync),
+            Format::Gguf(_) => atomic::write_with(&path, sync, |out| gguf::write(out, &head, &draft.tensors)),
+            Format::Torch { under } => atomic::write_with(&path, sync, |out| torch::write(out, &draft.tensors, *under)),
+            Format::Tar { .. } => atomic::write_with(&path, sync, |out| tar::write(out, &members(draft))),
+        }
+    })?;
     for file in sources {
         file.unchanged()?;
     }

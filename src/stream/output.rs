@@ -163,16 +163,21 @@ impl Output {
     }
 
     fn fill_in(&self, building: &Building, writing: Writing, kernels: &dyn Kernels, watch: Watch) -> Result<Outcomes> {
-        let path = building.pending.path();
-        let place = if self.is_folder { Place::Folder(path) } else { Place::File(path) };
-        if self.is_folder {
-            self.write_side_files(path, writing.sync)?;
-        }
-        let target = Target { place, sync: writing.sync, journal: building.journal.as_ref() };
-        let outcomes = run(&self.plan, &target, kernels, writing.limits, watch)?;
-        for input in &self.inputs {
-            input.unchanged()?;
-        }
+        let written = building.pending.build(|path| {
+            let place = if self.is_folder { Place::Folder(path) } else { Place::File(path) };
+            if self.is_folder {
+                self.write_side_files(path, writing.sync)?;
+            }
+            let target = Target { place, sync: writing.sync, journal: building.journal.as_ref() };
+            run(&self.plan, &target, kernels, writing.limits, watch)
+        });
+        let unchanged = self.inputs.iter().try_for_each(|input| input.unchanged());
+        let outcomes = match (written, unchanged) {
+            // Whatever else was found may come of it.
+            (Ok(_), Err(changed)) => return Err(changed),
+            (Err(e), Err(changed)) if !matches!(e.kind(), Kind::Io | Kind::Stopped(_)) => return Err(changed),
+            (written, _) => written?,
+        };
         if watch.progress.stop() != 0 {
             return Err(super::stopped(watch.progress.stop()));
         }

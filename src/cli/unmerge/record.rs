@@ -69,15 +69,16 @@ pub fn run(args: &Args, path: &Path) -> Result<()> {
         let beside = Writing { sync: false, ..writing };
         undone.output.begin(&args.out, beside, true).and_then(|base| {
             write_back(&undone, &base, beside, kernels.as_ref(), &bar)?;
-            let path = base.pending.path();
-            // A base of one file has no other files, but its config lay beside it and says how it is to be read.
-            for (name, text) in undone.output.texts.iter().filter(|_| !undone.output.is_folder) {
-                atomic::write_whole(&path.with_file_name(name), text, false)?;
-            }
-            let model = BaseModel::open(path)?;
-            let others: Vec<_> = kept.iter().filter_map(|&n| found[n].as_ref()).map(Loaded::applied).collect();
-            let merge = merge::merge(&model, &others, &merge_options(&restore.manifest().options))?;
-            merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|(_, found)| found)
+            base.pending.build(|path| {
+                // A base of one file has no other files, but its config lay beside it and says how it is to be read.
+                for (name, text) in undone.output.texts.iter().filter(|_| !undone.output.is_folder) {
+                    atomic::write_whole(&path.with_file_name(name), text, false)?;
+                }
+                let model = BaseModel::open(path)?;
+                let others: Vec<_> = kept.iter().filter_map(|&n| found[n].as_ref()).map(Loaded::applied).collect();
+                let merge = merge::merge(&model, &others, &merge_options(&restore.manifest().options))?;
+                merge.output.write(&args.out, writing, kernels.as_ref(), &bar).map(|(_, found)| found)
+            })
         })
     };
     bar.finish();

@@ -234,7 +234,7 @@ fn a_file_that_cannot_grow_leaves_nothing() {
     for (blocks, which) in [(1, "out.safetensors"), (40, "base.undo")] {
         let said =
             limited(&format!("-f {blocks}"), &[&model, &lora, &out, &record], &["--undo-embed always"]).expect(1);
-        assert!(said.err.contains(which), "{}", said.err);
+        assert!(said.err.contains(&format!("{}: ", place.join(which).display())), "{}", said.err);
         assert_eq!(names(&place), Vec::<String>::new());
     }
     limited("-f 400", &[&model, &lora, &out, &record], &["--undo-embed always"]).expect(0);
