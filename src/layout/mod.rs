@@ -38,7 +38,7 @@ pub use holding::{Content, Holding};
 pub use save::{check, save};
 pub use source::{Given, SideFile, Source};
 
-use crate::adapter::{Adapter, Note};
+use crate::adapter::{Adapter, Delta, Note};
 use crate::container::gguf::Metadata;
 use crate::error::{Context, Error, Kind, Result};
 use crate::names::diffusion::{self, Family, Naming};
@@ -199,6 +199,10 @@ pub fn open_source(source: Source, from: Option<&str>) -> Result<Opened> {
         None => detect(&source)?,
     };
     let (mut adapter, notes) = layout.read(&source)?;
+    for (path, target) in &adapter.targets {
+        let mut deltas = target.weight.iter().chain(&target.bias);
+        deltas.try_for_each(Delta::holds_together).at_key(path.as_str()).in_file(&source.tensor_file)?;
+    }
     adapter.base = std::mem::take(&mut adapter.base).or(source.facts());
     // Kinds that are refused may keep their tensors elsewhere: then the reason is better than this.
     if source.tensors.is_empty() && adapter.targets.is_empty() {

@@ -1,6 +1,7 @@
 //! The size of the weight that a change is for, where its own tensors tell it: no base is asked.
 
-use super::{Delta, Kronecker};
+use super::Delta;
+use crate::error::{Error, Result};
 
 impl Delta {
     /// Rows and columns of the change as a matrix; of one expert's, for a stack. None where only the weight tells, or
@@ -9,7 +10,7 @@ impl Delta {
         match self {
             Delta::LowRank(d) => Some((d.b.shape.matrix().0, d.a.shape.matrix().1)),
             Delta::Hadamard(d) => d.w1.shape().ok(),
-            Delta::Kronecker(d) => of_kronecker(d),
+            Delta::Kronecker(d) => d.matrix().ok(),
             Delta::Tucker(d) => d.matrix().ok(),
             Delta::Full(d) => Some(d.tensor.shape.matrix()),
             Delta::Circulant(d) => match *d.kernel.shape.dims() {
@@ -19,11 +20,22 @@ impl Delta {
             _ => None,
         }
     }
-}
 
-fn of_kronecker(d: &Kronecker) -> Option<(usize, usize)> {
-    let ((m1, n1), (m2, n2)) = (d.w1.shape().ok()?, d.w2.shape().ok()?);
-    Some((m1.checked_mul(m2)?, n1.checked_mul(n2)?))
+    /// An error where its own tensors do not fit each other, of the kinds that are made of several matrices. What is
+    /// left is found when it meets a weight.
+    pub fn holds_together(&self) -> Result<()> {
+        match self {
+            Delta::Hadamard(d) => match (d.w1.shape()?, d.w2.shape()?) {
+                (w1, w2) if w1 == w2 => Ok(()),
+                ((a, b), (c, d)) => Err(Error::mismatch(format!(
+                    "w1 of [{a}, {b}] and w2 of [{c}, {d}], expected matrices of one shape"
+                ))),
+            },
+            Delta::Kronecker(d) => d.matrix().map(drop),
+            Delta::Tucker(d) => d.matrix().map(drop),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -60,6 +60,9 @@ impl Factor {
     /// Its rows and columns.
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
+            Factor::Whole(t) if t.shape.rank() < 2 || t.elements() == 0 => {
+                Err(Error::mismatch(format!("a factor {}, expected a matrix with elements", t.shape)))
+            }
             Factor::Whole(t) => Ok(t.shape.matrix()),
             Factor::Product(p) => p.shape(),
         }
@@ -122,13 +125,17 @@ impl Kronecker {
         w1.chain(self.w2.tensors().into_iter().map(|t| ("w2", t))).collect()
     }
 
+    /// Rows and columns of the product.
+    pub fn matrix(&self) -> Result<(usize, usize)> {
+        let (w1, w2) = (self.w1.shape()?, self.w2.shape()?);
+        let sides = w1.0.checked_mul(w2.0).zip(w1.1.checked_mul(w2.1));
+        sides.ok_or_else(|| Error::mismatch(format!("factors of {w1:?} and {w2:?}: their product overflows")))
+    }
+
     /// The product has to be of the weight's shape. That is settled before anything is computed: small factors may
     /// have a product of any size.
     pub fn prepare(&self, site: &Site) -> Result<Action> {
-        let (w1, w2) = (self.w1.shape()?, self.w2.shape()?);
-        let (Some(rows), Some(cols)) = (w1.0.checked_mul(w2.0), w1.1.checked_mul(w2.1)) else {
-            return Err(Error::mismatch(format!("factors of {w1:?} and {w2:?}: their product overflows")));
-        };
+        let (rows, cols) = self.matrix()?;
         site.expect(rows, cols)?;
         let scale = self.scale.factor(self.rank()) as f32;
         match (&self.w2, self.padding) {

@@ -76,7 +76,12 @@ fn other_kinds() {
             NOT_WRITTEN,
             &[w, "[12, 2]", "[3, 8]"],
         ),
-        ("LoHa, shapes apart", tensors(&loha([[12, 2], [2, 8], [11, 2], [2, 8]])), NOT_MERGED, &[w]),
+        (
+            "LoHa, shapes apart",
+            tensors(&loha([[12, 2], [2, 8], [11, 2], [2, 8]])),
+            NOT_WRITTEN,
+            &[w, "[12, 8]", "[11, 8]"],
+        ),
         (
             "LoHa, a product of 2^43",
             tensors(&loha([[huge, 1], [1, huge], [huge, 1], [1, huge]])),
@@ -125,8 +130,13 @@ fn other_kinds() {
             NOT_MERGED,
             &["kohya"],
         ),
-        ("LoKr, a vector", tensors(&[part("lokr_w1", &[6]), part("lokr_w2", &[4, 4])]), NOT_MERGED, &[w]),
-        ("LoKr, no elements", tensors(&[part("lokr_w1", &[0, 2]), part("lokr_w2", &[4, 4])]), NOT_MERGED, &[w]),
+        ("LoKr, a vector", tensors(&[part("lokr_w1", &[6]), part("lokr_w2", &[4, 4])]), NOT_WRITTEN, &[w, "[6]"]),
+        (
+            "LoKr, no elements",
+            tensors(&[part("lokr_w1", &[0, 2]), part("lokr_w2", &[4, 4])]),
+            NOT_WRITTEN,
+            &[w, "[0, 2]"],
+        ),
         (
             "OFT",
             tensors(&[part("oft_blocks", &[3, 4, 4]), alpha("F32", &[], &f32s(&[0.001]))]),
