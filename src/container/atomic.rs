@@ -246,30 +246,21 @@ impl Pending {
     }
 }
 
-/// Gives several outputs their names, one directly after the other once all of them are on disk. Where one cannot take
-/// its name, those before it give theirs back.
+/// Gives several outputs their names, one directly after the other once all of them are on disk; after a power cut the
+/// first of them are there, if any. Where one cannot take its name, those before it give theirs back.
 pub fn commit_all(mut all: Vec<Pending>) -> Result<()> {
     for pending in &all {
         pending.settle()?;
     }
     let mut steps = Vec::with_capacity(all.len());
-    let mut result = Ok(());
-    for pending in &all {
-        match pending.appear() {
-            Ok(step) => steps.push(step),
-            Err(e) => {
-                result = Err(e);
-                break;
-            }
-        }
-    }
-    // Before the old folders go: after a power cut there has to be one of the two.
-    if result.is_ok() {
-        result = all.iter().try_for_each(|pending| match &pending.parent {
+    // The names come to disk before the old folders go: after a power cut there has to be one of the two.
+    let result = all.iter().try_for_each(|pending| {
+        steps.push(pending.appear()?);
+        match &pending.parent {
             Some(parent) => parent.sync_all().map_err(|e| pending.fail("cannot bring the name to disk", e)),
             None => Ok(()),
-        });
-    }
+        }
+    });
     for (pending, step) in all.iter_mut().zip(steps).rev() {
         match &result {
             Ok(()) => {

@@ -1,17 +1,19 @@
 /* Runs a program and gets in the way of its system calls: the n-th of a kind fails, or the program is killed there.
  *
- *   inject [-p PART] [-c FILE] [RULE] -- PROGRAM ARGUMENT...
+ *   inject [-p PART] [-c FILE] [-l FILE] [RULE] -- PROGRAM ARGUMENT...
  *   RULE = NAME[,NAME...]:N[+]:ACTION      the N-th of these calls over all threads; with + that one and all after it
  *   ACTION = kill | term | int | ERRNO     the call is not made then
  *
  * Only calls count that are about a path with PART in it (by name, or by the file behind a descriptor). -c writes the
- * number of them to FILE, and a line with the name of each. Ends as the program ends; 128 + n where a signal ended it;
+ * number of them to FILE, and a line with the name of each. -l writes a line to FILE for each that has succeeded, with
+ * tabs between its name, two numbers that count all beginnings and ends of calls, its flags and its paths. Ends as the program ends; 128 + n where a signal ended it;
  * 125 where it could not be run like this. Linux on x86-64 and AArch64. It sees the calls themselves, so that it makes no
  * difference which library makes them. */
 
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -57,7 +59,17 @@ struct rule {
     int goes_on, error, signal;
 };
 
-static struct { pid_t thread; int fails_with; } threads[MOST_THREADS];
+/* What is known of a thread between the beginning of a call and its end. */
+struct thread {
+    pid_t id;
+    int fails_with;
+    const struct call *call;
+    long began;
+    uint64_t flags;
+    char paths[2][PATH_BYTES];
+};
+
+static struct thread *threads[MOST_THREADS];
 static int thread_count;
 
 static void fail(const char *what) {
@@ -65,15 +77,15 @@ static void fail(const char *what) {
     exit(NOT_RUN);
 }
 
-static int *failing(pid_t thread) {
+static struct thread *thread_of(pid_t id) {
     for (int i = 0; i < thread_count; i++)
-        if (threads[i].thread == thread)
-            return &threads[i].fails_with;
-    if (thread_count == MOST_THREADS)
+        if (threads[i]->id == id)
+            return threads[i];
+    struct thread *new = thread_count < MOST_THREADS ? calloc(1, sizeof *new) : NULL;
+    if (!new)
         fail("too many threads");
-    threads[thread_count].thread = thread;
-    threads[thread_count].fails_with = 0;
-    return &threads[thread_count++].fails_with;
+    new->id = id;
+    return threads[thread_count++] = new;
 }
 
 static struct rule parse(char *text) {
@@ -123,23 +135,41 @@ static void text_at(pid_t thread, uint64_t address, char *out) {
     out[got] = 0;
 }
 
-static int is_about(const struct call *call, pid_t thread, const uint64_t *arguments, const char *part) {
-    char path[PATH_BYTES], link[64];
+/* The path of what is open under a number. */
+static void path_behind(pid_t thread, int descriptor, char *out) {
+    char link[64];
+    snprintf(link, sizeof link, "/proc/%d/fd/%d", (int)thread, descriptor);
+    ssize_t length = readlink(link, out, PATH_BYTES - 1);
+    out[length < 0 ? 0 : length] = 0;
+}
+
+/* What a call is about. In calls that have a folder for a path, it is the argument before. */
+static void find_paths(struct thread *thread, const uint64_t *arguments) {
+    static const char *const WITHOUT[] = {"mkdir", "rename", "unlink", "rmdir", "link", "statfs"};
+    const struct call *call = thread->call;
+    int has_folder = 1;
+    for (size_t i = 0; i < sizeof WITHOUT / sizeof *WITHOUT; i++)
+        has_folder &= strcmp(call->name, WITHOUT[i]) != 0;
     for (int i = 0; i < 2; i++) {
-        if (call->path[i] >= 0) {
-            text_at(thread, arguments[call->path[i]], path);
-            if (strstr(path, part))
-                return 1;
-        }
-        if (call->descriptor[i] >= 0) {
-            snprintf(link, sizeof link, "/proc/%d/fd/%d", (int)thread, (int)arguments[call->descriptor[i]]);
-            ssize_t length = readlink(link, path, sizeof path - 1);
-            path[length < 0 ? 0 : length] = 0;
-            if (strstr(path, part))
-                return 1;
+        char *path = thread->paths[i];
+        *path = 0;
+        if (call->descriptor[i] >= 0)
+            path_behind(thread->id, (int)arguments[call->descriptor[i]], path);
+        if (call->path[i] < 0)
+            continue;
+        text_at(thread->id, arguments[call->path[i]], path);
+        if (*path != '/' && has_folder && (int)arguments[call->path[i] - 1] != AT_FDCWD) {
+            char name[PATH_BYTES], folder[PATH_BYTES];
+            memcpy(name, path, sizeof name);
+            path_behind(thread->id, (int)arguments[call->path[i] - 1], folder);
+            size_t length = strlen(folder), more = strlen(name);
+            if (length + 1 + more < PATH_BYTES) {
+                memcpy(path, folder, length);
+                path[length] = '/';
+                memcpy(path + length + 1, name, more + 1);
+            }
         }
     }
-    return 0;
 }
 
 static void leave_out(pid_t thread) {
@@ -171,7 +201,7 @@ static void answer(pid_t thread, int error) {
 }
 
 int main(int argc, char **argv) {
-    const char *part = "", *count_file = NULL;
+    const char *part = "", *count_file = NULL, *log_file = NULL;
     struct rule rule = {0};
     int has_rule = 0, at = 1;
     for (; at < argc && strcmp(argv[at], "--"); at++) {
@@ -179,12 +209,14 @@ int main(int argc, char **argv) {
             part = argv[++at];
         else if (!strcmp(argv[at], "-c") && at + 1 < argc)
             count_file = argv[++at];
+        else if (!strcmp(argv[at], "-l") && at + 1 < argc)
+            log_file = argv[++at];
         else
             rule = parse(argv[at]), has_rule = 1;
     }
     if (at + 1 >= argc)
         fail("no program");
-    FILE *counts = count_file ? fopen(count_file, "w") : NULL;
+    FILE *counts = count_file ? fopen(count_file, "w") : NULL, *log = log_file ? fopen(log_file, "w") : NULL;
 
     pid_t program = fork();
     if (program < 0)
@@ -205,33 +237,43 @@ int main(int argc, char **argv) {
         fail("tracing is not allowed");
     ptrace(PTRACE_SYSCALL, program, NULL, 0);
 
-    long seen = 0;
+    long seen = 0, moment = 0;
     int ended = NOT_RUN;
     for (;;) {
-        pid_t thread = waitpid(-1, &status, __WALL);
-        if (thread < 0) {
+        pid_t id = waitpid(-1, &status, __WALL);
+        if (id < 0) {
             if (errno == EINTR)
                 continue;
             break; /* no thread is left */
         }
         if (WIFEXITED(status) || WIFSIGNALED(status)) {
-            if (thread == program)
+            if (id == program)
                 ended = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
             continue;
         }
         int signal = WSTOPSIG(status), pass_on = 0;
         if (signal == (SIGTRAP | 0x80)) {
             struct __ptrace_syscall_info info;
-            if (ptrace(PTRACE_GET_SYSCALL_INFO, thread, (void *)sizeof info, &info) <= 0)
+            if (ptrace(PTRACE_GET_SYSCALL_INFO, id, (void *)sizeof info, &info) <= 0)
                 continue; /* it was killed meanwhile */
-            int *error = failing(thread);
+            struct thread *thread = thread_of(id);
+            moment++;
             if (info.op == PTRACE_SYSCALL_INFO_ENTRY) {
                 const struct call *call = NULL;
                 for (int i = 0; i < CALL_COUNT && !call; i++)
                     if (CALLS[i].number == (long)info.entry.nr)
                         call = &CALLS[i];
-                const uint64_t *arguments = (const uint64_t *)info.entry.args;
-                if (call && (!has_rule || is_named(&rule, call->name)) && is_about(call, thread, arguments, part)) {
+                thread->call = call;
+                if (call) {
+                    find_paths(thread, (const uint64_t *)info.entry.args);
+                    if (!strstr(thread->paths[0], part) && !strstr(thread->paths[1], part))
+                        call = thread->call = NULL;
+                }
+                if (call) {
+                    thread->began = moment;
+                    thread->flags = info.entry.args[!strcmp(call->name, "renameat2") ? 4 : 2];
+                }
+                if (call && (!has_rule || is_named(&rule, call->name))) {
                     seen++;
                     if (counts)
                         fprintf(counts, "%s\n", call->name);
@@ -243,21 +285,26 @@ int main(int argc, char **argv) {
                         if (rule.signal)
                             kill(program, rule.signal);
                         else {
-                            leave_out(thread);
-                            *error = rule.error;
+                            leave_out(id);
+                            thread->fails_with = rule.error;
                         }
                     }
                 }
-            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && *error) {
-                answer(thread, *error);
-                *error = 0;
+            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && thread->fails_with) {
+                answer(id, thread->fails_with);
+                thread->fails_with = 0;
+            } else if (info.op == PTRACE_SYSCALL_INFO_EXIT && thread->call && log && !info.exit.is_error) {
+                fprintf(log, "%s\t%ld\t%ld\t%llu\t%s\t%s\n", thread->call->name, thread->began, moment,
+                        (unsigned long long)thread->flags, thread->paths[0], thread->paths[1]);
             }
         } else if (signal != SIGTRAP && signal != SIGSTOP) {
             pass_on = signal;
         }
-        ptrace(PTRACE_SYSCALL, thread, NULL, pass_on);
+        ptrace(PTRACE_SYSCALL, id, NULL, pass_on);
     }
     if (counts)
         fclose(counts);
+    if (log)
+        fclose(log);
     return ended;
 }

@@ -4,7 +4,10 @@
 //! library makes them. A run is repeated for each of them: the n-th fails, n = 1, 2, 3 … to the last. What must hold
 //! afterwards: the old state or the new one, nothing beside it, one line that names a file, and the same command then
 //! works. With `FAULTS=all` each call fails in every way; otherwise each call that writes in one of the ways, which
-//! take turns, and some of those that read. Where there is no C compiler, or tracing is not allowed, these tests say so and do nothing.
+//! take turns, and some of those that read. What would be left where the power fails is told by [`power`]. Where there is no
+//! C compiler, or tracing is not allowed, these tests say so and do nothing.
+
+mod power;
 
 use std::collections::BTreeMap;
 use std::fs;
