@@ -68,7 +68,7 @@ fn require_same(found: &Tree, wanted: &Tree, why: &str) {
     assert!(others.is_empty(), "{why}: another state, in {others:?}");
 }
 
-/// Whether everything is to be tried, which takes a quarter of an hour.
+/// Whether everything is to be tried, which takes some minutes.
 fn is_thorough() -> bool {
     std::env::var_os("FAULTS").is_some_and(|wanted| wanted == "all")
 }
@@ -455,6 +455,7 @@ fn a_run_that_was_killed_goes_on_with_the_same_bytes() {
                 scene.reset();
             }
         }
-        assert!(taken_up > cut_short / 4, "{}: {taken_up} of {cut_short} went on", scene.name);
+        // Before anything is written there is nothing to go on with.
+        assert!(taken_up > cut_short / 8, "{}: {taken_up} of {cut_short} went on", scene.name);
     }
 }
