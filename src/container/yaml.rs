@@ -32,6 +32,9 @@ pub fn parse_object(text: &str) -> Result<Map<String, Value>> {
 
 /// A mapping as YAML that both generations of the language read the same: block style, texts in double quotes.
 pub fn text(map: &Map<String, Value>) -> String {
+    if map.is_empty() {
+        return "{}\n".into();
+    }
     let mut out = String::new();
     write_map(map, 0, &mut out);
     out
@@ -101,6 +104,11 @@ mod tests {
         let map = json::parse_object(json).unwrap();
         assert_eq!(parse_object(&text(&map)).unwrap(), map);
         assert_eq!(number_text("1e-5"), "1.0e-5");
+        for (odd, json) in [("{}", "{}"), ("<<: ", "{}"), (r#""<<": {a: 1}"#, r#"{"<<": {"a": 1}}"#)] {
+            let map = parse_object(odd).unwrap();
+            assert_eq!(parse_object(&text(&map)).unwrap(), map);
+            assert_eq!(map, json::parse_object(json).unwrap(), "{odd}");
+        }
     }
 
     #[test]
