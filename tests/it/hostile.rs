@@ -61,7 +61,7 @@ fn fault<T>(case: &str, parts: &[&str], read: impl FnOnce() -> Result<T>) -> Opt
         Err(e) => {
             let text = e.to_string();
             let wrong = parts.iter().any(|part| !text.contains(part));
-            let long = text.len() > 1000 || took > Duration::from_secs(2);
+            let long = text.len() > 1000 || took > Duration::from_secs(10);
             (wrong || long).then(|| format!("{case}\n    expected {parts:?}\n    found {text} after {took:?}"))
         }
     }

