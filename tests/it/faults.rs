@@ -195,8 +195,9 @@ fn memory_that_cannot_be_had_ends_the_run_cleanly() {
         [(key("lora_A"), tensor(Dtype::F32, &[48, 1024], 2)), (key("lora_B"), tensor(Dtype::F32, &[512, 48], 3))];
     write(&lora.join("adapter_model.safetensors"), &Model::from(factors), None);
     fs::write(lora.join("adapter_config.json"), r#"{"peft_type": "LORA", "r": 48, "lora_alpha": 48}"#).unwrap();
-    let run = |limit: &str| -> Ran {
-        let script = format!("{limit}; exec \"$0\" merge \"$1\" \"$2\" -o \"$3\" --no-sync --dtype f64 --force");
+    let run = |limit: &str, threads: u32| -> Ran {
+        let options = format!("--no-sync --dtype f64 --force --threads {threads}");
+        let script = format!("{limit}; exec \"$0\" merge \"$1\" \"$2\" -o \"$3\" {options}");
         let mut command = Command::new("timeout");
         command
             .args(["-s", "KILL", "60", "sh", "-c", &script, PROGRAM])
@@ -204,12 +205,12 @@ fn memory_that_cannot_be_had_ends_the_run_cleanly() {
             .env_remove("RUST_BACKTRACE");
         command.output().expect("a shell").into()
     };
-    run("true").expect(0);
+    run("true", 2).expect(0);
     let whole = fs::read(&out).unwrap();
     fs::remove_file(&out).unwrap();
     let (mut done, mut refused) = (0, 0);
-    for limit in (4..44).map(|n| n * 1500) {
-        let ran = run(&format!("ulimit -d {limit}"));
+    for limit in (4..44).map(|n| n * 1501) {
+        let ran = run(&format!("ulimit -d {limit}"), 1 + limit % 4);
         match ran.code {
             Some(0) => {
                 done += 1;
