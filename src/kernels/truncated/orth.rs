@@ -5,7 +5,7 @@
 //! the rows before were projected out, which is enough (Giraud et al. 2005). Where the first Gram matrix is too near to
 //! a singular one, reflections take over.
 
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
 
 use super::field::Field;
 use crate::error::Result;
@@ -34,41 +34,67 @@ pub fn against<F: Field + ?Sized>(field: &F, before: &F::Stack, mut z: F::Stack)
 
 /// Vectors that span what those of z span, and R with `Rᵀ · vectors = z`.
 fn orthonormal<F: Field + ?Sized>(field: &F, z: F::Stack) -> Result<(F::Stack, Array2<f64>)> {
-    let Some(r) = cholesky(&field.inner(&z, &z)?) else {
+    let gram = field.inner(&z, &z)?;
+    let Some((l, inverse)) = cholesky(gram.view(), gram.diag()) else {
         return field.reflected(&z);
     };
-    let turn = inverse_of_upper(&r).t().mapv(|v| v as f32);
-    Ok((field.turned(turn.view(), &z)?, r))
+    let turn = inverse.mapv(|v| v as f32);
+    Ok((field.turned(turn.view(), &z)?, l.reversed_axes()))
 }
 
-/// R, upper triangular, with Rᵀ·R = g; none where g is close to singular or not finite.
-fn cholesky(g: &Array2<f64>) -> Option<Array2<f64>> {
+/// L, lower triangular, with L·Lᵀ = g, and its inverse; none where g is close to singular or not finite. By halves, so
+/// that most of it is products. `sizes` has the diagonal that g has as a part of the whole.
+fn cholesky(g: ArrayView2<f64>, sizes: ArrayView1<f64>) -> Option<(Array2<f64>, Array2<f64>)> {
+    const SMALL: usize = 64;
     let n = g.nrows();
-    let mut r = Array2::<f64>::zeros((n, n));
+    if n <= SMALL {
+        let l = cholesky_of_few(g, sizes)?;
+        let inverse = inverse_of_lower(&l);
+        return Some((l, inverse));
+    }
+    let (above, below) = (..n / 2, n / 2..);
+    let (l11, i11) = cholesky(g.slice(s![above, above]), sizes.slice(s![above]))?;
+    let l21 = g.slice(s![below.clone(), above]).dot(&i11.t());
+    let rest = &g.slice(s![below.clone(), below.clone()]) - &l21.dot(&l21.t());
+    let (l22, i22) = cholesky(rest.view(), sizes.slice(s![below.clone()]))?;
+    let i21 = -i22.dot(&l21).dot(&i11);
+    let whole = |upper: &Array2<f64>, left: &Array2<f64>, lower: &Array2<f64>| {
+        let mut out = Array2::zeros((n, n));
+        out.slice_mut(s![above, above]).assign(upper);
+        out.slice_mut(s![below.clone(), above]).assign(left);
+        out.slice_mut(s![below.clone(), below.clone()]).assign(lower);
+        out
+    };
+    Some((whole(&l11, &l21, &l22), whole(&i11, &i21, &i22)))
+}
+
+fn cholesky_of_few(g: ArrayView2<f64>, sizes: ArrayView1<f64>) -> Option<Array2<f64>> {
+    let n = g.nrows();
+    let mut l = Array2::<f64>::zeros((n, n));
     for j in 0..n {
         for i in 0..=j {
-            let known: f64 = (0..i).map(|k| r[[k, i]] * r[[k, j]]).sum();
+            let known: f64 = (0..i).map(|k| l[[i, k]] * l[[j, k]]).sum();
             let rest = g[[i, j]] - known;
             if i < j {
-                r[[i, j]] = rest / r[[i, i]];
-            } else if rest > LEAST_PIVOT * g[[j, j]] && rest.is_normal() {
-                r[[j, j]] = rest.sqrt();
+                l[[j, i]] = rest / l[[i, i]];
+            } else if rest > LEAST_PIVOT * sizes[j] && rest.is_normal() {
+                l[[j, j]] = rest.sqrt();
             } else {
                 return None;
             }
         }
     }
-    Some(r)
+    Some(l)
 }
 
-fn inverse_of_upper(r: &Array2<f64>) -> Array2<f64> {
-    let n = r.nrows();
+fn inverse_of_lower(l: &Array2<f64>) -> Array2<f64> {
+    let n = l.nrows();
     let mut out = Array2::<f64>::zeros((n, n));
     for j in 0..n {
-        out[[j, j]] = 1.0 / r[[j, j]];
+        out[[j, j]] = 1.0 / l[[j, j]];
         for i in (0..j).rev() {
-            let known: f64 = (i + 1..=j).map(|k| r[[i, k]] * out[[k, j]]).sum();
-            out[[i, j]] = -known / r[[i, i]];
+            let known: f64 = (i + 1..=j).map(|k| l[[k, i]] * out[[j, k]]).sum();
+            out[[j, i]] = -known / l[[i, i]];
         }
     }
     out
@@ -85,6 +111,26 @@ mod tests {
         let x = x.mapv(f64::from);
         let off = x.dot(&x.t()) - Array2::<f64>::eye(x.nrows());
         off.iter().fold(0.0, |a: f64, v| a.max(v.abs()))
+    }
+
+    #[test]
+    fn halves_make_the_same_as_the_definition() {
+        let x = normals(3, 0, (300, 320)).mapv(f64::from);
+        let g = x.dot(&x.t());
+        let (l, inverse) = cholesky(g.view(), g.diag()).unwrap();
+        let near = |a: &Array2<f64>, b: &Array2<f64>| {
+            let size = b.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+            (a - b).iter().all(|v| v.abs() < 1e-12 * size)
+        };
+        assert!(near(&l.dot(&l.t()), &g));
+        assert!(near(&l.dot(&inverse), &Array2::eye(300)));
+        assert!((0..300).all(|i| (i + 1..300).all(|j| l[[i, j]] == 0.0 && inverse[[i, j]] == 0.0)));
+        let mut singular = g;
+        let first = singular.row(0).to_owned();
+        singular.row_mut(299).assign(&first);
+        singular.column_mut(299).assign(&first);
+        singular[[299, 299]] = first[0];
+        assert!(cholesky(singular.view(), singular.diag()).is_none());
     }
 
     #[test]
