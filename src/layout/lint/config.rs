@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::adapter::Finding;
 use crate::adapter::finding::Repair;
-use crate::layout::peft::config::{Config, compile_whole, matcher};
+use crate::layout::peft::config::{Config, compile_whole, matchers};
 use crate::layout::peft::saved::{TOKENS_BESIDE_TUNER, TOKENS_OF_TUNER};
 use crate::limits;
 
@@ -100,8 +100,8 @@ fn spelt(seen: &Seen, config: &Config) -> Vec<Finding> {
 fn patterns(config: &Config) -> Vec<Finding> {
     let mut out = Vec::new();
     for field in ["rank_pattern", "alpha_pattern"] {
-        for text in config.value(field).and_then(Value::as_object).into_iter().flat_map(|map| map.keys()) {
-            if let Err(e) = matcher(text) {
+        for (text, matcher) in matchers(config, field) {
+            if let Err(e) = matcher {
                 let finding = Finding::new(&codes::BAD_PATTERN, format!("{field}.{text}"), e.what());
                 out.push(finding.hint("write the path of the module in full"));
             }

@@ -3,7 +3,8 @@
 //! Tensors keep their bytes and their order; a config keeps its fields and their order. Where the adapter could be read
 //! before, it has to read the same afterwards, or nothing is repaired at all.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,10 +66,7 @@ fn once(source: &Source, findings: &[Finding]) -> Option<(Source, Vec<Finding>)>
     let wanted: Vec<&Finding> = findings.iter().filter(|f| f.repair.is_some()).collect();
     let (tensors, mut done) = tensors(source, &wanted);
     let mut config = raw.clone();
-    // What is added comes first, so that no list becomes empty on the way.
-    let (last, first): (Vec<&Finding>, Vec<&Finding>) =
-        wanted.iter().partition(|f| matches!(f.repair, Some(Repair::Remove(..))));
-    done.extend(first.into_iter().chain(last).filter(|f| edit(&mut config, raw, f.repair.as_ref())).cloned());
+    done.extend(edit(&mut config, &wanted));
     if done.is_empty() {
         return None;
     }
@@ -120,53 +118,99 @@ fn tensors(source: &Source, wanted: &[&Finding]) -> (StateDict, Vec<Finding>) {
     (out, done)
 }
 
-/// Makes a repair of the config; false where it is none, or changes nothing.
-fn edit(config: &mut Map<String, Value>, before: &Map<String, Value>, repair: Option<&Repair>) -> bool {
-    match repair {
-        Some(Repair::Set(field, value)) => {
-            config.insert(field.clone(), value.clone());
-            before.get(field) != Some(value)
-        }
-        Some(Repair::Append(field, entry)) => append(config, field, entry),
-        Some(Repair::Remove(field, entry)) => remove(config, field, entry),
-        _ => false,
-    }
-}
-
-fn append(config: &mut Map<String, Value>, field: &str, entry: &str) -> bool {
-    let mut list = match config.get(field) {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(list)) if list.iter().all(Value::is_string) => list.clone(),
-        Some(Value::String(one)) => vec![Value::String(one.clone())],
-        _ => return false,
-    };
-    if list.iter().any(|v| v.as_str() == Some(entry)) {
-        return false;
-    }
-    list.push(Value::String(entry.to_string()));
-    config.insert(field.to_string(), Value::Array(list));
-    true
-}
-
-fn remove(config: &mut Map<String, Value>, field: &str, entry: &str) -> bool {
-    match config.get_mut(field) {
-        Some(Value::Object(map)) => map.shift_remove(entry).is_some(),
-        Some(Value::Array(list)) => {
-            let kept: Vec<Value> = list.iter().filter(|v| v.as_str() != Some(entry)).cloned().collect();
-            // Without a single entry PEFT would choose by the kind of the model.
-            if kept.is_empty() && field == "target_modules" {
-                return false;
+/// Makes the repairs of the config, and gives those that change something.
+fn edit(config: &mut Map<String, Value>, wanted: &[&Finding]) -> Vec<Finding> {
+    let before = config.clone();
+    let mut done = Vec::new();
+    let mut listed = HashMap::new();
+    let mut removals: BTreeMap<&str, Vec<(&str, &Finding)>> = BTreeMap::new();
+    // What is added comes first, so that no list becomes empty on the way.
+    for finding in wanted {
+        let changes = match &finding.repair {
+            Some(Repair::Set(field, value)) => {
+                config.insert(field.clone(), value.clone());
+                before.get(field) != Some(value)
             }
-            let value = if kept.is_empty() { Value::Null } else { Value::Array(kept) };
-            config.insert(field.to_string(), value);
-            true
-        }
-        Some(Value::String(one)) if one == entry && field != "target_modules" => {
-            config.insert(field.to_string(), Value::Null);
-            true
-        }
-        _ => false,
+            Some(Repair::Append(field, entry)) => append(config, &mut listed, field, entry),
+            Some(Repair::Remove(field, entry)) => {
+                removals.entry(field).or_default().push((entry, finding));
+                false
+            }
+            _ => false,
+        };
+        done.extend(changes.then(|| (*finding).clone()));
     }
+    for (field, entries) in removals {
+        done.extend(remove(config, field, &entries).into_iter().cloned());
+    }
+    done
+}
+
+/// `listed`: what the lists have that something was added to.
+fn append<'f>(
+    config: &mut Map<String, Value>,
+    listed: &mut HashMap<&'f str, HashSet<String>>,
+    field: &'f str,
+    entry: &str,
+) -> bool {
+    let value = config.entry(field).or_insert(Value::Null);
+    match value {
+        Value::Null => *value = Value::Array(Vec::new()),
+        Value::String(one) => *value = Value::Array(vec![Value::String(std::mem::take(one))]),
+        _ => {}
+    }
+    let Some(list) = value.as_array_mut() else { return false };
+    let known = match listed.entry(field) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => {
+            let names: Option<HashSet<_>> = list.iter().map(|v| v.as_str().map(str::to_string)).collect();
+            let Some(names) = names else { return false };
+            place.insert(names)
+        }
+    };
+    let is_new = known.insert(entry.to_string());
+    if is_new {
+        list.push(Value::String(entry.to_string()));
+    }
+    is_new
+}
+
+/// Takes entries out of a field, and gives the findings of those that were there.
+fn remove<'f>(config: &mut Map<String, Value>, field: &str, entries: &[(&str, &'f Finding)]) -> Vec<&'f Finding> {
+    let mut names: HashSet<&str> = entries.iter().map(|(entry, _)| *entry).collect();
+    let mut gone = HashSet::new();
+    match config.get_mut(field) {
+        Some(Value::Object(map)) => map.retain(|name, _| {
+            let goes = names.contains(name.as_str());
+            if goes {
+                gone.insert(name.clone());
+            }
+            !goes
+        }),
+        Some(Value::Array(list)) => {
+            let is_named = |names: &HashSet<&str>, v: &Value| v.as_str().is_some_and(|v| names.contains(v));
+            // Without a single entry PEFT would choose by the kind of the model.
+            if field == "target_modules" && list.iter().all(|v| is_named(&names, v)) {
+                entries.last().map(|(entry, _)| names.remove(entry));
+            }
+            list.retain(|v| {
+                let goes = is_named(&names, v);
+                if goes {
+                    gone.extend(v.as_str().map(str::to_string));
+                }
+                !goes
+            });
+            if list.is_empty() {
+                config.insert(field.to_string(), Value::Null);
+            }
+        }
+        Some(Value::String(one)) if names.contains(one.as_str()) && field != "target_modules" => {
+            gone.insert(std::mem::take(one));
+            config.insert(field.to_string(), Value::Null);
+        }
+        _ => {}
+    }
+    entries.iter().filter(|(entry, _)| gone.contains(*entry)).map(|(_, finding)| *finding).collect()
 }
 
 fn metadata(source: &Source) -> Vec<(String, String)> {

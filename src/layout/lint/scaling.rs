@@ -1,12 +1,12 @@
 //! Ranks and scales: what the config says of them against the tensors (PEFT).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::adapter::Finding;
 use crate::adapter::finding::Repair;
-use crate::layout::peft::config::{Config, Patterns, matcher};
+use crate::layout::peft::config::{Config, Patterns, matchers};
 
 use super::config::changes_base;
 use super::paths::{is_end, leaf};
@@ -16,6 +16,10 @@ use super::{Seen, codes};
 const DEFAULT: usize = 8;
 /// Scales outside of this range are unusual enough to be named.
 const USUAL: std::ops::RangeInclusive<f64> = 1e-3..=64.0;
+/// Modules, with their parameters, and pairs of a pattern and a module that are compared one by one, in search of patterns
+/// that mean none: about a second.
+const MOST_NAMES: usize = 1 << 20;
+const MOST_PAIRS: usize = 1 << 26;
 
 /// A module and the rank of its A.
 struct Ranked<'a> {
@@ -60,28 +64,46 @@ fn ranked<'a>(seen: &'a Seen, config: &Config) -> Vec<Ranked<'a>> {
     .collect()
 }
 
-/// Entries of patterns that no module of the adapter matches.
+/// Entries of patterns that no module of the adapter matches. Most that do are the end of its path; of the others no more are
+/// compared than can be in a moment.
 fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
     if config.peft_type.eq_ignore_ascii_case("ADALORA") {
         return Vec::new(); // its patterns name tensors, and hold masks
     }
+    const FIELDS: [&str; 2] = ["rank_pattern", "alpha_pattern"];
+    if FIELDS.iter().all(|field| config.value(field).and_then(Value::as_object).is_none_or(Map::is_empty)) {
+        return Vec::new();
+    }
     let parameters = config.names("target_parameters").unwrap_or_default();
+    let leaves: BTreeSet<&str> = parameters.iter().map(|entry| leaf(entry)).collect();
     let mut names: BTreeSet<String> = BTreeSet::new();
     for (key, _) in seen.tuned() {
         let module = key.spelling.module();
         // The name of a parameter stands behind its module.
-        names.extend(parameters.iter().map(|entry| format!("{module}.{}", leaf(entry))));
+        names.extend(leaves.iter().map(|leaf| format!("{module}.{leaf}")));
         names.insert(module.to_string());
+        if names.len() > MOST_NAMES {
+            return Vec::new();
+        }
     }
     if names.is_empty() {
         return Vec::new();
     }
+    let inner = |name: &'_ str| name.match_indices('.').map(|(at, _)| at + 1).collect::<Vec<_>>();
+    let ends: HashSet<&str> =
+        names.iter().flat_map(|name| inner(name).into_iter().chain([0]).filter_map(|at| name.get(at..))).collect();
+    let mut left = MOST_PAIRS;
     let mut out = Vec::new();
-    for field in ["rank_pattern", "alpha_pattern"] {
-        for text in config.value(field).and_then(Value::as_object).into_iter().flat_map(|map| map.keys()) {
-            let Ok(matches) = matcher(text) else { continue };
+    for field in FIELDS {
+        for (text, matches) in matchers(config, field) {
+            let Ok(matches) = matches else { continue };
+            if ends.contains(text) {
+                continue;
+            }
+            let Some(after) = left.checked_sub(names.len()) else { return out };
+            left = after;
             if !names.iter().any(|name| matches(name)) {
-                let repair = Repair::Remove(field.to_string(), text.clone());
+                let repair = Repair::Remove(field.to_string(), text.to_string());
                 let key = format!("{field}.{text}");
                 out.push(Finding::new(&codes::IDLE_PATTERN, key, "matches no module of this adapter").repair(repair));
             }
@@ -131,7 +153,7 @@ fn wrong_ranks(config: &Config, patterns: &Patterns, modules: &[Ranked]) -> Vec<
     }
     let wrong = |m: &&Ranked| patterns.rank_at(m.path).is_ok_and(|rank| rank != m.rank && !(cut && m.rank < rank));
     let wrong: Vec<&Ranked> = modules.iter().filter(wrong).collect();
-    let no_patterns = config.value("rank_pattern").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty);
+    let no_patterns = config.value("rank_pattern").and_then(Value::as_object).is_none_or(Map::is_empty);
     let certain = no_patterns && wrong.len() == modules.len() && config.value("lora_alpha").is_some();
     let rank = common(modules.iter()).filter(|_| certain);
     let finding = |m: &&Ranked| {

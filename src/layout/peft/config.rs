@@ -241,7 +241,7 @@ impl Matcher {
         if text.len() > limits::PATTERN_BYTES {
             return Err(Error::limit(format!("pattern of {} bytes", text.len()), limits::PATTERN_BYTES));
         }
-        if text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')) {
+        if is_plain(text) {
             return Ok(Matcher::Tail(text.to_string()));
         }
         compile(text).map(Matcher::Regex)
@@ -259,10 +259,27 @@ impl Matcher {
     }
 }
 
-/// Whether a module path is one that an entry of `rank_pattern` or `alpha_pattern` means.
-pub fn matcher(text: &str) -> Result<impl Fn(&str) -> bool> {
-    let matcher = Matcher::new(text)?;
-    Ok(move |path: &str| matcher.is_match(path))
+/// Whether a text can only be the path of a module, or its end.
+fn is_plain(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}
+
+/// The entries of `rank_pattern` or `alpha_pattern`, and for each whether a module path is one that it means; no more
+/// expressions than would be read.
+pub fn matchers<'c>(
+    config: &'c Config,
+    field: &str,
+) -> impl Iterator<Item = (&'c str, Result<impl Fn(&str) -> bool + use<>>)> + use<'c> {
+    let mut expressions = 0;
+    let texts = config.value(field).and_then(Value::as_object).into_iter().flat_map(|map| map.keys());
+    let read = texts.filter(move |text| {
+        expressions += usize::from(!is_plain(text));
+        is_plain(text) || expressions <= limits::PATTERNS
+    });
+    read.map(|text| {
+        let matcher = Matcher::new(text);
+        (text.as_str(), matcher.map(|matcher| move |path: &str| matcher.is_match(path)))
+    })
 }
 
 fn compile(text: &str) -> Result<Regex> {
