@@ -148,12 +148,19 @@ impl Error {
 
     /// Names the base as well, where the fault lies between it and the file that is named; alone where none is.
     #[must_use]
-    pub fn with_base(mut self, base: impl AsRef<Path>) -> Self {
-        let base = base.as_ref();
-        let Some(file) = &self.0.file else { return self.in_file(base) };
-        let shown = base.display().to_string();
-        if self.0.kind == Kind::Mismatch && !file.starts_with(base) && !self.0.what.contains(&shown) {
-            self.0.what += &format!("; the base is {shown}");
+    pub fn with_base(self, base: impl AsRef<Path>) -> Self {
+        let between = self.0.kind == Kind::Mismatch || self.0.file.is_none();
+        if between { self.with("the base", base) } else { self }
+    }
+
+    /// Names a further file that had a part in it, with a word for what it is, unless the message names it.
+    #[must_use]
+    pub fn with(mut self, word: &str, other: impl AsRef<Path>) -> Self {
+        let other = other.as_ref();
+        let Some(file) = &self.0.file else { return self.in_file(other) };
+        let shown = other.display().to_string();
+        if !file.starts_with(other) && !self.0.what.contains(&shown) {
+            self.0.what += &format!("; {word} is {shown}");
         }
         self
     }
@@ -237,13 +244,17 @@ fn shortened(text: &str, most: usize) -> Cow<'_, str> {
 
 /// Text from a file, made safe for a terminal: control characters and direction overrides become escapes.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let hidden = c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-            if hidden { c.escape_unicode().collect::<Vec<_>>() } else { vec![c] }
-        })
-        .collect()
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hidden(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+    }
+    out
+}
+
+/// Whether a character is seen by what it does to others.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

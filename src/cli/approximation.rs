@@ -2,7 +2,6 @@
 
 use super::inspect::thousands;
 use super::output;
-use crate::error::printable;
 use crate::ops::approximate::{ModuleReport, Overall};
 
 /// Rows without `-v`: those of the modules that lose the most.
@@ -30,7 +29,7 @@ fn row(m: &ModuleReport) -> Vec<String> {
     let stack = if m.matrices == 1 { String::new() } else { format!("{} × ", m.matrices) };
     let rank = m.rank_before.filter(|&before| before != m.rank).map_or(String::new(), |before| format!("{before} → "));
     vec![
-        printable(&m.module),
+        m.module.clone(),
         format!("{stack}{rows} × {cols}"),
         format!("{rank}{}", m.rank),
         error(m.relative_error),

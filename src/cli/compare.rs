@@ -178,7 +178,11 @@ fn of_adapters(args: &Args, first: &Given, second: &Given) -> Result<()> {
         args.limits(),
         &kernels,
         &Unseen(signals),
-    )?;
+    )
+    .map_err(|e| match e.file() {
+        None => e.in_file(&first.path).with("the other", &second.path),
+        Some(_) => e,
+    })?;
     found.notes.splice(0..0, one.notes.iter().chain(&two.notes).cloned());
     output::notes(&found.notes);
     if base.is_none() && found.counts().0 == 0 {
@@ -255,7 +259,7 @@ fn module_row(module: &Module) -> Vec<String> {
         _ => "–".to_string(),
     };
     vec![
-        printable(&module.name),
+        module.name.clone(),
         kind,
         norm(module.first, module.sums.map(|s| s.first)),
         norm(module.second, module.sums.map(|s| s.second)),
@@ -376,12 +380,12 @@ fn listed(names: &[String]) -> String {
 fn unlike_row(unlike: &Unlike) -> Vec<String> {
     let form = |f: &Form| format!("{} {}", f.dtype, f.shape);
     let difference = unlike.values.as_ref().map_or("–".to_string(), |apart| number(models::relative(apart)));
-    vec![printable(&unlike.key), form(&unlike.first), form(&unlike.second), difference]
+    vec![unlike.key.clone(), form(&unlike.first), form(&unlike.second), difference]
 }
 
 fn differing_row(d: &Differing) -> Vec<String> {
     vec![
-        printable(&d.key),
+        d.key.clone(),
         d.form.dtype.to_string(),
         d.form.shape.to_string(),
         format!("{} of {}", d.apart.differing, d.apart.elements),

@@ -15,7 +15,7 @@ use super::signals::Signals;
 use super::unmerge::tensors;
 use super::{approximation, output};
 use crate::adapter::Note;
-use crate::error::{Error, Result, printable};
+use crate::error::{Error, Kind, Result};
 use crate::layout::{self, Draft, Layout, source::BASE_FINGERPRINT};
 use crate::linalg::rank::Rule;
 use crate::model::BaseModel;
@@ -100,7 +100,11 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = Bar::new(extract::bytes(models), signals);
     let made = extract::extract(models, &options, kernels.as_ref(), args.common.limits(), &bar);
     bar.finish();
-    let mut made = made?;
+    let of_two = |e: &Error| e.file().is_none() || matches!(e.kind(), Kind::Missing | Kind::Mismatch);
+    let mut made = made.map_err(|e| match of_two(&e) {
+        true => e.in_file(&args.tuned).with("the base", &args.base).with("the other model", &args.tuned),
+        false => e,
+    })?;
     require_something(args, &made)?;
     made.notes.extend(kernels.notes());
     if let Some(config) = base.config.as_ref().filter(|_| layout.name() == "gguf") {
@@ -227,7 +231,7 @@ fn require_something(args: &Args, made: &Extraction) -> Result<()> {
         (n, 0) if n > 0 => format!("{n} tensors differ, and --include and --exclude leave them out"),
         _ => "the rule leaves nothing of any difference".to_string(),
     };
-    Err(Error::missing(what).in_file(&args.tuned))
+    Err(Error::missing(what).in_file(&args.tuned).with("the base", &args.base))
 }
 
 fn say(args: &Args, options: (&str, &Options), made: &Extraction, draft: &Draft, seconds: f64) -> Result<()> {
@@ -260,7 +264,7 @@ fn say(args: &Args, options: (&str, &Options), made: &Extraction, draft: &Draft,
 fn whole_table(made: &Extraction) -> String {
     let row = |w: &Whole| {
         let rows = w.rows.map_or("all".to_string(), |n| n.to_string());
-        vec![printable(&w.name), w.shape.to_string(), rows, size::show(w.bytes)]
+        vec![w.name.clone(), w.shape.to_string(), rows, size::show(w.bytes)]
     };
     output::table(&["kept whole", "shape", "rows", "size"], &[2, 3], made.whole.iter().map(row).collect())
 }

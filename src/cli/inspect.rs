@@ -146,7 +146,7 @@ fn keys(path: &Path, most: usize) -> Result<(String, Value)> {
     let rows = tensors
         .iter()
         .take(most)
-        .map(|(k, t)| vec![printable(k), t.dtype.to_string(), t.shape.to_string(), t.bytes.len().to_string()])
+        .map(|(k, t)| vec![k.clone(), t.dtype.to_string(), t.shape.to_string(), t.bytes.len().to_string()])
         .collect();
     let list: Vec<_> = tensors
         .iter()
@@ -224,7 +224,7 @@ fn targets_table(summary: &AdapterSummary, args: &Args) -> String {
         .take(shown)
         .map(|t| {
             let mut row = vec![
-                printable(&t.path),
+                t.path.clone(),
                 t.kind.to_string(),
                 t.shape.map_or_else(dash, |(m, n)| format!("{m} × {n}")),
                 t.rank.map_or_else(dash, |r| r.to_string()),
@@ -349,7 +349,7 @@ fn base_text(path: &Path, summary: &BaseSummary) -> String {
         .groups
         .iter()
         .take(KEYS_SHOWN)
-        .map(|(name, g)| vec![printable(name), g.count.to_string(), g.dtype.clone(), g.shape.clone()])
+        .map(|(name, g)| vec![name.clone(), g.count.to_string(), g.dtype.clone(), g.shape.clone()])
         .collect();
     lines.push(output::table(&["tensor (N: a number)", "count", "dtype", "shape"], &[1], rows));
     if summary.groups.len() > KEYS_SHOWN {

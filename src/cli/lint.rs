@@ -160,7 +160,13 @@ fn verdict(args: &Args, all: &[Linted]) -> Option<Error> {
     let errors: usize = all.iter().map(|one| count(left(one), Level::Error)).sum();
     let warnings: usize = all.iter().map(|one| count(left(one), Level::Warning)).sum();
     if errors > 0 {
-        return Some(Error::malformed(number(errors, "error")));
+        let of_one = |one: &&Linted| count(left(one), Level::Error) > 0;
+        let (first, others) = (all.iter().find(of_one)?, all.iter().filter(of_one).count() - 1);
+        let more = match others {
+            0 => String::new(),
+            n => format!(", some of them in {} beside it", number(n, "adapter")),
+        };
+        return Some(Error::malformed(number(errors, "error") + &more).in_file(first.path));
     }
     (args.strict && warnings > 0)
         .then(|| Error::new(Kind::Strict, format!("refused because of --strict: {}", number(warnings, "warning"))))

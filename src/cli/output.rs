@@ -1,5 +1,6 @@
 //! What is said, and where: the answer on stdout, everything else on stderr, quiet on a closed pipe.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use super::args::Verbosity;
 use crate::adapter::{Note, Severity};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, is_hidden, printable};
 
 /// 0 quiet, 1 usual, 2 verbose; plus 4 with colour, plus 8 where every document is one line, plus 16 where a line may stand
 /// half written.
@@ -102,8 +103,25 @@ fn in_colour(word: &str, code: &str) -> String {
     }
 }
 
-/// Prints text on stdout.
+/// Prints text on stdout. What would steer a terminal is shown as an escape, wherever it comes from.
 pub fn answer(text: &str) -> Result<()> {
+    print(&escaped(text, |c| c.escape_unicode().to_string()))
+}
+
+/// The text with every character but line ends and tabs replaced that is not seen by itself.
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
+    let steers = |c: char| is_hidden(c) && c != '\n' && c != '\t';
+    if !text.contains(steers) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 64);
+    for c in text.chars() {
+        if steers(c) { out += &escape(c) } else { out.push(c) }
+    }
+    out.into()
+}
+
+fn print(text: &str) -> Result<()> {
     if keep(|heard| {
         heard.answer = if heard.answer.is_empty() { text.into() } else { format!("{}\n{text}", heard.answer) }
     }) {
@@ -122,11 +140,13 @@ pub fn documents_are_lines() {
     MANNER.fetch_or(LINES, Ordering::Relaxed);
 }
 
-/// Prints a JSON document on stdout.
+/// Prints a JSON document on stdout. All characters that are not seen by themselves are in texts there, where they can
+/// be escaped.
 pub fn document(value: &Value) -> Result<()> {
     let in_lines = MANNER.load(Ordering::Relaxed) & LINES != 0;
     let text = if in_lines { serde_json::to_string(value) } else { serde_json::to_string_pretty(value) };
-    answer(&text.map_err(|e| Error::malformed(e.to_string()))?)
+    let text = text.map_err(|e| Error::malformed(e.to_string()))?;
+    print(&escaped(&text, |c| format!("\\u{:04x}", u32::from(c))))
 }
 
 /// True for the error of a reader that went away, which ends a run quietly.
@@ -194,7 +214,7 @@ pub fn table(head: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(head);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));

@@ -13,7 +13,7 @@ use crate::cli::merge::{TOOL, notes_json};
 use crate::cli::progress::Bar;
 use crate::cli::signals::Signals;
 use crate::cli::{output, size};
-use crate::error::Result;
+use crate::error::{Context, Result};
 use crate::model::BaseModel;
 use crate::ops::unmerge::{self, Against, Found, Options, Removal, Unmerge};
 use crate::stream::{Resuming, Writing};
@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let done = plan.output.write(&args.out, writing, kernels.as_ref(), &bar);
     bar.finish();
-    done?;
+    done.in_file(&args.merged)?;
     output::notes(&kernels.notes());
     plan.notes.extend(kernels.notes());
     say(args, &loaded, &plan, bytes, Some(began.elapsed().as_secs_f64()))
