@@ -1,4 +1,5 @@
-//! Hostile and odd files given to the built program, by all of `inspect`, `convert` and `merge`.
+//! Hostile and odd files given to the built program, by all of `inspect`, `convert` and `merge`, and by the other commands in
+//! turn.
 //!
 //! The other modules of this group show what the readers say; here it is what a user gets: the exit status, one line
 //! that names the file as it was given, nothing written, nothing changed, nothing left, little time and little memory.
@@ -58,6 +59,42 @@ const ACCEPTED: Verdicts = [Verdict::Accepted; 3];
 const OPEN: Verdicts = [Verdict::Open; 3];
 /// A base: what `convert` makes of it is not the question.
 const BAD_BASE: Verdicts = REFUSED;
+
+/// What else can be done with an adapter.
+const OF_ADAPTERS: [&str; 15] = [
+    "inspect X --json --spectrum",
+    "inspect X --keys",
+    "resize X -o OUT --rank 1",
+    "resize X -o OUT --rank energy=0.5 --json",
+    "convert X -o OUT --to kohya",
+    "convert X -o OUT --to gguf --base BASE",
+    "convert X -o OUT --to mlx --normalise",
+    "compare X GOOD",
+    "compare GOOD X --base BASE",
+    "lint X --base BASE --json",
+    "lint X --fix -o OUT",
+    "verify BASE --base BASE --adapter X",
+    "unmerge BASE --adapter X -o OUT --no-sync",
+    "undo-record BASE BASE --adapter X -o OUT --no-sync",
+    "merge BASE GOOD X -o OUT --json --no-sync --undo OUT.undo",
+];
+
+/// What else can be done with a base.
+const OF_BASES: [&str; 13] = [
+    "inspect X --json",
+    "inspect X --keys --json",
+    "extract X BASE -o OUT --rank 1",
+    "extract BASE X -o OUT --rank 1",
+    "undo-record X BASE -o OUT --no-sync",
+    "undo-record BASE X -o OUT --no-sync",
+    "verify X --base BASE --adapter GOOD",
+    "verify BASE --base X --adapter GOOD",
+    "unmerge X --adapter GOOD -o OUT --no-sync",
+    "compare X BASE",
+    "compare GOOD GOOD --base X",
+    "lint GOOD --base X",
+    "convert GOOD --base X -o OUT --to kohya",
+];
 
 /// A folder with a base, a good adapter and room for cases, and what went wrong so far.
 struct Corpus {
@@ -127,6 +164,7 @@ impl Corpus {
     fn adapter(&mut self, case: &str, path: &Path, verdicts: Verdicts, words: &[&str]) {
         let base = self.path("base");
         self.run(case, path, verdicts, words, [&base, path]);
+        self.others(case, path, verdicts, &OF_ADAPTERS);
         self.forget(path);
     }
 
@@ -134,6 +172,7 @@ impl Corpus {
     fn base(&mut self, case: &str, path: &Path, verdicts: Verdicts, words: &[&str]) {
         let good = self.path("good");
         self.run(case, path, verdicts, words, [path, &good]);
+        self.others(case, path, verdicts, &OF_BASES);
         self.forget(path);
     }
 
@@ -158,6 +197,36 @@ impl Corpus {
         }
     }
 
+    /// The other commands: one of them for each case, all of them with `HOSTILE=all`. What none of the three above has
+    /// taken has to be refused here as well.
+    fn others(&mut self, case: &str, path: &Path, verdicts: Verdicts, lines: &[&str]) {
+        let (base, good) = (self.path("base"), self.path("good"));
+        let (out, record) = (self.path("work/out"), self.path("work/out.undo"));
+        let all = std::env::var_os("HOSTILE").is_some_and(|wanted| wanted == "all");
+        for (n, line) in lines.iter().enumerate() {
+            if !all && n != self.number % lines.len() {
+                continue;
+            }
+            let word = |word| match word {
+                "X" => path.as_os_str(),
+                "BASE" => base.as_os_str(),
+                "GOOD" => good.as_os_str(),
+                "OUT" => out.as_os_str(),
+                "OUT.undo" => record.as_os_str(),
+                word => OsStr::new(word),
+            };
+            // Keys are listed where nothing else is understood, and lint says what it finds of the rest as well. Where there are
+            // several files, the fault may lie between the others.
+            let all_open = line.contains("--keys") || line.starts_with("lint") || line.contains("GOOD --base X");
+            let verdict = if verdicts == REFUSED && !all_open { Verdict::Refused } else { Verdict::Open };
+            let of_others =
+                ["verify", "merge"].iter().any(|word| line.starts_with(word)) || line.contains("GOOD --base X");
+            let given = (!of_others).then_some(path);
+            let line: Vec<_> = line.split(' ').map(word).collect();
+            self.line(case, &line, given, verdict, &[]);
+        }
+    }
+
     /// One command line; `given` is what a refusal has to name.
     fn line(&mut self, case: &str, line: &[&OsStr], given: Option<&Path>, verdict: Verdict, words: &[&str]) {
         let before = Picture::of(self.folder.path());
@@ -166,7 +235,8 @@ impl Corpus {
         let command = line.first().map_or_else(String::new, |word| word.to_string_lossy().into_owned());
         let mut wrong = ran.manners();
         wrong.extend(match ran.code {
-            Some(0) => before.changes(&after, Some("work/out")),
+            // What is repaired is written, also where other faults are left.
+            Some(_) if ran.code == Some(0) || command == "lint" => before.changes(&after, Some("work/out")),
             _ => before.changes(&after, None),
         });
         match (verdict, ran.code) {
@@ -235,7 +305,8 @@ impl Ran {
         let [error] = errors.as_slice() else {
             return vec![format!("{} error lines", errors.len())];
         };
-        if self.code != Some(1) {
+        let is_of_two = error.contains("expected two adapters or two models"); // a wrong command line
+        if self.code != Some(if is_of_two { 2 } else { 1 }) {
             out.push(format!("status {:?}, expected 1", self.code));
         }
         let named = given.map(|path| shown(path.as_os_str()));
