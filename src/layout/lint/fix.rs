@@ -191,7 +191,8 @@ fn remove<'f>(config: &mut Map<String, Value>, field: &str, entries: &[(&str, &'
             let is_named = |names: &HashSet<&str>, v: &Value| v.as_str().is_some_and(|v| names.contains(v));
             // Without a single entry PEFT would choose by the kind of the model.
             if field == "target_modules" && list.iter().all(|v| is_named(&names, v)) {
-                entries.last().map(|(entry, _)| names.remove(entry));
+                let is_there = |entry: &str| list.iter().any(|v| v.as_str() == Some(entry));
+                entries.iter().rev().find(|(entry, _)| is_there(entry)).map(|(entry, _)| names.remove(entry));
             }
             list.retain(|v| {
                 let goes = is_named(&names, v);

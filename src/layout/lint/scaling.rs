@@ -89,7 +89,7 @@ fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
     if names.is_empty() {
         return Vec::new();
     }
-    let inner = |name: &'_ str| name.match_indices('.').map(|(at, _)| at + 1).collect::<Vec<_>>();
+    let inner = |name: &str| name.match_indices('.').map(|(at, _)| at + 1).collect::<Vec<_>>();
     let ends: HashSet<&str> =
         names.iter().flat_map(|name| inner(name).into_iter().chain([0]).filter_map(|at| name.get(at..))).collect();
     let mut left = MOST_PAIRS;
@@ -97,7 +97,7 @@ fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
     for field in FIELDS {
         for (text, matches) in matchers(config, field) {
             let Ok(matches) = matches else { continue };
-            if ends.contains(text) {
+            if ends.contains(text) && matches(text) {
                 continue;
             }
             let Some(after) = left.checked_sub(names.len()) else { return out };
