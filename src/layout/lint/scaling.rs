@@ -65,7 +65,7 @@ fn ranked<'a>(seen: &'a Seen, config: &Config) -> Vec<Ranked<'a>> {
 }
 
 /// Entries of patterns that no module of the adapter matches. Most that do are the end of its path; of the others no more are
-/// compared than can be in a moment.
+/// compared than can be in a moment, and where that is not all of them a finding says so.
 fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
     if config.peft_type.eq_ignore_ascii_case("ADALORA") {
         return Vec::new(); // its patterns name tensors, and hold masks
@@ -74,6 +74,13 @@ fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
     if FIELDS.iter().all(|field| config.value(field).and_then(Value::as_object).is_none_or(Map::is_empty)) {
         return Vec::new();
     }
+    let not_all = |field: &str| {
+        Finding::new(
+            &codes::IDLE_PATTERN,
+            field,
+            "too many for so many modules: not all were compared with each of them",
+        )
+    };
     let parameters = config.names("target_parameters").unwrap_or_default();
     let leaves: BTreeSet<&str> = parameters.iter().map(|entry| leaf(entry)).collect();
     let mut names: BTreeSet<String> = BTreeSet::new();
@@ -83,7 +90,7 @@ fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
         names.extend(leaves.iter().map(|leaf| format!("{module}.{leaf}")));
         names.insert(module.to_string());
         if names.len() > MOST_NAMES {
-            return Vec::new();
+            return vec![not_all("target_parameters")];
         }
     }
     if names.is_empty() {
@@ -100,7 +107,10 @@ fn idle_patterns(seen: &Seen, config: &Config) -> Vec<Finding> {
             if ends.contains(text) && matches(text) {
                 continue;
             }
-            let Some(after) = left.checked_sub(names.len()) else { return out };
+            let Some(after) = left.checked_sub(names.len()) else {
+                out.push(not_all(field));
+                return out;
+            };
             left = after;
             if !names.iter().any(|name| matches(name)) {
                 let repair = Repair::Remove(field.to_string(), text.to_string());
